@@ -1,0 +1,309 @@
+//! Typed view of `assets/catalog.toml` and of `rootfs/<toolchain>/`: every version, toolchain and pin that
+//! the program knows, embedded at build time, widened by configuration.
+
+use include_dir::{Dir, include_dir};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+static CATALOG: &str = include_str!("../assets/catalog.toml");
+static ROOTFS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/rootfs");
+
+/// Asked for something that the catalog does not name, or a catalog that does not parse.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// A value asked for is not there.
+    #[error("unknown {what} `{asked}`; known: {}", known.join(", "))]
+    Unknown {
+        /// `Slurm version`, `toolchain`, ...
+        what: &'static str,
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A file of the catalog does not parse.
+    #[error("catalog file `{file}` does not parse: {source}")]
+    Parse {
+        /// Which file.
+        file: String,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+}
+
+/// A Slurm release that can be built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlurmRelease {
+    /// What users type: `25.11`.
+    pub version: String,
+    /// The exact release: `25.11.6`.
+    pub patch: String,
+    /// The version in the form of Spack's recipe: `25-11-6-1`.
+    pub recipe: String,
+    /// Where the release archive is.
+    pub url: String,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// A git repository and the release of it that is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitPin {
+    /// URL.
+    pub source: String,
+    /// Tag.
+    pub reference: String,
+}
+
+/// What stands in for a version that was not given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Defaults {
+    /// Slurm version.
+    pub slurm: String,
+    /// Toolchain.
+    pub toolchain: String,
+    /// Compiler: `system` or a GCC version.
+    pub compiler: String,
+    /// Variant.
+    pub variant: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    known: Vec<String>,
+}
+
+/// Everything the program knows how to build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Catalog {
+    /// What stands in for what was not given.
+    pub defaults: Defaults,
+    toolchains: Known,
+    /// Spack itself.
+    pub spack: GitPin,
+    /// Spack's builtin recipes.
+    pub spack_packages: GitPin,
+    /// Slurm releases.
+    pub slurm: Vec<SlurmRelease>,
+    /// Slurm's spec for each variant.
+    pub variants: BTreeMap<String, String>,
+    /// Constraints for packages.
+    pub pins: BTreeMap<String, String>,
+    /// Which packages stand for a virtual one, best first.
+    pub providers: BTreeMap<String, Vec<String>>,
+    compilers: Known,
+}
+
+/// What configuration adds to the catalog or puts in place of its entries.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Overlay {
+    /// Releases; one with the `version` of an existing entry replaces it.
+    pub slurm: Vec<SlurmRelease>,
+    /// Variants by name.
+    pub variants: BTreeMap<String, String>,
+    /// Pins by package.
+    pub pins: BTreeMap<String, String>,
+}
+
+impl Overlay {
+    /// Lays `higher` over this: a release replaces the one with its version, variants and pins go by name.
+    pub fn add(&mut self, higher: Self) {
+        for release in higher.slurm {
+            self.slurm.retain(|known| known.version != release.version);
+            self.slurm.push(release);
+        }
+        self.variants.extend(higher.variants);
+        self.pins.extend(higher.pins);
+    }
+}
+
+impl Catalog {
+    /// The embedded catalog.
+    pub fn embedded() -> Result<Self, CatalogError> {
+        toml::from_str(CATALOG)
+            .map_err(|e| CatalogError::Parse { file: "assets/catalog.toml".into(), source: Box::new(e) })
+    }
+
+    /// The catalog with a site's additions.
+    #[must_use]
+    pub fn with(mut self, overlay: Overlay) -> Self {
+        let mut merged = Overlay { slurm: self.slurm, variants: self.variants, pins: self.pins };
+        merged.add(overlay);
+        Overlay { slurm: self.slurm, variants: self.variants, pins: self.pins } = merged;
+        self
+    }
+
+    /// The release that `asked` names: a version (`24.11`) or an exact release (`24.11.6`).
+    pub fn slurm(&self, asked: &str) -> Result<&SlurmRelease, CatalogError> {
+        self.slurm.iter().find(|r| r.version == asked || r.patch == asked).ok_or_else(|| CatalogError::Unknown {
+            what: "Slurm version",
+            asked: asked.to_owned(),
+            known: self.slurm.iter().map(|r| format!("{} ({})", r.version, r.patch)).collect(),
+        })
+    }
+
+    /// The compilers that can be named, `system` first.
+    pub fn compilers(&self) -> Vec<String> {
+        std::iter::once("system".to_owned()).chain(self.compilers.known.iter().cloned()).collect()
+    }
+
+    /// The names of all toolchains.
+    pub fn toolchains(&self) -> &[String] {
+        &self.toolchains.known
+    }
+
+    /// A toolchain by name.
+    pub fn toolchain(&self, asked: &str) -> Result<Toolchain, CatalogError> {
+        let unknown = || CatalogError::Unknown {
+            what: "toolchain",
+            asked: asked.to_owned(),
+            known: self.toolchains.known.clone(),
+        };
+        if !self.toolchains.known.iter().any(|name| name == asked) {
+            return Err(unknown());
+        }
+        let text = |file: &str| ROOTFS.get_file(format!("{asked}/{file}")).and_then(|f| f.contents_utf8());
+        let file: ToolchainFile = toml::from_str(text("packages.toml").ok_or_else(unknown)?)
+            .map_err(|e| CatalogError::Parse { file: format!("rootfs/{asked}/packages.toml"), source: Box::new(e) })?;
+        Ok(Toolchain {
+            name: asked.to_owned(),
+            image: file.image,
+            os_release: file.os_release,
+            family: file.family,
+            system_gcc: file.system_gcc,
+            packages: file.package,
+            external: file.external,
+            requirements: text("requirements.txt").unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+/// How a toolchain's packages are installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Debian and Ubuntu.
+    Apt,
+}
+
+/// What an image's `/etc/os-release` must say to be this toolchain's (os-release(5)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OsRelease {
+    /// `ID`.
+    pub id: String,
+    /// `VERSION_ID`.
+    pub version_id: String,
+}
+
+/// A package that the prepared rootfs needs, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootfsPackage {
+    /// The distribution's name for it.
+    pub name: String,
+    /// Why it is there.
+    pub reason: String,
+}
+
+/// A program of the rootfs that Spack is to take as it is, and the command that prints its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// Spack's name.
+    pub name: String,
+    /// Command, run inside; the first dotted number that it prints is the version.
+    pub command: Vec<String>,
+    /// Variants that Spack's recipes ask of it: `+threads`.
+    #[serde(default)]
+    pub variants: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolchainFile {
+    image: String,
+    os_release: OsRelease,
+    family: Family,
+    system_gcc: String,
+    package: Vec<RootfsPackage>,
+    #[serde(default)]
+    external: Vec<Probe>,
+}
+
+/// A base image and what is installed into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Toolchain {
+    /// The folder under `rootfs/`.
+    pub name: String,
+    /// The image that is pulled when no other is named.
+    pub image: String,
+    /// What the image must say it is.
+    pub os_release: OsRelease,
+    /// How packages are installed.
+    pub family: Family,
+    /// The major version of the distribution's GCC.
+    pub system_gcc: String,
+    /// The packages.
+    pub packages: Vec<RootfsPackage>,
+    /// Programs of the rootfs that Spack takes as they are.
+    pub external: Vec<Probe>,
+    /// Python wheels in pip's requirements format, each with its sums.
+    pub requirements: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_catalog_parses_and_its_defaults_exist() {
+        let catalog = Catalog::embedded().unwrap();
+        catalog.slurm(&catalog.defaults.slurm).unwrap();
+        assert!(catalog.compilers().contains(&catalog.defaults.compiler));
+        assert!(catalog.variants.contains_key(&catalog.defaults.variant));
+        for name in catalog.toolchains() {
+            let toolchain = catalog.toolchain(name).unwrap();
+            assert!(toolchain.packages.iter().all(|p| !p.reason.is_empty()), "{name}: a package without a reason");
+            assert!(toolchain.requirements.contains("--hash=sha256:"), "{name}: wheels are pinned by sum");
+        }
+    }
+
+    #[test]
+    fn every_release_has_a_sum_and_a_recipe_form() {
+        for release in Catalog::embedded().unwrap().slurm {
+            assert_eq!(release.sha256.len(), 64, "{}", release.version);
+            assert!(release.recipe.starts_with(&release.patch.replace('.', "-")), "{}", release.version);
+            assert!(release.patch.starts_with(&release.version));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_answered_with_what_is() {
+        let error = Catalog::embedded().unwrap().slurm("19.05").unwrap_err().to_string();
+        assert!(error.contains("19.05") && error.contains("25.11"), "{error}");
+        let error = Catalog::embedded().unwrap().toolchain("slackware").unwrap_err().to_string();
+        assert!(error.contains("noble"), "{error}");
+    }
+
+    #[test]
+    fn a_site_replaces_a_release_by_its_version() {
+        let release = SlurmRelease {
+            version: "24.11".into(),
+            patch: "24.11.5".into(),
+            recipe: "24-11-5-1".into(),
+            url: "file:///x".into(),
+            sha256: "0".repeat(64),
+        };
+        let overlay = Overlay { slurm: vec![release], ..Overlay::default() };
+        let catalog = Catalog::embedded().unwrap().with(overlay);
+        assert_eq!(catalog.slurm("24.11").unwrap().patch, "24.11.5");
+        assert!(catalog.slurm("24.11.6").is_err());
+    }
+}

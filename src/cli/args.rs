@@ -1,0 +1,329 @@
+//! The command line as data: what may be typed. What it means is `plan`'s and the verbs' business.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Builds signed, relocatable Slurm packages with Spack: without root, without a daemon.
+#[derive(Debug, Parser)]
+#[command(name = "slurm-factory", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// Flags of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Show the output of the programs that are run
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Show warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Read this configuration file in place of /etc/slurm-factory/config.toml, the user's and ./slurm-factory.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where downloads, root file systems, keys and packages are kept [env: SLURM_FACTORY_CACHE_DIR] [default: ~/.slurm-factory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Progress and errors for people, or one JSON object a line
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human, value_name = "FORMAT")]
+    pub log_format: Format,
+    /// Colours: on a terminal, always or never
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// `--log-format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Human,
+    /// One JSON object a line
+    Json,
+}
+
+/// `--color`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Build a signed, relocatable Slurm package
+    Build(BuildArgs),
+    /// Show what `build` with the same flags would do
+    Plan(PlanArgs),
+    /// Say what this host can do, what is missing and how to mend it
+    Doctor(DoctorArgs),
+    /// Base images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Open the sandbox of the last build, as Spack saw it
+    Shell(ShellArgs),
+    /// Check a package or a tree: signature, sums, library closure, leaked prefixes, glibc floor
+    Verify(VerifyArgs),
+    /// Install a package to a prefix, or remove it
+    Install(InstallArgs),
+    /// Signing keys
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Delete what the cache can make again
+    Clean(CleanArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page a verb into a folder
+    Man {
+        /// Folder for the pages
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `build`
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// What to build and how.
+    #[command(flatten)]
+    pub what: WhatArgs,
+    /// Only plan: look everything up, refuse what cannot be done, build nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Build the package again even if it is there; dependencies are still reused
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// `plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// What to build and how.
+    #[command(flatten)]
+    pub what: WhatArgs,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `build` and `plan` share.
+#[derive(Debug, Args, Default)]
+pub struct WhatArgs {
+    /// Slurm version: 25.11, 24.11, 23.11 or one that the site's configuration adds
+    #[arg(long, value_name = "VERSION")]
+    pub slurm_version: Option<String>,
+    /// GCC version, or `system` for the toolchain's own
+    #[arg(long, value_name = "VERSION")]
+    pub compiler_version: Option<String>,
+    /// Base image and build tools: noble or debian12
+    #[arg(long, value_name = "NAME")]
+    pub toolchain: Option<String>,
+    /// With GPU autodetection
+    #[arg(long, conflicts_with = "minimal")]
+    pub gpu: bool,
+    /// The least that runs: no PMIx, hwloc, REST, readline, PAM
+    #[arg(long)]
+    pub minimal: bool,
+    /// How the sandbox is made: auto, userns or podman
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<String>,
+    /// Image in place of the toolchain's: a registry reference, or oci:DIR[:TAG]
+    #[arg(long, value_name = "REF")]
+    pub image: Option<String>,
+    /// Use no network; name what is missing
+    #[arg(long)]
+    pub offline: bool,
+    /// Parallel compile jobs, 0 for all processors [default: 4]
+    #[arg(long, short, value_name = "N")]
+    pub jobs: Option<u32>,
+    /// Processors that the build may use, 0 for all [default: 0]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory that the build may use, 0 for no limit [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Shared memory inside the sandbox [default: 2G]
+    #[arg(long, value_name = "SIZE")]
+    pub shm_size: Option<String>,
+    /// Network inside the build sandbox: host or none [default: host]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
+    /// What to publish: none, slurm-only or all [default: none]
+    #[arg(long, value_name = "WHAT")]
+    pub publish: Option<String>,
+    /// Where to publish to
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+    /// Node-local folder for store, views and stages [default: CACHE/work]
+    #[arg(long, value_name = "DIR")]
+    pub build_dir: Option<PathBuf>,
+    /// Spack: a git URL, a local git directory or a tree
+    #[arg(long, value_name = "SOURCE")]
+    pub spack_source: Option<String>,
+    /// Release tag of Spack
+    #[arg(long, value_name = "TAG")]
+    pub spack_reference: Option<String>,
+    /// Builtin recipes: a git URL, a local git directory or a tree
+    #[arg(long, value_name = "SOURCE")]
+    pub spack_packages: Option<String>,
+    /// Release tag of the builtin recipes
+    #[arg(long, value_name = "TAG")]
+    pub spack_packages_reference: Option<String>,
+    /// Recipe repository that takes precedence over ours; may be given several times
+    #[arg(long = "spack-repo", value_name = "DIR")]
+    pub spack_repos: Vec<PathBuf>,
+    /// Source mirror: a folder or URL in Spack's mirror layout; may be given several times
+    #[arg(long = "source-mirror", value_name = "MIRROR")]
+    pub source_mirrors: Vec<String>,
+    /// Binary mirror: a folder or URL of a Spack buildcache; may be given several times
+    #[arg(long = "binary-mirror", value_name = "MIRROR")]
+    pub binary_mirrors: Vec<String>,
+    /// Compression of the package: gzip or zstd [default: gzip]
+    #[arg(long, value_name = "KIND")]
+    pub compression: Option<String>,
+    /// Secret key that signs the package [default: the cache's own key, made on first use]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How the sandbox shall be made: auto, userns or podman
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<String>,
+    /// Node-local folder to look at as well
+    #[arg(long, value_name = "DIR")]
+    pub build_dir: Option<PathBuf>,
+}
+
+/// `image`
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Fetch an image into the cache and check every blob
+    Pull {
+        /// A registry reference, or oci:DIR[:TAG]
+        reference: String,
+        /// Use no network; name what is missing
+        #[arg(long)]
+        offline: bool,
+        /// Ask the registry again what a tag means
+        #[arg(long, conflicts_with = "offline")]
+        refresh: bool,
+    },
+}
+
+/// `shell`
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    /// Print the sandbox's operations and start nothing
+    #[arg(long)]
+    pub print: bool,
+    /// Command in place of an interactive shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// A package (.tar.gz, .tar.zst) or an unpacked tree
+    pub path: PathBuf,
+    /// Public key (or keyring) that must have signed it [default: the cache's keys]
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `install`
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The package
+    #[arg(required_unless_present = "remove")]
+    pub package: Option<PathBuf>,
+    /// Folder to install to
+    #[arg(long, value_name = "DIR")]
+    pub prefix: PathBuf,
+    /// Public key (or keyring) that must have signed it [default: the cache's keys]
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// Install although nobody's signature can be checked; sums are still checked
+    #[arg(long)]
+    pub allow_unsigned: bool,
+    /// Remove what was installed there
+    #[arg(long, conflicts_with = "package")]
+    pub remove: bool,
+}
+
+/// `key`
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Make a signing key and use it from now on
+    Generate {
+        /// Name in the key
+        #[arg(long, default_value = "slurm-factory")]
+        name: String,
+        /// Mail address in the key
+        #[arg(long, default_value = "")]
+        email: String,
+        /// Days until it expires; never when not given
+        #[arg(long, value_name = "DAYS")]
+        expires: Option<u32>,
+        /// RSA with 4096 bits in place of Ed25519, for old verifiers
+        #[arg(long)]
+        rsa: bool,
+    },
+    /// Take keys from a file, armored or binary, as gpg exports them: a secret one signs from now on, a public one is
+    /// trusted from now on. The passphrase of a locked one is read from SLURM_FACTORY_KEY_PASSPHRASE when it signs
+    Import {
+        /// The file
+        file: PathBuf,
+    },
+    /// Print a public key, armored
+    Export {
+        /// Fingerprint; the key in use when not given
+        fingerprint: Option<String>,
+        /// The secret key instead
+        #[arg(long)]
+        secret: bool,
+    },
+    /// List keys with their fingerprints
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `clean`
+#[derive(Debug, Args)]
+pub struct CleanArgs {
+    /// Everything but finished packages, source archives and keys
+    #[arg(long)]
+    pub full: bool,
+    /// Packages, logs and root file systems not used for this many days
+    #[arg(long, value_name = "DAYS")]
+    pub older_than: Option<u64>,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+}

@@ -1,0 +1,134 @@
+//! `build` and `plan`.
+
+use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
+use super::{exit, open_cache, print, print_json, settings, variable};
+use crate::config::Settings;
+use crate::pipeline;
+use crate::plan::{BuildPlan, Publish};
+use crate::report::Ctx;
+use crate::resolve::Flags;
+use anyhow::Result;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+/// The settings that flags make.
+fn flag_settings(args: &WhatArgs) -> Settings {
+    let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
+    Settings {
+        build_dir: args.build_dir.clone(),
+        slurm_version: args.slurm_version.clone(),
+        compiler_version: args.compiler_version.clone(),
+        toolchain: args.toolchain.clone(),
+        image: args.image.clone(),
+        backend: args.backend.clone(),
+        jobs: args.jobs,
+        cpus: args.cpus,
+        shm_size: args.shm_size.clone(),
+        network: args.network.clone(),
+        compression: args.compression.clone(),
+        key: args.key.clone(),
+        spack_source: args.spack_source.clone(),
+        spack_reference: args.spack_reference.clone(),
+        spack_packages: args.spack_packages.clone(),
+        spack_packages_reference: args.spack_packages_reference.clone(),
+        spack_repos: (!args.spack_repos.is_empty()).then(|| args.spack_repos.clone()),
+        source_mirrors: list(&args.source_mirrors),
+        binary_mirrors: list(&args.binary_mirrors),
+        ..Settings::default()
+    }
+}
+
+fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
+    let publish = match args.publish.as_deref() {
+        None => None,
+        Some("none") => Some(Publish::None),
+        Some("slurm-only") => Some(Publish::SlurmOnly),
+        Some("all") => Some(Publish::All),
+        Some(other) => {
+            return Err(exit::Usage(format!("--publish: `{other}` is not one of none, slurm-only, all")).into());
+        }
+    };
+    if args.to.is_some() && matches!(publish, None | Some(Publish::None)) {
+        return Err(exit::Usage("--to says where to publish: add --publish slurm-only or --publish all".into()).into());
+    }
+    if let Some(size) = &args.memory
+        && crate::config::parse_size(size)? != 0
+    {
+        return Err(exit::Usage(
+            "--memory is not available yet: no limit can be enforced; run the build under `systemd-run --user --scope -p MemoryMax=...` or in a Slurm job"
+                .into(),
+        )
+        .into());
+    }
+    Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })
+}
+
+/// `build`
+pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
+    let settings = settings(global, flag_settings(&args.what))?;
+    let flags = flags(&args.what, args.no_cache)?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    if args.dry_run {
+        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
+        ctx.reporter.finish();
+        print(&describe(&plan, there.as_deref()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let built = pipeline::build(&settings, flags, &cache, &variable, ctx)?;
+    ctx.reporter.finish();
+    let glibc = built.package.manifest().facts.glibc.as_ref().map_or_else(|| "any".to_owned(), |f| f.version.clone());
+    ctx.note(format!(
+        "runs where glibc is {glibc} or newer; install with `slurm-factory install` or unpack it anywhere"
+    ));
+    ctx.reporter.finish();
+    print(&format!("{}\n", built.package.path().display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `plan`
+pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
+    let settings = settings(global, flag_settings(&args.what))?;
+    let flags = flags(&args.what, false)?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
+    ctx.reporter.finish();
+    if args.json {
+        print_json(&plan)?;
+    } else {
+        print(&describe(&plan, there.as_deref()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
+    let identity = &plan.identity;
+    let execution = &plan.execution;
+    let mut text = String::new();
+    let compiler = match identity.compiler.as_str() {
+        "system" => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
+        other => format!("GCC {other}"),
+    };
+    let pin = |pin: &crate::plan::SourcePin| format!("{} {} ({})", pin.source, pin.reference, pin.commit);
+    let rows = [
+        ("plan", plan.digest.to_string()),
+        ("slurm", format!("{} ({})", identity.slurm_version, identity.release.patch)),
+        ("compiler", compiler),
+        ("toolchain", identity.toolchain.name.clone()),
+        ("image", format!("{} {}", identity.toolchain.image, identity.toolchain.image_digest)),
+        ("rootfs", format!("{} packages", identity.toolchain.packages.len())),
+        ("spack", pin(&identity.spack)),
+        ("recipes", pin(&identity.spack_packages)),
+        ("spec", identity.spec.clone()),
+        ("target", identity.target.clone()),
+        ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
+        (
+            "result",
+            there.map_or_else(|| "not built yet".to_owned(), |path| format!("already built: {}", path.display())),
+        ),
+    ];
+    for (name, value) in rows {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name:>10}  {value}");
+    }
+    text
+}

@@ -1,0 +1,195 @@
+//! Exit codes, and the one place where an error is shown.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 2 | usage: flags or names that are not known, or that do not go together |
+//! | 3 | this host, its configuration, or something missing while offline |
+//! | 4 | a stage of the build, the pull included |
+//! | 5 | verification |
+//! | 6 | publishing |
+//! | 128+n | ended by signal n |
+
+use super::args::Format;
+use crate::cache::CacheError;
+use crate::config::ConfigError;
+use crate::image::ImageError;
+use crate::package::PackageError;
+use crate::pipeline::BuildError;
+use crate::plan::PlanError;
+use crate::report::Ctx;
+use crate::resolve::ResolveError;
+use crate::rootfs::PrepareError;
+use crate::sandbox::SandboxError;
+use crate::sign::SignError;
+use crate::spack::{SourceError, SpackError};
+use crate::workflows::clean::CleanError;
+use crate::workflows::install::InstallError;
+use crate::workflows::verify::VerifyError;
+use anyhow::Error;
+use serde_json::json;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+const USAGE: u8 = 2;
+const HOST: u8 = 3;
+const BUILD: u8 = 4;
+const VERIFY: u8 = 5;
+
+/// What was asked makes no sense; nothing was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Something of this host or its configuration is missing; nothing was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HostFault(pub String);
+
+/// Something is not fit; the list was printed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfit(pub String);
+
+/// Shows the error once, with its causes, and picks the exit code.
+pub fn report(error: &Error, ctx: &Ctx, format: Format) -> ExitCode {
+    let signal = ctx.interrupt.signal();
+    let code = signal.and_then(|s| u8::try_from(128 + s).ok()).unwrap_or_else(|| code(error));
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most of our errors already say their cause.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    if signal.is_some() {
+        text = "interrupted; what was whole is kept, and the next run goes on from there".into();
+    } else if full_disk(error) {
+        text.push_str(
+            "\nthe disk is full: free some space (`slurm-factory clean`), or choose another --cache-dir or --build-dir",
+        );
+    }
+    let mut out = anstream::stderr().lock();
+    let _ = match format {
+        Format::Json => writeln!(out, "{}", json!({"event": "error", "message": text, "exit_code": code})),
+        Format::Human => {
+            use owo_colors::OwoColorize as _;
+            writeln!(out, "{} {text}", "error:".red().bold())
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn full_disk(error: &Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+    }) || error.to_string().contains("No space left on device")
+}
+
+/// The exit code for an error of any verb.
+fn code(error: &Error) -> u8 {
+    fn find<T: std::error::Error + Send + Sync + 'static>(error: &Error) -> Option<&T> {
+        error.chain().find_map(|cause| cause.downcast_ref::<T>())
+    }
+    if find::<Usage>(error).is_some() {
+        return USAGE;
+    }
+    if find::<Unfit>(error).is_some() {
+        return VERIFY;
+    }
+    if find::<HostFault>(error).is_some() || find::<ConfigError>(error).is_some() {
+        return HOST;
+    }
+    if find::<CacheError>(error).is_some()
+        || find::<SandboxError>(error).is_some()
+        || find::<SignError>(error).is_some()
+    {
+        return HOST;
+    }
+    if let Some(e) = find::<BuildError>(error) {
+        return build(e);
+    }
+    if let Some(e) = find::<ResolveError>(error) {
+        return resolve(e);
+    }
+    if let Some(e) = find::<ImageError>(error) {
+        return image(e);
+    }
+    if let Some(e) = find::<VerifyError>(error) {
+        return verify(e);
+    }
+    if let Some(InstallError::Package(e)) = find::<InstallError>(error) {
+        return package(e);
+    }
+    if find::<InstallError>(error).is_some() || find::<CleanError>(error).is_some() {
+        return HOST;
+    }
+    1
+}
+
+fn build(error: &BuildError) -> u8 {
+    match error {
+        BuildError::Resolve(e) => resolve(e),
+        BuildError::Plan(e) => plan(e),
+        BuildError::Cache(_) => HOST,
+        BuildError::Image(e) => image(e),
+        BuildError::Prepare(PrepareError::Offline { .. })
+        | BuildError::Spack(SpackError::Source(SourceError::Offline { .. })) => HOST,
+        BuildError::Prepare(PrepareError::Sandbox(_)) | BuildError::Spack(SpackError::Sandbox(_)) => HOST,
+        BuildError::Package(e) => package(e),
+        BuildError::Verify(e) => verify(e),
+        BuildError::Unfit { .. } => VERIFY,
+        BuildError::Prepare(_)
+        | BuildError::Spack(_)
+        | BuildError::Relocate(_)
+        | BuildError::Io(_)
+        | BuildError::Interrupted(_) => BUILD,
+    }
+}
+
+fn resolve(error: &ResolveError) -> u8 {
+    match error {
+        ResolveError::Value { .. }
+        | ResolveError::Catalog(_)
+        | ResolveError::Reference(_)
+        | ResolveError::NoFolder { .. } => USAGE,
+        ResolveError::Plan(e) => plan(e),
+        ResolveError::Image(e) => image(e),
+        ResolveError::Source(SourceError::Git { .. } | SourceError::Io(_)) | ResolveError::Rules(_) => BUILD,
+        ResolveError::Source(
+            SourceError::NotASource { .. } | SourceError::NoReference { .. } | SourceError::NotARepo { .. },
+        ) => USAGE,
+        ResolveError::Source(_)
+        | ResolveError::Config(_)
+        | ResolveError::Cache(_)
+        | ResolveError::Sign(_)
+        | ResolveError::Sandbox(_)
+        | ResolveError::NoExec { .. }
+        | ResolveError::NoHome => HOST,
+    }
+}
+
+fn plan(_error: &PlanError) -> u8 {
+    USAGE
+}
+
+fn image(error: &ImageError) -> u8 {
+    if matches!(error, ImageError::NotCached { .. }) { HOST } else { BUILD }
+}
+
+fn package(error: &PackageError) -> u8 {
+    match error {
+        PackageError::Cache(_) => HOST,
+        PackageError::Io(e) if e.kind() == std::io::ErrorKind::NotFound => USAGE,
+        PackageError::Io(_) | PackageError::Write { .. } => BUILD,
+        _ => VERIFY,
+    }
+}
+
+fn verify(error: &VerifyError) -> u8 {
+    match error {
+        VerifyError::Package(e) => package(e),
+        VerifyError::Io(_) | VerifyError::Interrupted(_) => USAGE,
+    }
+}

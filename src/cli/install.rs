@@ -1,0 +1,36 @@
+//! `install`
+
+use super::args::{Global, InstallArgs};
+use super::{exit, print, verify};
+use crate::package::Trust;
+use crate::report::Ctx;
+use crate::workflows::install;
+use anyhow::Result;
+use std::process::ExitCode;
+
+/// `install`
+pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
+    if args.remove {
+        let removed = install::remove(&args.prefix, ctx)?;
+        for path in &removed.left {
+            ctx.warn(format!("left alone, because no package brought it: {}", path.display()));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let package = args.package.as_ref().ok_or_else(|| exit::Usage("install: which package?".into()))?;
+    let keyring;
+    let trust = if args.allow_unsigned {
+        Trust::Skip
+    } else {
+        keyring = verify::keyring(global, &args.key, ctx)?;
+        Trust::Require(&keyring)
+    };
+    let installed = install::install(package, &args.prefix, trust, ctx)?;
+    ctx.reporter.finish();
+    print(&format!(
+        "{}\nmodule use {}\nmodule load slurm\n",
+        installed.prefix.display(),
+        installed.prefix.join("modules").display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,38 @@
+//! `shell`: the sandbox of the last build, as Spack saw it.
+
+use super::args::{Global, ShellArgs};
+use super::{exit, open_cache, print, settings};
+use crate::config::Settings;
+use crate::report::Ctx;
+use crate::resolve;
+use crate::sandbox::{Io, Spec, plan};
+use crate::spack::LAST_BUILD;
+use anyhow::Result;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// `shell`
+pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
+    let settings = settings(global, Settings::default())?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    let file = cache.dir(LAST_BUILD);
+    let bytes = fs_err::read(&file)
+        .map_err(|_| exit::HostFault("there is no last build in this cache; run `slurm-factory build` first".into()))?;
+    let mut spec: Spec = serde_json::from_slice(&bytes).map_err(|e| {
+        exit::HostFault(format!("`{}` does not parse ({e}); run `slurm-factory build` again", file.display()))
+    })?;
+    if let Ok(term) = std::env::var("TERM") {
+        spec = spec.env("TERM", term);
+    }
+    let sandbox = resolve::sandbox(&settings, ctx)?;
+    if args.print {
+        print(&plan(&spec, &sandbox.host())?.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    ctx.reporter.finish();
+    let shell = ["/bin/bash".to_owned(), "-i".to_owned()];
+    let command = if args.command.is_empty() { &shell[..] } else { &args.command[..] };
+    let argv: Vec<OsString> = command.iter().map(OsString::from).collect();
+    let exit = sandbox.run(&spec, &argv, Io::Terminal, &ctx.interrupt)?;
+    Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)))
+}

@@ -1,0 +1,45 @@
+//! ELF files: what they say of themselves, and two edits of them. Bytes in, bytes out; no paths, no I/O.
+//!
+//! # What this is for
+//!
+//! A program or library names the libraries that it needs (`DT_NEEDED`: `libz.so.1`), and may carry a *search path*,
+//! folders in which the loader looks for them before its own list. A compiler wrapper such as Spack's writes the
+//! absolute folders of the build into it, so that the files work only there. A relocatable package says
+//! `$ORIGIN/../lib` instead: the loader puts the file's own folder for `$ORIGIN` (`ld.so(8)`, "Dynamic string
+//! tokens"). [`edit()`] writes such a path. The new one may well be longer than what stands there.
+//!
+//! There are two kinds, and a file should have one of them only:
+//!
+//! | | searched | counts for |
+//! |---|---|---|
+//! | `DT_RPATH` | before `LD_LIBRARY_PATH` | the file and everything that it loads |
+//! | `DT_RUNPATH` | after `LD_LIBRARY_PATH`; hides every `DT_RPATH` of the same file | what the file itself needs |
+//!
+//! # Where it looks
+//!
+//! - `raw`: the records of the format, in either class and byte order
+//! - `view`: one file, read and checked, borrowed; `parse`: the same for callers; `glibc`: version rules
+//! - `path`: the search path: what has to change in the dynamic section and its strings
+//! - `room`: moves tables aside, so that there is room for a longer string table
+//! - `strip`: drops debug information
+//! - `draft`: puts an edited file together; `check`: reads it again and compares
+//!
+//! Sources: System V gABI (chapters 4 and 5), `elf(5)`, `ld.so(8)`, glibc's `elf/dl-load.c`, Linux' `fs/binfmt_elf.c`.
+
+mod check;
+mod draft;
+mod edit;
+mod error;
+mod glibc;
+mod parse;
+mod path;
+mod raw;
+mod room;
+mod strip;
+mod view;
+
+pub use edit::{Edit, Edited, SearchPath, Strip, edit};
+pub use error::{BadPath, ElfError, Refusal};
+pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_version};
+pub use parse::{Elf, Kind, VersionNeed, is_elf, parse};
+pub use raw::{Class, Endian};

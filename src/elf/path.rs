@@ -1,0 +1,234 @@
+//! Decides how a search path is changed, and changes it where that needs no room.
+//!
+//! A search path is one entry of the dynamic section whose value is an offset into `.dynstr`. Linkers share strings
+//! there: with `-O2` GNU ld stores `libfoo.so` inside `/opt/lib/libfoo.so`, and a name inside the tail of the path. So a
+//! string is only written over where no other offset leads into it; else the new text goes to a longer copy of the
+//! table (`room`). The old text is zeroed where nothing else reads it: it names folders of the build.
+
+use object::elf::{self, DynamicTag};
+
+use super::draft::Draft;
+use super::edit::SearchPath;
+use super::error::ElfError;
+use super::parse::is_static;
+use super::raw::{Range, Symbol, slice_mut};
+use super::room;
+use super::view::{Dynamic, Entry, View};
+
+/// What to do.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The new dynamic section.
+    entries: Vec<Entry>,
+    /// Offsets in `.dynstr` whose bytes nobody else reads.
+    wipe: Vec<Range>,
+    /// Text to write inside `.dynstr`, after wiping.
+    write: Option<(u64, Vec<u8>)>,
+    /// Text that needs a longer `.dynstr`.
+    append: Option<Vec<u8>>,
+}
+
+const fn is_path(tag: DynamicTag) -> bool {
+    matches!(tag, elf::DT_RPATH | elf::DT_RUNPATH)
+}
+
+pub(super) fn plan(view: &View<'_>, asked: &SearchPath) -> Result<Option<Plan>, ElfError> {
+    let mut wanted = match asked {
+        SearchPath::Keep => return Ok(None),
+        SearchPath::Remove => None,
+        SearchPath::Rpath(path) => Some((elf::DT_RPATH, path.as_slice())),
+        SearchPath::Runpath(path) => Some((elf::DT_RUNPATH, path.as_slice())),
+    };
+    let Some(dynamic) = &view.dynamic else { return Ok(None) };
+    if is_static(view) {
+        return Ok(None);
+    }
+    if dynamic.get(elf::DT_NEEDED).is_none() && view.segment(elf::PT_INTERP).is_none() {
+        wanted = None;
+    }
+
+    let mut existing = Vec::new();
+    for entry in dynamic.entries.iter().filter(|entry| is_path(entry.tag)) {
+        let what = if entry.tag == elf::DT_RPATH { "DT_RPATH" } else { "DT_RUNPATH" };
+        existing.push((*entry, view.string(what, entry.value)?));
+    }
+    match (&wanted, existing.as_slice()) {
+        (None, []) => return Ok(None),
+        (Some((tag, path)), [(entry, text)]) if entry.tag == *tag && text == path => return Ok(None),
+        _ => {}
+    }
+
+    // Text that is already there is kept; else the largest place that is ours is taken.
+    let mut users = Users::of(view, dynamic)?;
+    let kept = wanted.and_then(|(_, path)| existing.iter().find(|(_, text)| *text == path));
+    if let Some((entry, _)) = kept {
+        users.add(entry.value);
+    }
+    let table = view.dynstr()?;
+    let wipe: Vec<Range> =
+        existing.iter().map(|(entry, text)| users.owned(table, entry.value, text.len() as u64)).collect();
+
+    let mut entries: Vec<Entry> = dynamic.entries.iter().copied().filter(|entry| !is_path(entry.tag)).collect();
+    let mut plan = Plan { entries: Vec::new(), wipe, write: None, append: None };
+    if let Some((tag, path)) = wanted {
+        let length = path.len() as u64;
+        let room = plan.wipe.iter().filter(|range| range.len() > length).max_by_key(|range| range.len());
+        let value = if let Some((entry, _)) = kept {
+            entry.value
+        } else if let Some(place) = room {
+            plan.write = Some((place.start, path.to_vec()));
+            place.start
+        } else {
+            let mut text = Vec::with_capacity(path.len() + 2);
+            if table.last().is_none_or(|byte| *byte != 0) {
+                text.push(0);
+            }
+            let value = (table.len() + text.len()) as u64;
+            text.extend_from_slice(path);
+            text.push(0);
+            plan.append = Some(text);
+            value
+        };
+        // Where the path was, or where linkers put it: behind the names.
+        let first = dynamic.entries.iter().position(|entry| is_path(entry.tag));
+        let names = || {
+            let name = |entry: &Entry| matches!(entry.tag, elf::DT_NEEDED | elf::DT_SONAME);
+            dynamic.entries.iter().rposition(name).map_or(0, |index| index + 1)
+        };
+        let at = first.unwrap_or_else(names).min(entries.len());
+        entries.insert(at, Entry { tag, value });
+    }
+    plan.entries = entries;
+    Ok(Some(plan))
+}
+
+pub(super) fn apply(draft: &mut Draft<'_>, plan: Plan) -> Result<(), ElfError> {
+    let Some((dynamic, strings)) =
+        draft.view.dynamic.as_ref().and_then(|dynamic| dynamic.strings.map(|strings| (dynamic, strings)))
+    else {
+        return Err(ElfError::SelfCheck { what: "a path without a dynamic string table", at: 0 });
+    };
+    let mut table = draft.view.dynstr()?.to_vec();
+    let inside = |at: u64| ElfError::SelfCheck { what: "a path outside its string table", at };
+    for range in &plan.wipe {
+        slice_mut(&mut table, range.start, range.len()).ok_or(inside(range.start))?.fill(0);
+    }
+    if let Some((at, text)) = &plan.write {
+        slice_mut(&mut table, *at, text.len() as u64).ok_or(inside(*at))?.copy_from_slice(text);
+    }
+    let moves = plan.append.is_some() || plan.entries.len() > dynamic.room();
+    if !moves {
+        draft.put(strings.range.start, &table)?;
+        return draft.put_dynamic(&plan.entries);
+    }
+    table.extend_from_slice(plan.append.as_deref().unwrap_or_default());
+    room::grow(draft, plan.entries, &table)
+}
+
+/// Every offset into `.dynstr` that is not a search path's, sorted; or nothing, if they cannot all be known.
+struct Users(Option<Vec<u64>>);
+
+impl Users {
+    fn of(view: &View<'_>, dynamic: &Dynamic) -> Result<Self, ElfError> {
+        let unknown = Ok(Self(None));
+        let Some(strings) = dynamic.strings else { return unknown };
+        let mut offsets = Vec::new();
+        for entry in dynamic.entries.iter().filter(|entry| !is_path(entry.tag)) {
+            // Tags that nobody here knows may name strings: any value that could be an offset is taken for one.
+            let names = matches!(
+                entry.tag,
+                elf::DT_NEEDED
+                    | elf::DT_SONAME
+                    | elf::DT_AUXILIARY
+                    | elf::DT_FILTER
+                    | elf::DT_CONFIG
+                    | elf::DT_DEPAUDIT
+                    | elf::DT_AUDIT
+            );
+            if names || !room::is_known(entry.tag) {
+                offsets.push(entry.value);
+            }
+        }
+        offsets.extend(view.versions()?.offsets.into_iter().map(u64::from));
+
+        let Some(symbols) = view.dynsym()? else { return unknown };
+        let size = view.bytes.form.symbol_size();
+        // A section header that hides symbols would hide their names from us.
+        let hash = dynamic.get(elf::DT_HASH).map(|addr| view.sysv_hash(addr)).transpose()?;
+        let gnu_hash = dynamic.get(elf::DT_GNU_HASH).map(|addr| view.gnu_hash(addr)).transpose()?;
+        let hashed = hash.map_or(0, |(_, count)| count).max(gnu_hash.map_or(0, |(_, count)| count));
+        if hashed > symbols.len() / size {
+            return unknown;
+        }
+        for at in (symbols.start..symbols.end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
+            offsets.push(u64::from(Symbol::read(view.bytes, at)?.name));
+        }
+
+        // Anything else that uses these bytes as a string table, or for something else altogether.
+        for (index, section) in view.sections.iter().enumerate() {
+            let is_table = section.kind == elf::SHT_STRTAB && section.range() == strings.range;
+            if !is_table && section.range().overlaps(strings.range) {
+                return unknown;
+            }
+            if !is_table {
+                continue;
+            }
+            let links = |other: &super::raw::Section| usize::try_from(other.link).is_ok_and(|link| link == index);
+            let foreign = view.sections.iter().any(|other| {
+                let ours = matches!(
+                    other.kind,
+                    elf::SHT_DYNSYM | elf::SHT_DYNAMIC | elf::SHT_GNU_VERDEF | elf::SHT_GNU_VERNEED
+                );
+                links(other) && !ours
+            });
+            if foreign || view.header.shstrndx == index as u64 {
+                return unknown;
+            }
+        }
+        offsets.sort_unstable();
+        offsets.dedup();
+        Ok(Self(Some(offsets)))
+    }
+
+    fn add(&mut self, offset: u64) {
+        if let Some(offsets) = &mut self.0
+            && let Err(at) = offsets.binary_search(&offset)
+        {
+            offsets.insert(at, offset);
+        }
+    }
+
+    /// The bytes of a string, from its start, that no other offset reads; its NUL too if that is not shared.
+    fn owned(&self, table: &[u8], offset: u64, length: u64) -> Range {
+        let nothing = Range::new(offset, 0);
+        let Some(offsets) = &self.0 else { return nothing };
+        // A string that starts earlier reads into this one if there is no NUL between.
+        let before = usize::try_from(offset).ok().and_then(|offset| table.get(..offset));
+        let start = before.unwrap_or_default().iter().rposition(|byte| *byte == 0).map_or(0, |nul| nul as u64 + 1);
+        let from = offsets.partition_point(|user| *user < start);
+        match offsets.get(from) {
+            Some(user) if *user <= offset => nothing,
+            Some(user) if *user <= offset + length => Range { start: offset, end: *user },
+            _ => Range::new(offset, length + 1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::raw::Range;
+    use super::Users;
+
+    #[test]
+    fn only_unshared_bytes_are_owned() {
+        //            0 1        11       20
+        let table = b"\0/build/li\0b/lib.so\0";
+        let owned = |users: &[u64], offset, length| Users(Some(users.to_vec())).owned(table, offset, length);
+        assert_eq!(owned(&[0, 11], 1, 9), Range { start: 1, end: 11 }, "alone, its NUL too");
+        assert_eq!(owned(&[0, 8, 11], 1, 9), Range { start: 1, end: 8 }, "a name ends in its tail");
+        assert_eq!(owned(&[0, 10], 1, 9), Range { start: 1, end: 10 }, "its NUL is somebody's empty name");
+        assert!(owned(&[0, 1], 1, 9).is_empty(), "somebody has the same text");
+        assert!(owned(&[0, 11], 13, 6).is_empty(), "it is itself the tail of a name");
+        assert!(Users(None).owned(table, 1, 9).is_empty(), "users unknown");
+    }
+}

@@ -1,0 +1,711 @@
+//! Finds room for a longer `.dynstr` (and, where it is full, a longer `.dynamic`) without moving what code knows.
+//!
+//! Code reaches its data by address, so `.text`, `.data` and all else stays. Only tables that are found through the
+//! program headers or the dynamic section can go elsewhere. A longer table gets a new `PT_LOAD` behind all others; the
+//! new segment needs one more program header; and that needs 56 bytes behind the program headers, where `.interp` and
+//! the notes stand. Those move into the place that the old `.dynstr` has left, or else into the new segment:
+//!
+//! ```text
+//!   before  | EHDR | PHDRS | .interp .note.* .gnu.hash .dynsym .dynstr .rela ... .data |
+//!   after   | EHDR | PHDRS +1 |     -       .gnu.hash .dynsym [.interp .note.*] ... .data | .dynstr+ |
+//! ```
+//!
+//! The program headers themselves stay at offset 64, where GNU `strip` and kernels before 5.18 (which compute
+//! `AT_PHDR` from the first segment) expect them. Where the last segment already ends in `.dynstr`, as after an
+//! earlier edit, that segment grows instead.
+
+use object::elf::{self, DynamicTag};
+
+use super::draft::{Draft, encode_dynamic};
+use super::error::{ElfError, Refusal};
+use super::raw::{Class, Range, Section, Segment, Symbol, Writer, align_up, slice, slice_mut};
+use super::view::{Dynamic, Entry, Strings, View};
+
+/// Bytes that go from one place to another, all with the same distance.
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    from: Range,
+    from_addr: u64,
+    to: u64,
+    to_addr: u64,
+}
+
+impl Move {
+    fn address(&self, addr: u64) -> Option<u64> {
+        Range::new(self.from_addr, self.from.len()).has(addr).then(|| self.to_addr + (addr - self.from_addr))
+    }
+
+    fn offset(&self, offset: u64) -> u64 {
+        self.to + (offset - self.from.start)
+    }
+}
+
+/// A stretch of movable tables that must stay together, such as all notes of one `PT_NOTE`.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    file: Range,
+    addr: u64,
+    align: u64,
+}
+
+/// Replaces `.dynstr` by a longer table and `.dynamic` by new entries, and makes room for both.
+pub(super) fn grow(draft: &mut Draft<'_>, mut entries: Vec<Entry>, table: &[u8]) -> Result<(), ElfError> {
+    let view = draft.view;
+    let (Some(dynamic), Ok(table_len)) = (&view.dynamic, u64::try_from(table.len())) else { return Ok(()) };
+    let Some(strings) = dynamic.strings else { return Ok(()) };
+    refuse_oddities(view, dynamic, strings)?;
+
+    let dynamic_moves = entries.len() > dynamic.room();
+    let last = last_load(view)?;
+    if !dynamic_moves && ends_with(draft, last, strings) {
+        return extend(draft, last, strings, entries, table);
+    }
+
+    let blocks = blocks(view, dynamic)?;
+    let mut chosen = for_one_more_header(draft, &blocks)?;
+    let strings_block = blocks.iter().find(|block| block.file.overlaps(strings.range)).copied();
+    let strings_block = strings_block
+        .filter(|block| block.file == strings.range)
+        .ok_or(ElfError::Unsupported(Refusal::Overlap(strings.range.start)))?;
+    chosen.retain(|block| block.file != strings.range);
+    for block in chosen.iter().chain([&strings_block]) {
+        check_movable(view, block)?;
+    }
+
+    // First into what .dynstr leaves, then into the new segment.
+    let header_end = view.header.phoff + (draft.segments.len() as u64 + 1) * view.bytes.form.segment_size();
+    let mut free = strings.range;
+    free.start = free.start.max(header_end);
+    let mut new = NewSegment::new(draft)?;
+    let mut moves = Vec::new();
+    for block in chosen {
+        let addr = strings.addr + (free.start.saturating_sub(strings.range.start));
+        let to_addr = align_up(addr, block.align).ok_or(ElfError::Unsupported(Refusal::AddressSpace))?;
+        let to = free.start + (to_addr - addr);
+        let (to, to_addr) = if free.contains(Range::new(to, block.file.len())) {
+            free.start = to + block.file.len();
+            (to, to_addr)
+        } else {
+            new.take(block.file.len(), block.align)?
+        };
+        moves.push(Move { from: block.file, from_addr: block.addr, to, to_addr });
+    }
+    let spare = 4; // so that a later edit finds room
+    let new_capacity = if dynamic_moves { entries.len() + 1 + spare } else { dynamic.capacity };
+    let dynamic_move = if dynamic_moves {
+        check_dynamic_movable(view, dynamic)?;
+        let form = view.bytes.form;
+        let (to, to_addr) = new.take(new_capacity as u64 * form.dynamic_size(), form.word())?;
+        Some(Move { from: dynamic.range, from_addr: dynamic.addr, to, to_addr })
+    } else {
+        None
+    };
+    let (to, to_addr) = new.take(table_len, 1)?;
+    let strings_move = Move { from: strings.range, from_addr: strings.addr, to, to_addr };
+    moves.push(strings_move);
+    moves.sort_by_key(|m| m.from);
+
+    // Everything that says where these tables are.
+    move_symbols(draft, &moves, dynamic_move.as_ref())?;
+    move_pointers(view, &mut entries, &moves)?;
+    for entry in entries.iter_mut().filter(|entry| entry.tag == elf::DT_STRSZ) {
+        entry.value = table_len;
+    }
+    let sizes = [(strings.range, table_len), (dynamic.range, new_capacity as u64 * view.bytes.form.dynamic_size())];
+    let all = || moves.iter().chain(&dynamic_move);
+    for (section, old) in draft.sections.iter_mut().zip(&view.sections) {
+        let home = all().find(|m| !old.range().is_empty() && old.is_alloc() && m.from.contains(old.range()));
+        let Some(home) = home else { continue };
+        section.offset = home.offset(old.offset);
+        section.addr = home.to_addr + (old.offset - home.from.start);
+        if let Some((_, size)) = sizes.iter().find(|(range, _)| *range == home.from && *range == old.range()) {
+            section.size = *size;
+        }
+    }
+    for (segment, old) in draft.segments.iter_mut().zip(&view.segments) {
+        let home = all().find(|m| !old.is_load() && old.filesz > 0 && m.from.contains(old.range()));
+        let Some(home) = home else { continue };
+        segment.offset = home.offset(old.offset);
+        segment.vaddr = home.to_addr + (old.offset - home.from.start);
+        segment.paddr = segment.vaddr;
+        if old.kind == elf::PT_DYNAMIC && dynamic_move.is_some() {
+            segment.filesz = new_capacity as u64 * view.bytes.form.dynamic_size();
+            segment.memsz = segment.filesz;
+        }
+    }
+
+    // The bytes.
+    let mut copies = Vec::new();
+    for m in &moves {
+        let is_strings = m.from == strings.range;
+        let missing = ElfError::SelfCheck { what: "a table behind the loaded part", at: m.from.start };
+        let bytes = if is_strings {
+            table.to_vec()
+        } else {
+            slice(&draft.head, m.from.start, m.from.len()).ok_or(missing)?.to_vec()
+        };
+        copies.push((m.to, bytes));
+    }
+    for m in &moves {
+        draft.zero(m.from)?;
+    }
+    if let Some(m) = &dynamic_move {
+        draft.zero(m.from)?;
+        copies.push((m.to, encode_dynamic(view, dynamic, &entries, m.to_addr, new_capacity)?));
+        patch_got(draft, dynamic, m)?;
+    } else {
+        draft.put_dynamic(&entries)?;
+    }
+    new.open(draft)?;
+    for (to, bytes) in copies {
+        if to < draft.cut {
+            draft.put(to, &bytes)?;
+        } else {
+            let place = slice_mut(&mut draft.inserted, to - draft.cut, bytes.len() as u64);
+            let what = "a table outside the new segment";
+            place.ok_or(ElfError::SelfCheck { what, at: to })?.copy_from_slice(&bytes);
+        }
+    }
+    // The loader writes to .dynamic, except on machines where the linker puts it where nobody may (MIPS).
+    let writable = dynamic_move.is_some() && {
+        let mut loads = view.segments.iter().filter(|segment| segment.is_load());
+        loads.any(|load| load.range().contains(dynamic.range) && load.flags & elf::PF_W.0 != 0)
+    };
+    new.add_header(draft, writable);
+    Ok(())
+}
+
+/// Files whose layout is recorded where we do not look.
+fn refuse_oddities(view: &View<'_>, dynamic: &Dynamic, strings: Strings) -> Result<(), ElfError> {
+    if dynamic.get(elf::DT_GNU_PRELINKED).is_some() || dynamic.get(elf::DT_GNU_CONFLICT).is_some() {
+        return Err(ElfError::Unsupported(Refusal::Prelinked));
+    }
+    if view.segments.len() >= 0xfffe {
+        return Err(ElfError::Unsupported(Refusal::ManyProgramHeaders));
+    }
+    for section in &view.sections {
+        if section.is_alloc() && section.kind == elf::SHT_STRTAB && section.addr == strings.addr {
+            if section.range() != strings.range {
+                return Err(ElfError::Unsupported(Refusal::Disagreement(section.offset)));
+            }
+        } else if section.range().overlaps(strings.range) {
+            return Err(ElfError::Unsupported(Refusal::Overlap(section.offset)));
+        }
+    }
+    Ok(())
+}
+
+/// The `PT_LOAD` with the highest addresses.
+fn last_load(view: &View<'_>) -> Result<usize, ElfError> {
+    let loads = view.segments.iter().enumerate().filter(|(_, segment)| segment.is_load());
+    let last = loads.max_by_key(|(_, segment)| segment.vaddr.saturating_add(segment.memsz));
+    last.map(|(index, _)| index).ok_or(ElfError::Unmapped { what: "the file", address: 0, length: 0 })
+}
+
+/// Whether the last segment, in memory and in the file, ends in `.dynstr`.
+fn ends_with(draft: &Draft<'_>, last: usize, strings: Strings) -> bool {
+    draft.view.segments.get(last).is_some_and(|load| {
+        load.filesz == load.memsz
+            && load.range().end == strings.range.end
+            && load.vaddr.saturating_add(load.filesz) == strings.addr.saturating_add(strings.range.len())
+            && strings.range.end == draft.cut
+    })
+}
+
+/// Grows the last segment, which ends in `.dynstr`.
+fn extend(
+    draft: &mut Draft<'_>,
+    last: usize,
+    strings: Strings,
+    mut entries: Vec<Entry>,
+    table: &[u8],
+) -> Result<(), ElfError> {
+    let (length, old) = (table.len() as u64, strings.range.len());
+    for entry in entries.iter_mut().filter(|entry| entry.tag == elf::DT_STRSZ) {
+        entry.value = length;
+    }
+    for section in draft.sections.iter_mut().filter(|section| section.range() == strings.range && section.is_alloc()) {
+        section.size = length;
+    }
+    if let Some(load) = draft.segments.get_mut(last) {
+        load.filesz += length - old;
+        load.memsz += length - old;
+        if load.vaddr + load.memsz > draft.view.bytes.form.address_limit() {
+            return Err(ElfError::Unsupported(Refusal::AddressSpace));
+        }
+    }
+    let kept = usize::try_from(old).unwrap_or(usize::MAX);
+    let (head, added) = table.split_at_checked(kept).unwrap_or((table, &[]));
+    draft.put(strings.range.start, head)?;
+    draft.put_dynamic(&entries)?;
+    let align = tail_align(draft.view, draft.cut);
+    let size = added.len().next_multiple_of(usize::try_from(align).unwrap_or(1));
+    draft.inserted = added.to_vec();
+    draft.inserted.resize(size, 0);
+    Ok(())
+}
+
+/// The largest alignment of what stands in the tail: it moves by a multiple of that.
+fn tail_align(view: &View<'_>, cut: u64) -> u64 {
+    let tail = view.sections.iter().filter(|section| section.offset >= cut && !section.range().is_empty());
+    let aligns = tail.map(|section| section.align).filter(|align| align.is_power_of_two() && *align <= 4096);
+    aligns.chain([8]).max().unwrap_or(8)
+}
+
+/// Tables that are found through the headers or the dynamic section alone, as blocks that must stay together.
+fn blocks(view: &View<'_>, dynamic: &Dynamic) -> Result<Vec<Block>, ElfError> {
+    let mut found: Vec<Block> = Vec::new();
+    for section in &view.sections {
+        if is_movable(view, dynamic, section) {
+            found.push(Block { file: section.range(), addr: section.addr, align: section.align });
+        }
+    }
+    for segment in &view.segments {
+        if matches!(segment.kind, elf::PT_INTERP | elf::PT_NOTE | elf::PT_GNU_PROPERTY) && segment.filesz > 0 {
+            found.push(Block { file: segment.range(), addr: segment.vaddr, align: segment.align });
+        }
+    }
+    if view.sections.is_empty() {
+        found.extend(dynamic_tables(view, dynamic)?);
+    }
+    found.sort_by_key(|block| block.file);
+    let mut merged: Vec<Block> = Vec::new();
+    for block in found {
+        if block.align > 4096 || (block.align > 1 && !block.align.is_power_of_two()) {
+            return Err(ElfError::Unsupported(Refusal::Alignment(block.align)));
+        }
+        match merged.last_mut() {
+            Some(last) if block.file.start < last.file.end => {
+                last.file.end = last.file.end.max(block.file.end);
+                last.align = last.align.max(block.align);
+            }
+            _ => merged.push(block),
+        }
+    }
+    // A block keeps its distance to its own alignment.
+    for block in &merged {
+        if block.align > 1 && block.addr % block.align != 0 {
+            return Err(ElfError::Unsupported(Refusal::Alignment(block.align)));
+        }
+    }
+    Ok(merged)
+}
+
+fn is_movable(view: &View<'_>, dynamic: &Dynamic, section: &Section) -> bool {
+    if !section.is_alloc() || section.range().is_empty() {
+        return false;
+    }
+    let named_by = |tag: DynamicTag| dynamic.get(tag) == Some(section.addr);
+    match section.kind {
+        elf::SHT_NOTE => true,
+        elf::SHT_PROGBITS => {
+            let interp = view.segment(elf::PT_INTERP);
+            interp.is_some_and(|interp| interp.range() == section.range())
+        }
+        elf::SHT_STRTAB => named_by(elf::DT_STRTAB),
+        elf::SHT_DYNSYM => named_by(elf::DT_SYMTAB),
+        elf::SHT_HASH => named_by(elf::DT_HASH),
+        elf::SHT_GNU_HASH => named_by(elf::DT_GNU_HASH),
+        elf::SHT_GNU_VERSYM => named_by(elf::DT_VERSYM),
+        elf::SHT_GNU_VERNEED => named_by(elf::DT_VERNEED),
+        elf::SHT_GNU_VERDEF => named_by(elf::DT_VERDEF),
+        _ => false,
+    }
+}
+
+/// The same tables in a file without section headers, measured by reading them.
+fn dynamic_tables(view: &View<'_>, dynamic: &Dynamic) -> Result<Vec<Block>, ElfError> {
+    let mut tables = Vec::new();
+    let mut add = |addr: u64, file: Range, align: u64| tables.push(Block { file, addr, align });
+    let word = view.bytes.form.word();
+    if let Some(strings) = dynamic.strings {
+        add(strings.addr, strings.range, 1);
+    }
+    if let Some(addr) = dynamic.get(elf::DT_HASH) {
+        add(addr, view.sysv_hash(addr)?.0, 4);
+    }
+    if let Some(addr) = dynamic.get(elf::DT_GNU_HASH) {
+        add(addr, view.gnu_hash(addr)?.0, word);
+    }
+    if let (Some(addr), Some(range)) = (dynamic.get(elf::DT_SYMTAB), view.dynsym()?) {
+        add(addr, range, word);
+        if let Some(versions) = dynamic.get(elf::DT_VERSYM) {
+            let count = range.len() / view.bytes.form.symbol_size();
+            add(versions, view.mapped("DT_VERSYM", versions, 2 * count)?, 2);
+        }
+    }
+    Ok(tables)
+}
+
+/// Which blocks must go so that one more program header fits behind the others.
+fn for_one_more_header(draft: &Draft<'_>, blocks: &[Block]) -> Result<Vec<Block>, ElfError> {
+    let view = draft.view;
+    if view.segments.iter().any(|segment| segment.kind == elf::PT_NULL) {
+        return Ok(Vec::new());
+    }
+    let table = view.segment_table();
+    let need = Range::new(table.end, view.bytes.form.segment_size());
+    let no_room = |at: u64| ElfError::Unsupported(Refusal::NoRoom(at));
+    if need.end > draft.cut {
+        return Err(no_room(need.start));
+    }
+    // The loader reads the headers in memory: what maps the table must map the new entry too.
+    for load in view.segments.iter().filter(|segment| segment.is_load() && segment.range().overlaps(table)) {
+        if !load.range().contains(need) {
+            return Err(no_room(load.range().end));
+        }
+    }
+    let chosen: Vec<Block> = blocks.iter().copied().filter(|block| block.file.overlaps(need)).collect();
+    let in_chosen = |at: u64| chosen.iter().any(|block| block.file.has(at));
+    for range in fixed_ranges(view) {
+        let clash = range.overlaps(need) && !chosen.iter().any(|block| block.file.contains(range));
+        if clash {
+            return Err(no_room(range.start));
+        }
+    }
+    let bytes = view.bytes.slice("room for a program header", need.start, need.len())?;
+    for (at, byte) in (need.start..).zip(bytes) {
+        // patchelf fills what it leaves behind with X or Z. Without sections, any byte may mean something.
+        let unused = *byte == 0 || (matches!(byte, b'X' | b'Z') && !view.sections.is_empty());
+        if !unused && !in_chosen(at) {
+            return Err(no_room(at));
+        }
+    }
+    Ok(chosen)
+}
+
+/// The ranges of the file that something other than `PT_LOAD` and `PT_PHDR` describes.
+fn fixed_ranges(view: &View<'_>) -> impl Iterator<Item = Range> {
+    let sections = view.sections.iter().map(Section::range);
+    let segments = view.segments.iter().filter(|segment| !segment.is_load() && segment.kind != elf::PT_PHDR);
+    let tables = [view.section_table(), Range::new(0, view.bytes.form.header_size())];
+    sections.chain(segments.map(Segment::range)).chain(tables).filter(|range| !range.is_empty())
+}
+
+/// A block may go if it is inside one segment and everything in it is movable.
+fn check_movable(view: &View<'_>, block: &Block) -> Result<(), ElfError> {
+    let overlap = |at: u64| Err(ElfError::Unsupported(Refusal::Overlap(at)));
+    let consistent = view.mapped("a table", block.addr, block.file.len())?;
+    if consistent != block.file || view.segment_table().overlaps(block.file) {
+        return overlap(block.file.start);
+    }
+    for range in fixed_ranges(view) {
+        if range.overlaps(block.file) && !block.file.contains(range) {
+            return overlap(range.start);
+        }
+    }
+    let Some(dynamic) = &view.dynamic else { return Ok(()) };
+    for section in view.sections.iter().filter(|section| section.range().overlaps(block.file)) {
+        if !is_movable(view, dynamic, section) {
+            return overlap(section.offset);
+        }
+    }
+    for segment in view.segments.iter().filter(|segment| segment.range().overlaps(block.file)) {
+        let moves =
+            matches!(segment.kind, elf::PT_LOAD | elf::PT_PHDR | elf::PT_INTERP | elf::PT_NOTE | elf::PT_GNU_PROPERTY);
+        if !moves {
+            return overlap(segment.offset);
+        }
+    }
+    Ok(())
+}
+
+/// `.dynamic` may go if nothing but its own headers and `PT_GNU_RELRO` describes it.
+fn check_dynamic_movable(view: &View<'_>, dynamic: &Dynamic) -> Result<(), ElfError> {
+    for section in view.sections.iter().filter(|section| section.range().overlaps(dynamic.range)) {
+        if section.kind != elf::SHT_DYNAMIC || section.range() != dynamic.range {
+            return Err(ElfError::Unsupported(Refusal::Overlap(section.offset)));
+        }
+    }
+    for (index, segment) in view.segments.iter().enumerate() {
+        let expected = matches!(segment.kind, elf::PT_LOAD | elf::PT_GNU_RELRO) || index == dynamic.segment;
+        if segment.range().overlaps(dynamic.range) && !expected {
+            return Err(ElfError::Unsupported(Refusal::Overlap(segment.offset)));
+        }
+    }
+    let home = view.segments.get(dynamic.segment).map(Segment::range);
+    if home != Some(dynamic.range) {
+        return Err(ElfError::Unsupported(Refusal::Overlap(dynamic.range.start)));
+    }
+    Ok(())
+}
+
+/// The new `PT_LOAD` while it is being filled.
+struct NewSegment {
+    start: u64,
+    vaddr: u64,
+    align: u64,
+    length: u64,
+    limit: u64,
+}
+
+impl NewSegment {
+    fn new(draft: &Draft<'_>) -> Result<Self, ElfError> {
+        let view = draft.view;
+        let space = ElfError::Unsupported(Refusal::AddressSpace);
+        let loads = || view.segments.iter().filter(|segment| segment.is_load());
+        // The alignment that the linker chose is the largest page size that the file may meet.
+        let align = loads().map(|load| load.align).max().unwrap_or(1).max(page_size(view.header.machine));
+        if !align.is_power_of_two() || align > 1 << 30 {
+            return Err(ElfError::Unsupported(Refusal::Alignment(align)));
+        }
+        let end = loads().filter_map(|load| load.vaddr.checked_add(load.memsz)).max().unwrap_or_default();
+        let end = end.checked_add(largest_symbol(view)?).ok_or(space.clone())?;
+        let start = align_up(draft.cut, 16).ok_or(space.clone())?;
+        // Offset and address must agree below the page size, so that the file can be mapped there.
+        let vaddr = align_up(end, align).and_then(|page| page.checked_add(start & (align - 1))).ok_or(space)?;
+        Ok(Self { start, vaddr, align, length: 0, limit: view.bytes.form.address_limit() })
+    }
+
+    /// Reserves room; its offset and address.
+    fn take(&mut self, length: u64, align: u64) -> Result<(u64, u64), ElfError> {
+        let space = ElfError::Unsupported(Refusal::AddressSpace);
+        let at = align_up(self.vaddr + self.length, align).ok_or(space.clone())? - self.vaddr;
+        let end = at.checked_add(length).filter(|end| self.vaddr.saturating_add(*end) <= self.limit);
+        self.length = end.ok_or(space)?;
+        Ok((self.start + at, self.vaddr + at))
+    }
+
+    /// Lets the segment's bytes, still zero, into the file.
+    fn open(&self, draft: &mut Draft<'_>) -> Result<(), ElfError> {
+        let size = align_up(self.start - draft.cut + self.length, tail_align(draft.view, draft.cut));
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        draft.inserted = vec![0; size.ok_or(ElfError::Unsupported(Refusal::AddressSpace))?];
+        Ok(())
+    }
+
+    /// Adds its program header behind the last `PT_LOAD`: they must be in the order of their addresses.
+    fn add_header(&self, draft: &mut Draft<'_>, writable: bool) {
+        let header = Segment {
+            kind: elf::PT_LOAD,
+            flags: if writable { elf::PF_R.0 | elf::PF_W.0 } else { elf::PF_R.0 },
+            offset: self.start,
+            vaddr: self.vaddr,
+            paddr: self.vaddr,
+            filesz: self.length,
+            memsz: self.length,
+            align: self.align,
+        };
+        let unused = draft.segments.iter().position(|segment| segment.kind == elf::PT_NULL);
+        if let Some(unused) = unused {
+            draft.segments.remove(unused);
+        }
+        let at = draft.segments.iter().rposition(Segment::is_load).map_or(0, |index| index + 1);
+        draft.segments.insert(at, header);
+        let size = draft.segments.len() as u64 * draft.view.bytes.form.segment_size();
+        for table in draft.segments.iter_mut().filter(|segment| segment.kind == elf::PT_PHDR) {
+            table.filesz = size;
+            table.memsz = size;
+        }
+    }
+}
+
+/// A distance to keep from the other segments. `eu-elflint` takes a relocation to write as many bytes as its symbol is
+/// large, and complains if that reaches into a segment that cannot be written. Addresses cost nothing; bytes would.
+fn largest_symbol(view: &View<'_>) -> Result<u64, ElfError> {
+    let limit = match view.bytes.form.class {
+        Class::Elf32 => 1 << 20,
+        Class::Elf64 => 16 << 20,
+    };
+    let Some(symbols) = view.dynsym()? else { return Ok(0) };
+    let size = view.bytes.form.symbol_size();
+    let mut largest = 0;
+    for index in 0..symbols.len() / size {
+        largest = largest.max(Symbol::read(view.bytes, symbols.start + index * size)?.size);
+    }
+    Ok(largest.min(limit))
+}
+
+/// The largest page size of the systems that run on a machine.
+fn page_size(machine: u16) -> u64 {
+    match elf::Machine(machine) {
+        elf::EM_AARCH64 | elf::EM_PPC | elf::EM_PPC64 | elf::EM_MIPS | elf::EM_LOONGARCH | elf::EM_IA_64 => 64 << 10,
+        elf::EM_SPARC | elf::EM_SPARCV9 | elf::EM_ALPHA => 8 << 10,
+        _ => 4 << 10,
+    }
+}
+
+/// Symbols defined in moved tables (`__abi_tag` of crt1.o, `_DYNAMIC`) move along, in `.symtab` and in `.dynsym`.
+fn move_symbols(draft: &mut Draft<'_>, moves: &[Move], dynamic: Option<&Move>) -> Result<(), ElfError> {
+    let view = draft.view;
+    let form = view.bytes.form;
+    let size = usize::try_from(form.symbol_size()).unwrap_or(24);
+    let fields = Symbol::fields(form);
+    // By section number, so that a symbol that merely has such a value stays as it is.
+    let homes: Vec<Option<&Move>> = view
+        .sections
+        .iter()
+        .map(|section| {
+            let moved =
+                |m: &&Move| !section.range().is_empty() && section.is_alloc() && m.from.contains(section.range());
+            moves.iter().chain(dynamic).find(moved)
+        })
+        .collect();
+    for (index, section) in view.sections.iter().enumerate() {
+        if !matches!(section.kind, elf::SHT_SYMTAB | elf::SHT_DYNSYM) {
+            continue;
+        }
+        let contents = view.contents(section)?;
+        let mut changed: Option<Vec<u8>> = None;
+        for at in (0..contents.len()).step_by(size) {
+            if at + size > contents.len() {
+                break;
+            }
+            let symbol = Symbol::read(view.bytes, section.offset + at as u64)?;
+            let mut home = homes.get(usize::from(symbol.shndx)).copied().flatten();
+            if let Some(dynamic) = dynamic
+                && symbol.shndx == elf::SHN_ABS.0
+                && symbol.value == dynamic.from_addr
+                && view.symbol_name(section, symbol)? == b"_DYNAMIC"
+            {
+                home = Some(dynamic); // GNU ld calls this one absolute
+            }
+            let Some(value) = home.filter(|_| symbol.shndx != 0).and_then(|home| home.address(symbol.value)) else {
+                continue;
+            };
+            let mut bytes = Writer::new(form);
+            bytes.word(value);
+            let bytes = bytes.finish()?;
+            let copy = changed.get_or_insert_with(|| contents.to_vec());
+            if let Some(place) = copy.get_mut(at + fields.value..at + fields.value + bytes.len()) {
+                place.copy_from_slice(&bytes);
+            }
+        }
+        match changed {
+            None => {}
+            Some(contents) if draft.is_loose(index) => {
+                draft.contents.insert(index, contents);
+            }
+            Some(contents) => draft.put(section.offset, &contents)?,
+        }
+    }
+    Ok(())
+}
+
+/// The dynamic section's pointers to moved tables.
+fn move_pointers(view: &View<'_>, entries: &mut [Entry], moves: &[Move]) -> Result<(), ElfError> {
+    for entry in entries {
+        if is_value(entry.tag) || is_mips_count(view, entry.tag) {
+            continue;
+        }
+        let Some(moved) = moves.iter().find_map(|m| m.address(entry.value)) else { continue };
+        let tables = matches!(
+            entry.tag,
+            elf::DT_STRTAB
+                | elf::DT_SYMTAB
+                | elf::DT_HASH
+                | elf::DT_GNU_HASH
+                | elf::DT_VERSYM
+                | elf::DT_VERNEED
+                | elf::DT_VERDEF
+        );
+        if !tables {
+            return Err(ElfError::Unsupported(Refusal::UnknownPointer(entry.tag.0.cast_unsigned())));
+        }
+        entry.value = moved;
+    }
+    Ok(())
+}
+
+/// The first word of the global offset table is, by the processor supplements, the address of the dynamic section.
+fn patch_got(draft: &mut Draft<'_>, dynamic: &Dynamic, m: &Move) -> Result<(), ElfError> {
+    let view = draft.view;
+    let Some(addr) = dynamic.get(elf::DT_PLTGOT) else { return Ok(()) };
+    let Ok(place) = view.mapped("DT_PLTGOT", addr, view.bytes.form.word()) else { return Ok(()) };
+    if view.bytes.word("DT_PLTGOT", place.start)? != m.from_addr {
+        return Ok(());
+    }
+    let mut bytes = Writer::new(view.bytes.form);
+    bytes.word(m.to_addr);
+    let bytes = bytes.finish()?;
+    draft.put(place.start, &bytes)
+}
+
+/// Tags whose value is a number, a flag or a string, never an address.
+const fn is_value(tag: DynamicTag) -> bool {
+    matches!(
+        tag,
+        elf::DT_NEEDED
+            | elf::DT_PLTRELSZ
+            | elf::DT_RELASZ
+            | elf::DT_RELAENT
+            | elf::DT_STRSZ
+            | elf::DT_SYMENT
+            | elf::DT_SONAME
+            | elf::DT_RPATH
+            | elf::DT_SYMBOLIC
+            | elf::DT_RELSZ
+            | elf::DT_RELENT
+            | elf::DT_PLTREL
+            | elf::DT_DEBUG
+            | elf::DT_TEXTREL
+            | elf::DT_BIND_NOW
+            | elf::DT_INIT_ARRAYSZ
+            | elf::DT_FINI_ARRAYSZ
+            | elf::DT_RUNPATH
+            | elf::DT_FLAGS
+            | elf::DT_PREINIT_ARRAYSZ
+            | elf::DT_RELRSZ
+            | elf::DT_RELRENT
+            | elf::DT_CHECKSUM
+            | elf::DT_PLTPADSZ
+            | elf::DT_MOVEENT
+            | elf::DT_MOVESZ
+            | elf::DT_FEATURE_1
+            | elf::DT_POSFLAG_1
+            | elf::DT_SYMINSZ
+            | elf::DT_SYMINENT
+            | elf::DT_RELACOUNT
+            | elf::DT_RELCOUNT
+            | elf::DT_FLAGS_1
+            | elf::DT_VERDEFNUM
+            | elf::DT_VERNEEDNUM
+            | elf::DT_AUXILIARY
+            | elf::DT_FILTER
+            | elf::DT_CONFIG
+            | elf::DT_DEPAUDIT
+            | elf::DT_AUDIT
+    )
+}
+
+/// MIPS keeps counts and relative distances in tags of its own, and any of them may look like an address.
+fn is_mips_count(view: &View<'_>, tag: DynamicTag) -> bool {
+    view.header.machine == elf::EM_MIPS.0
+        && matches!(
+            tag,
+            elf::DT_MIPS_RLD_VERSION
+                | elf::DT_MIPS_FLAGS
+                | elf::DT_MIPS_LOCAL_GOTNO
+                | elf::DT_MIPS_SYMTABNO
+                | elf::DT_MIPS_UNREFEXTNO
+                | elf::DT_MIPS_GOTSYM
+                | elf::DT_MIPS_HIPAGENO
+                | elf::DT_MIPS_RLD_MAP_REL
+        )
+}
+
+/// Tags whose meaning we know: a number, a string or an address. The value of any other may be anything.
+pub(super) const fn is_known(tag: DynamicTag) -> bool {
+    is_value(tag)
+        || matches!(
+            tag,
+            elf::DT_PLTGOT
+                | elf::DT_HASH
+                | elf::DT_STRTAB
+                | elf::DT_SYMTAB
+                | elf::DT_RELA
+                | elf::DT_INIT
+                | elf::DT_FINI
+                | elf::DT_REL
+                | elf::DT_JMPREL
+                | elf::DT_INIT_ARRAY
+                | elf::DT_FINI_ARRAY
+                | elf::DT_PREINIT_ARRAY
+                | elf::DT_SYMTAB_SHNDX
+                | elf::DT_RELR
+                | elf::DT_GNU_HASH
+                | elf::DT_VERSYM
+                | elf::DT_VERDEF
+                | elf::DT_VERNEED
+        )
+}

@@ -1,0 +1,178 @@
+//! File operations that must be right everywhere: atomic replacement, deletion of trees with closed
+//! folders, and joining names below a root without leaving it.
+//!
+//! Errors come from `fs_err`, so each names its path.
+
+use fs_err as fs;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Writes `bytes` to `path` so that a reader sees the old content or the new, never a part.
+///
+/// The bytes are written beside the target, flushed to disk, given `mode`, and renamed.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let parent = parent_of(path);
+    fs::create_dir_all(parent)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".tmp-")
+        .permissions(std::fs::Permissions::from_mode(mode))
+        .tempfile_in(parent)
+        .map_err(|e| with_path(&e, "create a temporary file in", parent))?;
+    file.write_all(bytes).map_err(|e| with_path(&e, "write", path))?;
+    file.as_file().sync_all().map_err(|e| with_path(&e, "sync", path))?;
+    file.persist(path).map_err(|e| with_path(&e.error, "rename into place", path))?;
+    Ok(())
+}
+
+/// Deletes a tree, also one with folders that their owner may not enter (overlayfs leaves `work/work` with
+/// mode 000, Go's module cache is read-only). A tree that is not there is no error. Never follows a symlink.
+#[allow(clippy::disallowed_methods)] // the one place; every error is given its path below
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        Err(_) => {
+            for entry in walkdir::WalkDir::new(path).follow_links(false) {
+                let Ok(entry) = entry else { continue };
+                if entry.file_type().is_dir() {
+                    // walkdir reads a folder after it was handed out, so opening it here is in time.
+                    let _ = fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o700));
+                }
+            }
+            std::fs::remove_dir_all(path).map_err(|e| with_path(&e, "delete", path))
+        }
+    }
+}
+
+/// `root` joined with `name` taken as a name inside `root`: a leading `/` counts as the root itself, `.` is
+/// dropped, and `..` is refused. This looks at names only; symlinks on disk are not followed or checked.
+pub fn join_below(root: &Path, name: &Path) -> Option<PathBuf> {
+    let mut out = root.to_path_buf();
+    for component in name.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(part) => out.push(part),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(out)
+}
+
+/// The relative path that leads from the folder `from` to `to`; both absolute or both relative to the same
+/// folder, without `..`.
+///
+/// ```
+/// # use std::path::{Path, PathBuf};
+/// assert_eq!(slurm_factory::fsutil::relative(Path::new("lib/slurm"), Path::new("lib64")), PathBuf::from("../../lib64"));
+/// ```
+pub fn relative(from: &Path, to: &Path) -> PathBuf {
+    let from: Vec<_> = from.components().filter(|c| *c != Component::CurDir).collect();
+    let to: Vec<_> = to.components().filter(|c| *c != Component::CurDir).collect();
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let mut out = PathBuf::new();
+    for _ in common..from.len() {
+        out.push("..");
+    }
+    for part in &to[common..] {
+        out.push(part);
+    }
+    if out.as_os_str().is_empty() {
+        out.push(".");
+    }
+    out
+}
+
+/// The folder that holds `path`, `.` for a bare name.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// An I/O error of the same kind that also says what was tried on which path.
+pub fn with_path(error: &io::Error, verb: &str, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("failed to {verb} `{}`: {error}", path.display()))
+}
+
+/// The name of the shared file system that holds `path`, `None` for a local one. Recognised by the magic number of
+/// statfs(2).
+pub fn shared_file_system(path: &Path) -> Option<&'static str> {
+    const KNOWN: [(i64, &str); 7] = [
+        (0x6969, "NFS"),
+        (0x0BD0_0BD0, "Lustre"),
+        (0x4750_4653, "GPFS"),
+        (0x1983_0326, "BeeGFS"),
+        (0xFF53_4D42, "CIFS"),
+        (0x00C3_6400, "Ceph"),
+        (0x5346_414F, "AFS"),
+    ];
+    // The kernel's type is i64 here and 32 bits wide elsewhere; the numbers fit both.
+    let magic = nix::sys::statfs::statfs(path).ok()?.filesystem_type().0;
+    KNOWN.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name)
+}
+
+/// Whether programs in `path` cannot be run because its file system is mounted `noexec` (mount(8)).
+pub fn mounted_noexec(path: &Path) -> bool {
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    statvfs(path).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_NOEXEC))
+}
+
+/// Whether a directory entry is one of our own temporaries (see [`write_atomic`] and `cache::Staging`).
+pub fn is_temporary(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".tmp-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joins_stay_below() {
+        let root = Path::new("/r");
+        for (name, want) in
+            [("a/b", Some("/r/a/b")), ("/a", Some("/r/a")), ("./a", Some("/r/a")), ("a/../b", None), ("..", None)]
+        {
+            assert_eq!(join_below(root, Path::new(name)), want.map(PathBuf::from), "{name}");
+        }
+    }
+
+    #[test]
+    fn relative_paths() {
+        for (from, to, want) in [
+            ("lib", "lib", "."),
+            ("bin", "lib", "../lib"),
+            ("lib/slurm", "lib", ".."),
+            ("", "lib", "lib"),
+            ("/a/b", "/a/c/d", "../c/d"),
+        ] {
+            assert_eq!(relative(Path::new(from), Path::new(to)), PathBuf::from(want), "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn a_tree_with_a_closed_folder_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let closed = dir.path().join("t/a/b");
+        fs::create_dir_all(&closed).unwrap();
+        fs::write(closed.join("f"), "x").unwrap();
+        fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
+        remove_tree(&dir.path().join("t")).unwrap();
+        assert!(!dir.path().join("t").exists());
+        remove_tree(&dir.path().join("t")).unwrap();
+    }
+
+    #[test]
+    fn atomic_write_replaces_and_sets_the_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x/key");
+        write_atomic(&path, b"one", 0o600).unwrap();
+        write_atomic(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path().join("x")).unwrap().count(), 1, "nothing left beside");
+    }
+}

@@ -1,0 +1,262 @@
+//! Why an image cannot be had: each case names the thing, the place, the cause, and what to do about it.
+
+use super::{BadReference, Digest, Platform};
+use crate::cache::CacheError;
+use crate::fsutil;
+use crate::report::Interrupted;
+use std::error::Error as StdError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why an image cannot be resolved, pulled or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The text names no image.
+    #[error(transparent)]
+    Reference(#[from] BadReference),
+    /// A platform we do not know.
+    #[error("`{text}` is not a platform that is supported; known are linux/amd64 and linux/arm64")]
+    UnknownPlatform {
+        /// What was asked for.
+        text: String,
+    },
+    /// A setting of the client cannot be used.
+    #[error("the registry client cannot be set up: {what}: {reason}")]
+    Client {
+        /// Which setting, with its file when it has one.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection.
+    #[error("cannot reach the registry of `{reference}` at {url}: {reason}; {}", unreachable_hint(reason))]
+    Unreachable {
+        /// The image.
+        reference: String,
+        /// What was requested.
+        url: String,
+        /// The chain of causes.
+        reason: String,
+    },
+    /// The registry wants other credentials, or none are good enough.
+    #[error("the registry refuses `{reference}` ({url}): {reason}; {hint}")]
+    Unauthorized {
+        /// The image.
+        reference: String,
+        /// What was requested.
+        url: String,
+        /// The registry's words.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// No such repository, tag or digest.
+    #[error("the registry has no {what} of `{reference}` ({url}): {reason}; check its name and tag")]
+    NotFound {
+        /// `image`, `manifest sha256:...`, `blob sha256:...`.
+        what: String,
+        /// The image.
+        reference: String,
+        /// What was requested.
+        url: String,
+        /// The registry's words.
+        reason: String,
+    },
+    /// Too many requests.
+    #[error(
+        "the registry of `{reference}` says too many requests ({url}){}: log in (docker login, podman login), wait, or use a mirror",
+        wait_hint(*after)
+    )]
+    RateLimited {
+        /// The image.
+        reference: String,
+        /// What was requested.
+        url: String,
+        /// `Retry-After`, when the registry named one.
+        after: Option<Duration>,
+    },
+    /// Any other answer that is no success.
+    #[error("the registry of `{reference}` answered {status} for {url}: {reason}; try again later or use a mirror")]
+    Server {
+        /// The image.
+        reference: String,
+        /// What was requested.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of its body.
+        reason: String,
+    },
+    /// A connection that ended too early, also after trying again.
+    #[error(
+        "{what} of `{reference}` was cut after {got} of {want} bytes: {reason}; run it again, it goes on from there"
+    )]
+    Cut {
+        /// Which blob.
+        what: String,
+        /// The image.
+        reference: String,
+        /// Bytes received.
+        got: u64,
+        /// Bytes expected.
+        want: u64,
+        /// The chain of causes.
+        reason: String,
+    },
+    /// Bytes that do not hash to their name.
+    #[error("{what} from {place} has the wrong content: expected {expected}, got {actual}; it was not kept: {remedy}")]
+    DigestMismatch {
+        /// Which object.
+        what: String,
+        /// Where it came from.
+        place: String,
+        /// The digest asked for.
+        expected: Box<Digest>,
+        /// The digest received.
+        actual: Box<Digest>,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// More or fewer bytes than announced.
+    #[error(
+        "{what} from {place} has the wrong size: its descriptor says {expected} bytes, got {actual}; it was not kept"
+    )]
+    SizeMismatch {
+        /// Which object.
+        what: String,
+        /// Where it came from.
+        place: String,
+        /// The descriptor's size.
+        expected: u64,
+        /// What came: the bytes counted until it was certain.
+        actual: u64,
+    },
+    /// No entry for the platform.
+    #[error("`{reference}` has no image for {wanted}; it has: {available}")]
+    NoPlatform {
+        /// The image.
+        reference: String,
+        /// What was looked for.
+        wanted: Platform,
+        /// What there is.
+        available: String,
+    },
+    /// A single image for another machine.
+    #[error("`{reference}` is an image for {found}, not for {wanted}")]
+    WrongPlatform {
+        /// The image.
+        reference: String,
+        /// What was looked for.
+        wanted: Platform,
+        /// What its configuration says.
+        found: String,
+    },
+    /// A manifest, index, configuration or layout that breaks its format.
+    #[error("{what} of `{reference}` is malformed: {reason}")]
+    Malformed {
+        /// Which document.
+        what: String,
+        /// The image.
+        reference: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A format that is known and not supported.
+    #[error("{what} of `{reference}` has the type `{media_type}`, which is not supported: {reason}")]
+    Unsupported {
+        /// Which object.
+        what: String,
+        /// The image.
+        reference: String,
+        /// Its media type.
+        media_type: String,
+        /// Why, or what would be.
+        reason: &'static str,
+    },
+    /// A layout on disk without the image.
+    #[error("the OCI layout `{dir}`: no {what}; {available}")]
+    NotInLayout {
+        /// The layout.
+        dir: PathBuf,
+        /// What was looked for.
+        what: String,
+        /// What there is.
+        available: String,
+    },
+    /// Offline, and something is missing.
+    #[error(
+        "offline, and {missing} of `{reference}` is not in the cache; on a connected machine: slurm-factory image pull {reference}"
+    )]
+    NotCached {
+        /// What is missing.
+        missing: String,
+        /// The image.
+        reference: String,
+    },
+    /// No space left, or a quota reached.
+    #[error(
+        "no space left for {what}: {needed} more bytes are needed at `{path}` ({source}); free some (slurm-factory clean), or choose another --cache-dir"
+    )]
+    NoSpace {
+        /// What was written.
+        what: String,
+        /// The file.
+        path: PathBuf,
+        /// Bytes not yet written.
+        needed: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file operation failed; the error names the path.
+    #[error("image store: {0}")]
+    Io(#[source] io::Error),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl ImageError {
+    /// An I/O error on `path`, told apart from a full disk.
+    pub(crate) fn io(error: io::Error, verb: &str, path: &Path, what: &str, needed: u64) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { what: what.to_owned(), path: path.to_owned(), needed, source: error }
+            }
+            _ => Self::Io(fsutil::with_path(&error, verb, path)),
+        }
+    }
+}
+
+/// An error and its causes in one line, without saying the same twice.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn unreachable_hint(reason: &str) -> &'static str {
+    let reason = reason.to_ascii_lowercase();
+    if reason.contains("certificate") || reason.contains("unknownissuer") {
+        "its certificate is not trusted: name the site's CA bundle with SSL_CERT_FILE"
+    } else if reason.contains("dns") || reason.contains("lookup") {
+        "check the host's name, and https_proxy if this machine has no direct way out"
+    } else {
+        "check the address, and https_proxy if this machine has no direct way out; or use a mirror or an OCI layout (oci:DIR)"
+    }
+}
+
+fn wait_hint(after: Option<Duration>) -> String {
+    after.map_or_else(String::new, |d| format!(", again in {} s", d.as_secs()))
+}

@@ -1,0 +1,38 @@
+//! Base images: from a name to checked blobs in the cache.
+//!
+//! ```text
+//! "ubuntu:24.04" -> Reference -> ResolvedImage -> PulledImage -> (rootfs::unpack)
+//!                   parse        resolve: digest   pull: manifest, config and layers in CACHE/blobs,
+//!                                of the platform's  each with the right size and digest
+//!                                manifest, remembered
+//! ```
+//!
+//! An image is a manifest that lists one configuration and several layers; a layer is a compressed tar archive
+//! that is unpacked over the layers below it. Everything is named by the digest of its content, so nothing that
+//! a registry, a proxy or a disk damages is ever taken for the image.
+//!
+//! Formats: OCI image-spec 1.1, OCI distribution-spec 1.1, Docker image manifest V2 schema 2.
+//!
+//! The public functions are synchronous; what is asynchronous runs on a runtime of their own.
+
+mod blobs;
+mod client;
+mod digest;
+mod error;
+mod layout;
+mod manifest;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod resolve;
+mod source;
+
+pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_candidates};
+pub use digest::{BadDigest, Digest};
+pub use error::ImageError;
+pub use manifest::{Compression, Layer};
+pub use platform::Platform;
+pub use pull::{PulledImage, pull};
+pub use reference::{BadReference, LayoutReference, Reference, RegistryReference};
+pub use resolve::{ResolveOptions, ResolvedImage, list, resolve};

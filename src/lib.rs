@@ -1,0 +1,36 @@
+//! Builds signed, truly relocatable Slurm packages with Spack, without root and without a daemon.
+//!
+//! Start reading at [`pipeline`]: the whole build from top to bottom. Around it:
+//!
+//! ```text
+//! L4  main cli                                            flags, configuration files, exit codes
+//! L3  pipeline workflows resolve                          what crosses stages
+//! L2  image rootfs sandbox spack relocate package sign    the stages: typed values in, proof of work out
+//! L1  catalog config plan elf                             pure: no I/O, no clock, no chance
+//! L0  cache fsutil process report secret                  leaves
+//! ```
+//!
+//! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
+//! package uses sign. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
+//! no environment and no configuration file, and draw nothing: they report events.
+
+pub mod cache;
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod elf;
+pub mod fsutil;
+pub mod image;
+pub mod package;
+pub mod pipeline;
+pub mod plan;
+pub mod process;
+pub mod relocate;
+pub mod report;
+pub mod resolve;
+pub mod rootfs;
+pub mod sandbox;
+pub mod secret;
+pub mod sign;
+pub mod spack;
+pub mod workflows;

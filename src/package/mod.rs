@@ -1,0 +1,543 @@
+//! The finished package: one archive that unpacks into a working tree anywhere, and what vouches for it.
+//!
+//! ```text
+//! DIR/
+//!   slurm-25.11-gcc13.4.0-software.tar.gz                 (or .tar.zst)
+//!       data/slurm_assets/...      install script, systemd units, configuration templates
+//!       modules/slurm/25.11-gcc13.4.0.lua
+//!       view/{bin,sbin,lib,...}    the relocated tree
+//!       manifest.json              last: what it is, and every file with its sum
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.sha256          for `sha256sum -c`
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.asc             for `gpg --verify`
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.manifest.json   a copy
+//! ```
+//!
+//! [`Package::create`] writes it in one pass: each file is read once, and the stream is compressed, hashed and signed
+//! on its way to the disk. The archive's own name appears last, so whoever finds it finds the rest.
+//! [`Package::open`] is the other door: it takes any file and checks it before it calls it a package.
+//!
+//! `ustar` is the tar format, `gzip` the parallel compression, `archive` the writing, `extract` the reading,
+//! [`mod@manifest`] the description, `installed` the tree on disk, [`modulefile`] what Lmod reads.
+
+mod archive;
+mod extract;
+mod gzip;
+mod installed;
+pub mod manifest;
+pub mod modulefile;
+mod ustar;
+
+pub use archive::{Content, Request};
+pub use extract::Entry;
+pub use installed::{Difference, Record, Removal, Tree};
+pub use manifest::{Facts, FileEntry, FileKind, Manifest, PREFIX_PLACEHOLDER, decode_path, encode_path};
+pub use ustar::{Kind, Member};
+
+use crate::fsutil;
+use crate::report::{Ctx, Interrupted};
+use crate::sign::{Fingerprint, GoodSignature, Keyring, SignError};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The entries at the top of the archive, each named once.
+pub mod layout {
+    /// The relocated tree.
+    pub const VIEW: &str = "view";
+    /// What goes into `MODULEPATH`.
+    pub const MODULES: &str = "modules";
+    /// The module's name, and the folder that holds its versions.
+    pub const MODULE_NAME: &str = "slurm";
+    /// What administrators need beside the programs.
+    pub const ASSETS: &str = "data/slurm_assets";
+    /// What the package is.
+    pub const MANIFEST: &str = "manifest.json";
+    /// What `install` adds to an installed tree.
+    pub const RECORD: &str = ".slurm-factory-install.json";
+}
+
+/// Why a package cannot be written or believed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// A file operation failed.
+    #[error("package: {0}")]
+    Io(#[source] io::Error),
+    /// The archive cannot be written.
+    #[error("cannot write the archive in `{dir}`: {source}")]
+    Write {
+        /// The folder.
+        dir: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Signing or checking a signature failed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The staging folder cannot be had.
+    #[error(transparent)]
+    Cache(#[from] crate::cache::CacheError),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// Sockets, devices and pipes.
+    #[error("`{path}` is {kind}, which a package cannot hold; remove it from the tree")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A link that would lead out of the unpacked tree.
+    #[error(
+        "the symlink `{path}` leads to `{target}`, outside the package; relocation should have made it relative or removed it"
+    )]
+    LinkOutside {
+        /// The link's name in the package.
+        path: PathBuf,
+        /// What it says.
+        target: PathBuf,
+    },
+    /// Two things of one name.
+    #[error("two parts of the package have the name `{path}`")]
+    Duplicate {
+        /// The name.
+        path: PathBuf,
+    },
+    /// A name that is not one below the package.
+    #[error("`{path}` is no name inside a package: it must be relative and without `..`")]
+    BadName {
+        /// The name.
+        path: PathBuf,
+    },
+    /// Somebody writes to the tree.
+    #[error("`{path}` changed while it was read: {source}; is another program writing to this tree?")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it shows.
+        source: io::Error,
+    },
+    /// The manifest cannot be written.
+    #[error("cannot write manifest.json: {0}")]
+    Json(#[source] serde_json::Error),
+    /// This is another kind of file.
+    #[error("`{path}` is not a package: {reason}")]
+    NotAPackage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The compressed stream, the archive or a name in it is not sound.
+    #[error("the package `{path}` is damaged, incomplete or hostile: {source}; fetch or build it again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops making sense.
+        source: io::Error,
+    },
+    /// The archive is not the one whose sum lies beside it.
+    #[error(
+        "the package `{path}` has sha256 {found}, but `{sums}` says {expected}; one of the two is old or damaged: fetch both again"
+    )]
+    SumMismatch {
+        /// The archive.
+        path: PathBuf,
+        /// The file with the sum.
+        sums: PathBuf,
+        /// The sum in it.
+        expected: String,
+        /// The archive's.
+        found: String,
+    },
+    /// The file beside it says nothing about it.
+    #[error("`{sums}` holds no sha256 sum of {name}")]
+    SumUnreadable {
+        /// The file.
+        sums: PathBuf,
+        /// The archive's name.
+        name: String,
+    },
+    /// No signature where one is required.
+    #[error(
+        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from, or have the check left out"
+    )]
+    NotSigned {
+        /// The archive.
+        path: PathBuf,
+        /// Where the signature should be.
+        signature: PathBuf,
+    },
+    /// The manifest cannot be read.
+    #[error("the package `{path}`: {source}")]
+    Manifest {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        source: manifest::ManifestError,
+    },
+    /// The archive does not hold what its manifest says.
+    #[error("the package `{path}` does not hold what its manifest says: {entry}: {problem}")]
+    Contents {
+        /// The archive.
+        path: PathBuf,
+        /// The entry.
+        entry: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Unpacking never writes over what is there.
+    #[error("`{dir}` is there already and not empty; unpack into a new folder")]
+    NotEmpty {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The modulefile's template and its values do not fit.
+    #[error("cannot render the modulefile: {0}")]
+    Template(#[source] minijinja::Error),
+}
+
+/// How the archive is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase")]
+pub enum Compression {
+    /// Read by everything.
+    Gzip {
+        /// libdeflate's level: 1 to 12.
+        level: u8,
+    },
+    /// Smaller and quicker, where zstd is installed.
+    Zstd {
+        /// zstd's level: 1 to 19.
+        level: u8,
+    },
+}
+
+impl Compression {
+    /// A little smaller than `gzip -6`, at a third of its work.
+    pub const GZIP: Self = Self::Gzip { level: 5 };
+    /// zstd's own default.
+    pub const ZSTD: Self = Self::Zstd { level: 3 };
+
+    /// `.tar.gz` or `.tar.zst`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Gzip { .. } => ".tar.gz",
+            Self::Zstd { .. } => ".tar.zst",
+        }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::GZIP
+    }
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "gzip" | "gz" => Ok(Self::GZIP),
+            "zstd" | "zst" => Ok(Self::ZSTD),
+            other => Err(format!("`{other}` is no compression; known are gzip and zstd")),
+        }
+    }
+}
+
+/// What names a package: the Slurm version and the compiler, as the user asked for them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PackageName {
+    /// For instance `25.11`.
+    pub version: String,
+    /// The compiler's version, such as `13.4.0`.
+    pub compiler: String,
+}
+
+impl PackageName {
+    /// `25.11-gcc13.4.0`: the module's version.
+    pub fn label(&self) -> String {
+        format!("{}-gcc{}", self.version, self.compiler)
+    }
+
+    /// `slurm-25.11-gcc13.4.0-software.tar.gz`.
+    pub fn archive(&self, compression: Compression) -> String {
+        format!("slurm-{}-software{}", self.label(), compression.suffix())
+    }
+
+    /// `modules/slurm/25.11-gcc13.4.0.lua`, inside the archive.
+    pub fn modulefile(&self) -> PathBuf {
+        Path::new(layout::MODULES).join(layout::MODULE_NAME).join(format!("{}.lua", self.label()))
+    }
+}
+
+/// The files that lie beside an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beside {
+    /// For `sha256sum -c`.
+    pub sums: PathBuf,
+    /// The detached signature.
+    pub signature: PathBuf,
+    /// The copy of the manifest.
+    pub manifest: PathBuf,
+}
+
+impl Beside {
+    /// Their names for this archive.
+    pub fn of(archive: &Path) -> Self {
+        let with = |suffix: &str| {
+            let mut name: OsString = archive.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        Self { sums: with(".sha256"), signature: with(".asc"), manifest: with(".manifest.json") }
+    }
+}
+
+/// A whole package on disk: written by us, or opened and checked.
+#[derive(Debug, Clone)]
+pub struct Package {
+    path: PathBuf,
+    sha256: String,
+    size: u64,
+    manifest: Manifest,
+}
+
+/// A package's signature, beside it on disk.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    signature: PathBuf,
+    fingerprint: Fingerprint,
+}
+
+impl Signed {
+    /// The `.asc` file.
+    pub fn signature(&self) -> &Path {
+        &self.signature
+    }
+
+    /// The key that signed.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+}
+
+/// What is asked of a signature when a package is opened.
+#[derive(Clone, Copy)]
+pub enum Trust<'k> {
+    /// There must be one, good, by one of these keys.
+    Require(&'k Keyring),
+    /// Nobody asks: our own cache, or the user said so.
+    Skip,
+}
+
+impl Package {
+    /// The archive.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its sha256 in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What it says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The files beside it, whether or not they are there.
+    pub fn beside(&self) -> Beside {
+        Beside::of(&self.path)
+    }
+
+    /// Takes any file for a package if it is one: its sum is that of the `.sha256` beside it (when there is one), its
+    /// signature is good (when `trust` asks), and every entry is what the manifest says.
+    pub fn open(path: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<(Self, Option<GoodSignature>), PackageError> {
+        let beside = Beside::of(path);
+        let mut file = fs::File::open(path).map_err(PackageError::Io)?;
+        let mut hashing = Hashing::new(Checked::new(&mut file, ctx));
+        let good = match trust {
+            Trust::Skip => None,
+            Trust::Require(keyring) => {
+                let signature = match read_small(&beside.signature) {
+                    Ok(signature) => signature,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        return Err(PackageError::NotSigned { path: path.to_owned(), signature: beside.signature });
+                    }
+                    Err(error) => return Err(PackageError::Io(error)),
+                };
+                let what = format!("`{}`", path.display());
+                Some(keyring.verify_detached(&what, &signature, &mut hashing).map_err(|error| match error {
+                    SignError::Io(io) => told_to_stop(io, PackageError::Io),
+                    other => PackageError::Sign(other),
+                })?)
+            }
+        };
+        io::copy(&mut hashing, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;
+        let (sha256, size) = hashing.finish();
+        check_sum(path, &beside.sums, &sha256)?;
+        file.rewind().map_err(PackageError::Io)?;
+        let (manifest, read_sha256) = extract::check(path, file, ctx)?;
+        if read_sha256 != sha256 {
+            let source = io::Error::other("it changed between the check of its signature and the reading");
+            return Err(PackageError::Changed { path: path.to_owned(), source });
+        }
+        Ok((Self { path: path.to_owned(), sha256, size, manifest }, good))
+    }
+}
+
+/// Compares with the sum beside the archive, when there is one.
+fn check_sum(path: &Path, sums: &Path, found: &str) -> Result<(), PackageError> {
+    let text = match read_small(sums) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(PackageError::Io(error)),
+    };
+    let name = path.file_name().unwrap_or_default();
+    let Some(expected) = parse_sums(&text, name) else {
+        return Err(PackageError::SumUnreadable { sums: sums.to_owned(), name: name.to_string_lossy().into_owned() });
+    };
+    if expected == found {
+        Ok(())
+    } else {
+        Err(PackageError::SumMismatch {
+            path: path.to_owned(),
+            sums: sums.to_owned(),
+            expected,
+            found: found.to_owned(),
+        })
+    }
+}
+
+/// The sum of `name` in the output of `sha256sum`: `HEX  NAME`, or `HEX *NAME`; a single sum may also stand alone or
+/// be that of a file that has since been renamed.
+fn parse_sums(text: &[u8], name: &OsStr) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| {
+            let (sum, rest) = line.split_once([' ', '\t']).unwrap_or((line.trim(), ""));
+            let rest = rest.strip_prefix([' ', '*']).unwrap_or(rest);
+            (sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit())).then_some((sum, rest))
+        })
+        .collect();
+    let sum = match lines.as_slice() {
+        [(sum, _)] => Some(*sum),
+        several => several.iter().find(|(_, n)| Path::new(n).file_name() == Some(name)).map(|(sum, _)| *sum),
+    };
+    sum.map(str::to_ascii_lowercase)
+}
+
+/// Reads a file that cannot be large: a sum, a signature.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    const LIMIT: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT {
+        let error = io::Error::new(io::ErrorKind::InvalidData, "it is far too large");
+        return Err(fsutil::with_path(&error, "read", path));
+    }
+    Ok(bytes)
+}
+
+/// Hashes what is read through it.
+struct Hashing<R: Read> {
+    inner: R,
+    hash: Sha256,
+    length: u64,
+}
+
+impl<R: Read> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new(), length: 0 }
+    }
+
+    fn finish(self) -> (String, u64) {
+        (hex::encode(self.hash.finalize()), self.length)
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(out)?;
+        self.hash.update(out.get(..got).unwrap_or_default());
+        self.length += got as u64;
+        Ok(got)
+    }
+}
+
+/// How many threads to use when `wanted` were asked for; 0 means all.
+fn threads(wanted: usize, most: usize) -> io::Result<usize> {
+    let threads = if wanted == 0 { std::thread::available_parallelism()?.get() } else { wanted };
+    Ok(threads.min(most))
+}
+
+/// Ends with an error when the program is told to stop.
+struct Checked<'c, R: Read> {
+    inner: R,
+    ctx: &'c Ctx,
+}
+
+impl<'c, R: Read> Checked<'c, R> {
+    fn new(inner: R, ctx: &'c Ctx) -> Self {
+        Self { inner, ctx }
+    }
+}
+
+impl<R: Read> Read for Checked<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        // Not ErrorKind::Interrupted, which readers answer by trying again.
+        self.ctx.check().map_err(io::Error::other)?;
+        self.inner.read(out)
+    }
+}
+
+/// The error as `Interrupted` when [`Checked`] raised it, else as `otherwise` says.
+fn told_to_stop(error: io::Error, otherwise: impl FnOnce(io::Error) -> PackageError) -> PackageError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Interrupted>()) {
+        Some(interrupted) => PackageError::Interrupted(*interrupted),
+        None => otherwise(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let name = PackageName { version: "25.11".into(), compiler: "13.4.0".into() };
+        assert_eq!(name.archive(Compression::GZIP), "slurm-25.11-gcc13.4.0-software.tar.gz");
+        assert_eq!(name.archive(Compression::ZSTD), "slurm-25.11-gcc13.4.0-software.tar.zst");
+        assert_eq!(name.modulefile(), Path::new("modules/slurm/25.11-gcc13.4.0.lua"));
+    }
+
+    #[test]
+    fn sums_are_read_in_the_forms_that_exist() {
+        let sum = "a".repeat(64);
+        let name = OsStr::new("x.tar.gz");
+        for text in [
+            format!("{sum}  x.tar.gz\n"),
+            format!("{sum} *x.tar.gz\n"),
+            format!("{}\n", sum.to_uppercase()),
+            format!("{}  other\n{sum}  ./dir/x.tar.gz\n", "b".repeat(64)),
+        ] {
+            assert_eq!(parse_sums(text.as_bytes(), name).as_deref(), Some(sum.as_str()), "{text}");
+        }
+        for text in ["", "abc  x.tar.gz", "not found"] {
+            assert_eq!(parse_sums(text.as_bytes(), name), None, "{text}");
+        }
+    }
+}

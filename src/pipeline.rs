@@ -1,0 +1,278 @@
+//! The whole build, read from top to bottom.
+//!
+//! Each stage takes the proof that the one before happened and returns its own:
+//!
+//! ```text
+//! Resolved -> PulledImage -> Rootfs -> Installed -> Relocated -> Package + Signed -> Findings
+//! ```
+//!
+//! Every stage keeps its result in the cache, whole or not at all, so a run that was cut goes on from the last
+//! stage that was finished.
+
+use crate::cache::{Cache, CacheError};
+use crate::config::Settings;
+use crate::image::{self, ImageError};
+use crate::package::{self, Content, Package, PackageError, PackageName, Signed, Trust};
+use crate::plan::{BuildPlan, PlanError, inside};
+use crate::relocate::verify::{Findings, Inspector};
+use crate::relocate::{self, RelocateError, Relocated, Rules};
+use crate::report::{Ctx, Interrupted, Stage};
+use crate::resolve::{self, Flags, Lookup, ResolveError, Resolved};
+use crate::rootfs::{self, PrepareError, Rootfs};
+use crate::sign::{Keyring, SigningKey};
+use crate::spack::{self, External, Installed, SpackError};
+use crate::workflows::{finished, payload, verify};
+use fs_err as fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a build did not end with a package.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant is a stage's error, documented there
+pub enum BuildError {
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Spack(#[from] SpackError),
+    #[error(transparent)]
+    Relocate(#[from] RelocateError),
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    #[error(transparent)]
+    Verify(#[from] verify::VerifyError),
+    #[error("build: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// The tree is not fit to be moved; nothing was packaged.
+    #[error("the relocated tree is not fit: {} problems\n  {}", findings.problems.len(), verify::list(findings))]
+    Unfit {
+        /// What is wrong with it.
+        findings: Box<Findings>,
+    },
+}
+
+/// A finished package and how it came to be.
+pub struct Built {
+    /// The package.
+    pub package: Package,
+    /// True when it was found and not made.
+    pub cached: bool,
+}
+
+/// Builds what was asked, or finds it.
+pub fn build(
+    settings: &Settings,
+    flags: Flags,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<Built, BuildError> {
+    // What costs nothing to find out comes first: a wrong name, a host on which nothing can be built.
+    resolve::check(settings, flags, cache, lookup, ctx)?;
+    let sandbox = resolve::sandbox(settings, ctx)?;
+    let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
+    let plan = &resolved.plan;
+    let _lock = cache.lock(ctx, &format!("plan-{}", plan.digest.short()), "the same build")?;
+    let key = resolve::signing_key(settings, cache, lookup, ctx)?;
+    if resolved.request.use_cache
+        && let Some(built) = finished::find(cache, plan, &key, ctx)?
+    {
+        return Ok(built);
+    }
+    ctx.note(format!("sandbox: {}", sandbox.why()));
+    let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
+    let installed = install(&resolved, &rootfs, cache, &sandbox, ctx)?;
+    let staging = cache.staging(&resolved.build_dir.join("staged"))?;
+    let (relocated, findings) = relocated(&resolved, &installed, staging.path(), ctx)?;
+    let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: rootfs.meta().gcc.clone() };
+    let (package, signed) = packaged(&resolved, &rootfs, &installed, &relocated, &findings, &name, &key, cache, ctx)?;
+    verified(&package, &signed, &key, &resolved.rules, ctx)?;
+    finished::remember(cache, plan, package.path())?;
+    Ok(Built { package, cached: false })
+}
+
+/// The base image with the build tools in it.
+fn prepared_rootfs(
+    resolved: &Resolved,
+    cache: &Cache,
+    sandbox: &crate::sandbox::Sandbox,
+    ctx: &Ctx,
+) -> Result<Rootfs, BuildError> {
+    let toolchain = &resolved.plan.identity.toolchain;
+    let recipe = rootfs::Recipe {
+        toolchain: &toolchain.name,
+        image: &toolchain.image,
+        image_digest: &toolchain.image_digest,
+        os_release: &toolchain.os_release,
+        packages: &toolchain.packages,
+        requirements: &toolchain.requirements,
+        probes: &resolved.probes,
+    };
+    if let Some(rootfs) = Rootfs::open(cache, &recipe.id()) {
+        ctx.stage(Stage::Rootfs, &toolchain.name).cached(format!("{} with GCC {}", toolchain.name, rootfs.meta().gcc));
+        return Ok(rootfs);
+    }
+    if resolved.request.offline {
+        return Err(PrepareError::Offline { toolchain: toolchain.name.clone() }.into());
+    }
+    rootfs::prepare(&recipe, cache, sandbox, &resolved.host, ctx, || {
+        let timer = ctx.stage(Stage::Image, toolchain.image.clone());
+        let image = image::pull(&resolved.image, cache, &resolved.client, resolved.request.offline, ctx)?;
+        timer.done(format!("{} {}", toolchain.image, resolved.image.digest()));
+        Ok(image)
+    })
+}
+
+/// Slurm and everything below it, installed by Spack in the build sandbox.
+fn install(
+    resolved: &Resolved,
+    rootfs: &Rootfs,
+    cache: &Cache,
+    sandbox: &crate::sandbox::Sandbox,
+    ctx: &Ctx,
+) -> Result<Installed, BuildError> {
+    let versions = &rootfs.meta().versions;
+    let externals: Vec<_> = resolved
+        .probes
+        .iter()
+        .filter_map(|probe| {
+            let version = versions.get(&probe.name)?.clone();
+            Some(External {
+                name: probe.name.clone(),
+                version,
+                variants: probe.variants.clone(),
+                prefix: "/usr".into(),
+            })
+        })
+        .collect();
+    let session = spack::Session {
+        plan: &resolved.plan,
+        rootfs: rootfs.root(),
+        rootfs_id: rootfs.id(),
+        gcc: &rootfs.meta().gcc,
+        externals: &externals,
+        build_dir: &resolved.build_dir,
+        host: &resolved.host,
+        cache,
+        sandbox,
+    };
+    Ok(session.install(ctx)?)
+}
+
+/// A copy of the view that runs from any folder, looked at before anything is packed.
+fn relocated(
+    resolved: &Resolved,
+    installed: &Installed,
+    staging: &Path,
+    ctx: &Ctx,
+) -> Result<(Relocated, Findings), BuildError> {
+    let timer = ctx.stage(Stage::Relocate, "the view");
+    let origin = relocate::Origin {
+        host_root: installed.slot().to_owned(),
+        inside_root: inside::ROOT.to_owned(),
+        inside_store: inside::STORE.to_owned(),
+        inside_views: inside::VIEWS.to_owned(),
+        inside_view: installed.view_inside().to_owned(),
+    };
+    let relocated = relocate::relocate(&origin, &resolved.rules, &staging.join("view"), ctx)?;
+    let mut inspector = Inspector::new(&resolved.rules, inside::ROOT);
+    verify::feed_tree(&mut inspector, relocated.tree(), ctx)?;
+    let findings = inspector.finish();
+    if !findings.problems.is_empty() {
+        return Err(BuildError::Unfit { findings: Box::new(findings) });
+    }
+    let report = relocated.report();
+    timer.done(format!(
+        "{} files, {} of {} ELF files edited, {} before and {} after",
+        report.files,
+        report.elf_edited,
+        findings.elf_files,
+        humansize::format_size(
+            report.bytes_before + report.pruned.iter().map(|p| p.bytes).sum::<u64>(),
+            humansize::BINARY
+        ),
+        humansize::format_size(report.bytes_after, humansize::BINARY),
+    ));
+    Ok((relocated, findings))
+}
+
+/// The archive, its sum and its signature, written in one pass.
+#[allow(clippy::too_many_arguments)] // what a package is made of; each is used once
+fn packaged(
+    resolved: &Resolved,
+    rootfs: &Rootfs,
+    installed: &Installed,
+    relocated: &Relocated,
+    findings: &Findings,
+    name: &PackageName,
+    key: &SigningKey,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<(Package, Signed), BuildError> {
+    let timer = ctx.stage(Stage::Package, name.label());
+    let plan = &resolved.plan;
+    let mut contents = vec![Content::Tree { root: relocated.tree().to_owned(), name: "view".into() }];
+    let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings);
+    contents.extend(payload::contents(name, &facts, installed)?);
+    let request = package::Request {
+        dir: &builds_dir(cache),
+        name,
+        contents,
+        facts,
+        compression: payload::compression(plan.identity.compression),
+        threads: plan.execution.cpus as usize,
+        key,
+    };
+    let (package, signed) = Package::create(cache, request, ctx)?;
+    timer.done(format!(
+        "{}, signed by {}",
+        humansize::format_size(package.size(), humansize::BINARY),
+        signed.fingerprint()
+    ));
+    Ok((package, signed))
+}
+
+/// The finished package, checked as whoever gets it would.
+fn verified(package: &Package, signed: &Signed, key: &SigningKey, rules: &Rules, ctx: &Ctx) -> Result<(), BuildError> {
+    let timer = ctx.stage(Stage::Verify, package.path().display().to_string());
+    let mut keyring = Keyring::new();
+    keyring.add_key(key);
+    let verified = verify::package(package.path(), Trust::Require(&keyring), rules, ctx)?;
+    if !verified.findings.problems.is_empty() {
+        return Err(BuildError::Unfit { findings: Box::new(verified.findings) });
+    }
+    timer.done(format!(
+        "signature by {} good, {} ELF files closed, needs glibc {}",
+        signed.fingerprint(),
+        verified.findings.elf_files,
+        verified.findings.glibc.as_ref().map_or("none", |f| f.version.as_str()),
+    ));
+    Ok(())
+}
+
+/// Where finished packages are.
+pub fn builds_dir(cache: &Cache) -> PathBuf {
+    cache.dir("builds")
+}
+
+/// What `build` would do: everything is looked up, nothing is made.
+pub fn plan(
+    settings: &Settings,
+    flags: Flags,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
+    let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
+    let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
+    Ok((resolved.plan, there))
+}

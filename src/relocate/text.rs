@@ -1,0 +1,127 @@
+//! Text files that name the build prefix: scripts, their first lines, configuration.
+//!
+//! A first line (`#!`, execve(2)) that names a program of the package becomes `#!/usr/bin/env NAME`: the kernel
+//! takes no relative interpreter, and the module puts the package's `bin` first in PATH. Anything else that
+//! names the prefix gets [`PLACEHOLDER`] in its place, and the file is listed for `install`, which writes the
+//! folder it installed to.
+
+use std::path::Path;
+
+/// What stands for the view's folder until `install` fills it in.
+pub const PLACEHOLDER: &str = "@SLURM_FACTORY_PREFIX@";
+
+/// What became of a text file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The new content.
+    pub bytes: Vec<u8>,
+    /// Whether `install` has to fill in [`PLACEHOLDER`].
+    pub fill_in: bool,
+}
+
+/// Turns absolute paths of the build into paths in the view.
+pub trait MapPath {
+    /// How many bytes at the start of `text` (which begins with the build root) stand for the view's folder:
+    /// `/root/store/zlib-1.3-hash` in `/root/store/zlib-1.3-hash/lib`.
+    fn prefix_len(&self, text: &[u8]) -> usize;
+}
+
+/// Rewrites a text file; `None` when it does not name the build root.
+pub fn rewrite(bytes: &[u8], root: &[u8], map: &dyn MapPath) -> Option<Rewritten> {
+    let finder = memchr::memmem::Finder::new(root);
+    finder.find(bytes)?;
+    let (first, rest) = split_first_line(bytes);
+    let mut out = Vec::with_capacity(bytes.len());
+    match shebang(first, root, map) {
+        Some(line) => out.extend_from_slice(&line),
+        None => replace(first, &finder, map, &mut out),
+    }
+    replace(rest, &finder, map, &mut out);
+    let fill_in = memchr::memmem::find(&out, PLACEHOLDER.as_bytes()).is_some();
+    Some(Rewritten { bytes: out, fill_in })
+}
+
+/// Whether content is text: no NUL byte in its first 8 KiB (what grep and git go by).
+pub fn is_text(bytes: &[u8]) -> bool {
+    memchr::memchr(0, &bytes[..bytes.len().min(8192)]).is_none()
+}
+
+fn split_first_line(bytes: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memchr(b'\n', bytes) {
+        Some(end) if bytes.starts_with(b"#!") => bytes.split_at(end),
+        None if bytes.starts_with(b"#!") => (bytes, &[]),
+        _ => (&[], bytes),
+    }
+}
+
+fn shebang(line: &[u8], root: &[u8], map: &dyn MapPath) -> Option<Vec<u8>> {
+    let command = line.strip_prefix(b"#!")?.trim_ascii();
+    if !command.starts_with(root) {
+        return None;
+    }
+    let end = command.iter().position(u8::is_ascii_whitespace).unwrap_or(command.len());
+    let (interpreter, arguments) = command.split_at(end);
+    let inside = interpreter.get(map.prefix_len(interpreter)..)?;
+    let name = Path::new(std::str::from_utf8(inside).ok()?).file_name()?.to_str()?;
+    let arguments = arguments.trim_ascii();
+    // env(1) takes several arguments in a first line with -S (coreutils 8.30).
+    let mut out = b"#!/usr/bin/env ".to_vec();
+    if !arguments.is_empty() {
+        out.extend_from_slice(b"-S ");
+    }
+    out.extend_from_slice(name.as_bytes());
+    if !arguments.is_empty() {
+        out.push(b' ');
+        out.extend_from_slice(arguments);
+    }
+    Some(out)
+}
+
+fn replace(bytes: &[u8], finder: &memchr::memmem::Finder<'_>, map: &dyn MapPath, out: &mut Vec<u8>) {
+    let mut at = 0;
+    for found in finder.find_iter(bytes) {
+        if found < at {
+            continue;
+        }
+        out.extend_from_slice(&bytes[at..found]);
+        out.extend_from_slice(PLACEHOLDER.as_bytes());
+        at = found + map.prefix_len(&bytes[found..]);
+    }
+    out.extend_from_slice(&bytes[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Store;
+
+    impl MapPath for Store {
+        fn prefix_len(&self, text: &[u8]) -> usize {
+            // /b/store/NAME
+            let tail = &text[b"/b/store/".len().min(text.len())..];
+            let name =
+                tail.iter().position(|b| *b == b'/' || b.is_ascii_whitespace() || *b == b'"').unwrap_or(tail.len());
+            text.len() - tail.len() + name
+        }
+    }
+
+    fn run(text: &str) -> Option<(String, bool)> {
+        rewrite(text.as_bytes(), b"/b/store", &Store).map(|r| (String::from_utf8(r.bytes).unwrap(), r.fill_in))
+    }
+
+    #[test]
+    fn first_lines_lose_the_prefix_and_need_no_filling_in() {
+        assert_eq!(run("#!/b/store/perl-5/bin/perl\nx\n"), Some(("#!/usr/bin/env perl\nx\n".into(), false)));
+        assert_eq!(run("#! /b/store/perl-5/bin/perl -w -T\n"), Some(("#!/usr/bin/env -S perl -w -T\n".into(), false)));
+    }
+
+    #[test]
+    fn other_text_is_listed_for_install() {
+        assert_eq!(
+            run("#!/bin/sh\nexec \"/b/store/x-1/bin/x\" /b/store/y/lib\n"),
+            Some((format!("#!/bin/sh\nexec \"{PLACEHOLDER}/bin/x\" {PLACEHOLDER}/lib\n"), true))
+        );
+        assert_eq!(run("nothing here"), None);
+    }
+}

@@ -1,0 +1,409 @@
+//! Gathers what a plan needs to know, by I/O, before any work: what a tag means, which commit Spack is, what the
+//! host offers. The only place, with the command line, that looks at the environment.
+
+use crate::cache::{Cache, CacheError};
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::{ConfigError, Settings, parse_size};
+use crate::fsutil;
+use crate::image::{
+    BadReference, ClientConfig, Credentials, ImageError, Platform, Reference, ResolveOptions, ResolvedImage,
+};
+use crate::plan::{
+    self, BuildPlan, BuildRequest, Compression, Facts, HostAccess, Network, PlanError, Publish, Variant,
+};
+use crate::relocate::{Rules, RulesError};
+use crate::report::Ctx;
+use crate::sandbox::{Backend, Sandbox, SandboxError};
+use crate::secret::Secret;
+use crate::sign::{Created, KeyStore, SignError, SigningKey};
+use crate::spack::{SourceError, own_repo, source};
+use fs_err as fs;
+use std::path::{Path, PathBuf};
+
+/// Why a plan could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// A setting has a value that it cannot have.
+    #[error("{key}: `{value}` is not one of {}", known.join(", "))]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        known: &'static [&'static str],
+    },
+    /// A size that is none, or a file that does not parse.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Not in the catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Not an image reference.
+    #[error(transparent)]
+    Reference(#[from] BadReference),
+    /// The image could not be looked up.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Spack or recipes could not be looked up.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// No sandbox can be made here.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The embedded rules are wrong.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// A folder named in a setting is not there.
+    #[error("{key}: folder `{path}` does not exist")]
+    NoFolder {
+        /// The setting.
+        key: &'static str,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Nothing can run from the folder.
+    #[error(
+        "`{path}` is on a file system that is mounted noexec, so no program in it can run; choose another --cache-dir or --build-dir"
+    )]
+    NoExec {
+        /// The cache or the build folder.
+        path: PathBuf,
+    },
+    /// The home folder is needed and not known.
+    #[error("HOME is not set: name the cache folder with --cache-dir or SLURM_FACTORY_CACHE_DIR")]
+    NoHome,
+}
+
+/// What flags alone can say: they hold for one run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flags {
+    /// `--gpu`
+    pub gpu: bool,
+    /// `--minimal`
+    pub minimal: bool,
+    /// `--offline`
+    pub offline: bool,
+    /// `--no-cache`
+    pub no_cache: bool,
+    /// `--publish`
+    pub publish: Option<Publish>,
+}
+
+/// Reads variables of the environment; tests pass their own.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Everything that a build needs, looked up and checked.
+pub struct Resolved {
+    /// What was asked.
+    pub request: BuildRequest,
+    /// What will be done.
+    pub plan: BuildPlan,
+    /// The image, its digest known.
+    pub image: ResolvedImage,
+    /// How registries are reached.
+    pub client: ClientConfig,
+    /// What of the host the sandboxes may use.
+    pub host: HostAccess,
+    /// What is pruned and allowed.
+    pub rules: Rules,
+    /// Programs of the rootfs that Spack takes as they are.
+    pub probes: Vec<crate::catalog::Probe>,
+    /// Where store, views and stages are.
+    pub build_dir: PathBuf,
+}
+
+/// The cache folder that settings and environment name.
+pub fn cache_dir(settings: &Settings, lookup: Lookup<'_>) -> Result<PathBuf, ResolveError> {
+    if let Some(dir) = &settings.cache_dir {
+        return Ok(dir.clone());
+    }
+    lookup("HOME").map(|home| Path::new(&home).join(".slurm-factory")).ok_or(ResolveError::NoHome)
+}
+
+/// Settings and flags, with defaults in place of what was not said.
+pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<BuildRequest, ResolveError> {
+    let defaults = &catalog.defaults;
+    let or = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
+    let variant = match (flags.gpu, flags.minimal) {
+        (true, _) => Variant::Gpu,
+        (_, true) => Variant::Minimal,
+        _ => Variant::Default,
+    };
+    let compression = match or(&settings.compression, "gzip").as_str() {
+        "gzip" => Compression::Gzip,
+        "zstd" => Compression::Zstd,
+        other => return Err(bad("compression", other, &["gzip", "zstd"])),
+    };
+    let network = match or(&settings.network, "host").as_str() {
+        "host" => Network::Host,
+        "none" => Network::None,
+        other => return Err(bad("network", other, &["host", "none"])),
+    };
+    Ok(BuildRequest {
+        slurm_version: or(&settings.slurm_version, &defaults.slurm),
+        compiler_version: or(&settings.compiler_version, &defaults.compiler),
+        toolchain: or(&settings.toolchain, &defaults.toolchain),
+        variant,
+        compression,
+        jobs: settings.jobs.unwrap_or(4),
+        cpus: settings.cpus.unwrap_or(0),
+        shm_size: settings.shm_size.as_deref().map_or(Ok(2 << 30), parse_size)?,
+        network,
+        offline: flags.offline,
+        use_cache: !flags.no_cache,
+        publish: flags.publish.unwrap_or(Publish::None),
+    })
+}
+
+fn bad(key: &'static str, value: &str, known: &'static [&'static str]) -> ResolveError {
+    ResolveError::Value { key, value: value.to_owned(), known }
+}
+
+/// The backend that settings name.
+pub fn backend(settings: &Settings) -> Result<Backend, ResolveError> {
+    match settings.backend.as_deref().unwrap_or("auto") {
+        "auto" => Ok(Backend::Auto),
+        "userns" => Ok(Backend::Userns),
+        "podman" => Ok(Backend::Podman),
+        other => Err(bad("backend", other, &["auto", "userns", "podman"])),
+    }
+}
+
+/// Refuses what can be refused without asking anyone: names that are not known, and folders in which no program
+/// could run.
+pub fn check(
+    settings: &Settings,
+    flags: Flags,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<(), ResolveError> {
+    let catalog = Catalog::embedded()?.with(settings.catalog.clone());
+    plan::check(&request(settings, flags, &catalog)?, &catalog)?;
+    backend(settings)?;
+    for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
+        // The build folder may not be there yet; what holds it is mounted the same.
+        if let Some(there) = path.ancestors().find(|p| p.is_dir())
+            && fsutil::mounted_noexec(there)
+        {
+            return Err(ResolveError::NoExec { path });
+        }
+    }
+    Ok(())
+}
+
+/// Looks everything up and makes the plan. What is known to be impossible is refused before the network is
+/// asked anything.
+pub fn resolve(
+    settings: &Settings,
+    flags: Flags,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<Resolved, ResolveError> {
+    let catalog = Catalog::embedded()?.with(settings.catalog.clone());
+    let request = request(settings, flags, &catalog)?;
+    backend(settings)?;
+    let (release, toolchain) = plan::check(&request, &catalog)?;
+    let rules = Rules::embedded()?;
+    let build_dir = build_dir(settings, cache, lookup, ctx);
+
+    let reference: Reference = settings.image.as_deref().unwrap_or(&toolchain.image).parse()?;
+    let platform = Platform::host()?;
+    let client = client_config(lookup, ctx);
+    let options = ResolveOptions { offline: request.offline, refresh: false };
+    let image = crate::image::resolve(&reference, platform, cache, &client, options, ctx)?;
+
+    let find = |what, source: &Option<String>, reference: &Option<String>, pin: &crate::catalog::GitPin| {
+        let source = source.as_deref().unwrap_or(&pin.source);
+        let reference = reference.as_deref().unwrap_or(&pin.reference);
+        source::resolve(what, source, reference, request.offline, cache, ctx)
+    };
+    let spack = find("Spack", &settings.spack_source, &settings.spack_reference, &catalog.spack)?;
+    let spack_packages =
+        find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &catalog.spack_packages)?;
+    let repos = settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<Vec<_>, _>>()?;
+    let facts = Facts {
+        image: reference.to_string(),
+        image_digest: image.digest().to_string(),
+        platform: platform.to_string(),
+        spack,
+        spack_packages,
+        own_repo_digest: own_repo::digest(&release),
+        rules_digest: rules.digest().to_owned(),
+        repos,
+        source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_ref())?,
+        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_ref())?,
+        host_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+    };
+    let plan = plan::plan(&request, &catalog, facts)?;
+    Ok(Resolved {
+        request,
+        plan,
+        image,
+        client,
+        host: host_access(lookup),
+        rules,
+        probes: toolchain.external,
+        build_dir,
+    })
+}
+
+/// The variable that holds the passphrase of a locked signing key.
+pub const PASSPHRASE: &str = "SLURM_FACTORY_KEY_PASSPHRASE";
+
+/// The key that signs: the configured file, or the cache's own, which is made when there is none.
+pub fn signing_key(
+    settings: &Settings,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<SigningKey, ResolveError> {
+    let passphrase = lookup(PASSPHRASE).map(Secret::new);
+    if let Some(path) = &settings.key {
+        return Ok(SigningKey::from_file(path, passphrase.as_ref())?);
+    }
+    let store = KeyStore::new(cache);
+    let (key, created) = store.load_or_create(ctx, "slurm-factory", passphrase.as_ref())?;
+    if created == Created::Yes {
+        let public = store.public_path(&key.fingerprint());
+        ctx.note(format!("made a signing key, fingerprint {}", key.fingerprint()));
+        ctx.note(format!("its public half is for those who install: {}", public.display()));
+        ctx.note("`slurm-factory key export` prints it");
+    }
+    Ok(key)
+}
+
+/// The sandbox of this host, by really trying.
+pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
+    Ok(Sandbox::open(backend(settings)?, &ctx.interrupt)?)
+}
+
+fn folders_or_urls(key: &'static str, given: Option<&Vec<String>>) -> Result<Vec<String>, ResolveError> {
+    given
+        .into_iter()
+        .flatten()
+        .map(|mirror| {
+            let path = mirror.strip_prefix("file://").unwrap_or(mirror);
+            if path.contains("://") {
+                return Ok(mirror.clone());
+            }
+            let refuse = || ResolveError::NoFolder { key, path: path.into() };
+            let path = fs::canonicalize(path).map_err(|_| refuse())?;
+            path.to_str().map(str::to_owned).ok_or_else(refuse)
+        })
+        .collect()
+}
+
+/// Store and stages belong on a local disk: Spack's locks and many small files do badly on a shared one.
+pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>, ctx: &Ctx) -> PathBuf {
+    if let Some(dir) = &settings.build_dir {
+        return dir.clone();
+    }
+    match fsutil::shared_file_system(cache.root()) {
+        None => cache.dir("work"),
+        Some(name) => {
+            let parent = lookup("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+            let dir = parent.join(format!("slurm-factory-{}", nix::unistd::getuid()));
+            ctx.note(format!(
+                "the cache is on {name}; store and stages go to the local folder {} (--build-dir names another)",
+                dir.display()
+            ));
+            dir
+        }
+    }
+}
+
+/// How registries are reached: proxies, the site's CA, credentials that containers' tools or docker keep.
+pub fn client_config(lookup: Lookup<'_>, ctx: &Ctx) -> ClientConfig {
+    let mut client = ClientConfig::from_environment(lookup);
+    client.extra_ca_files.extend(lookup("SSL_CERT_FILE").map(PathBuf::from).filter(|p| p.is_file()));
+    // The first file wins for a registry that several name, so the best comes last.
+    for path in crate::image::auth_file_candidates(lookup).iter().rev() {
+        let Ok(text) = fs::read_to_string(path) else { continue };
+        match Credentials::from_auth_file(&text) {
+            Ok(credentials) => client.credentials.merge(credentials),
+            Err(e) => ctx.warn(format!("{} is not used: {e}", path.display())),
+        }
+    }
+    client
+}
+
+/// What of the host the sandboxes may use: its CA bundle, proxies, pip's index settings.
+fn host_access(lookup: Lookup<'_>) -> HostAccess {
+    const BUNDLES: [&str; 3] =
+        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+    const PASSED: [&str; 14] = [
+        "http_proxy",
+        "https_proxy",
+        "ftp_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "PIP_INDEX_URL",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_TRUSTED_HOST",
+        "PIP_DEFAULT_TIMEOUT",
+        "PIP_NO_INDEX",
+        "PIP_FIND_LINKS",
+        "SOURCE_DATE_EPOCH",
+    ];
+    let named = lookup("SSL_CERT_FILE").map(PathBuf::from);
+    let ca_bundle = named.into_iter().chain(BUNDLES.map(PathBuf::from)).find(|p| p.is_file());
+    let env: Vec<_> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), lookup(name)?))).collect();
+    let wheels = lookup("PIP_FIND_LINKS")
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute() && p.is_dir())
+        .collect();
+    HostAccess { ca_bundle, env, wheels }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_those_that_users_know() {
+        let catalog = Catalog::embedded().unwrap();
+        let request = request(&Settings::default(), Flags::default(), &catalog).unwrap();
+        assert_eq!((request.jobs, request.shm_size), (4, 2 << 30));
+        assert_eq!(request.slurm_version, "25.11");
+    }
+
+    #[test]
+    fn a_wrong_value_is_answered_with_the_right_ones() {
+        let catalog = Catalog::embedded().unwrap();
+        let settings = Settings { compression: Some("rar".into()), ..Settings::default() };
+        let error = request(&settings, Flags::default(), &catalog).unwrap_err().to_string();
+        assert!(error.contains("rar") && error.contains("zstd"), "{error}");
+    }
+
+    #[test]
+    fn the_sandbox_gets_proxies_and_the_named_bundle_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("ca.pem");
+        fs::write(&bundle, "").unwrap();
+        let text = bundle.display().to_string();
+        let access = host_access(&move |name: &str| match name {
+            "https_proxy" => Some("http://proxy:3128".into()),
+            "SSL_CERT_FILE" => Some(text.clone()),
+            "AWS_SECRET_ACCESS_KEY" => Some("secret".into()),
+            _ => None,
+        });
+        assert_eq!(access.ca_bundle, Some(bundle));
+        assert_eq!(access.env, [("https_proxy".to_owned(), "http://proxy:3128".to_owned())]);
+    }
+}

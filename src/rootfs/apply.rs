@@ -1,0 +1,1401 @@
+//! Unpacks an image's layers into a directory, as an unprivileged user and for hostile input.
+//!
+//! ```text
+//! layer 1: usr/bin/a  etc/x  lib -> usr/lib        dest/usr/bin/a
+//! layer 2: etc/.wh.x  lib/libc.so                  dest/lib -> usr/lib
+//! layer 3: usr/bin/.wh..wh..opq  usr/bin/b         dest/usr/lib/libc.so     (through the symlink, inside dest)
+//! ```
+//!
+//! What the rules are, and where they come from:
+//!
+//! - **Layers** (OCI image-spec `layer.md`, "Applying Changesets"): a directory over a directory changes its
+//!   attributes and keeps its content. Everything else replaces what is there, which is deleted first and never
+//!   followed: a file over a symlink does not write to the symlink's target, a directory over a symlink to a
+//!   directory becomes a directory of its own (as overlayfs shows it, and as umoci does it).
+//! - **Whiteouts**: `.wh.NAME` deletes NAME, `.wh..wh..opq` everything in its directory, both only what lower
+//!   layers brought, wherever in the archive they stand. Other `.wh..wh.*` names are old AUFS bookkeeping: skipped.
+//! - **Names**: a leading `/` counts as the root. A `..` in a name or in a hard link's target is refused: no
+//!   honest tool writes it. Symlink targets are kept as they are and are resolved inside the root (see [`super::tree`]).
+//! - **Owners**: everything belongs to the user who unpacks. In a user namespace that maps the user to root it is
+//!   root's, which is what a single-uid map needs. Owners in the archive are not used.
+//! - **Modes** are kept exactly, setuid, setgid and sticky too. Directories are open to their owner while
+//!   layers are applied and get their own mode at the very end, so a directory may end with mode 0555 or even 0:
+//!   delete trees with `fsutil::remove_tree`, which opens such directories. Only the root of the tree always
+//!   stays open to its owner.
+//! - **Times** of files, symlinks and directories are kept.
+//! - **Devices** cannot be made by a user: they are skipped and counted; the sandbox brings its own `/dev`.
+//! - **Extended attributes**: `user.*` are set where the file system can, all others (`security.capability`,
+//!   ACLs, SELinux labels) are dropped and counted. `user.overlay.*` is dropped as well: it would be an order to
+//!   an overlay mount with `userxattr`, of which the unpacked tree is a lower layer.
+//!
+//! The bytes are hashed as they pass (see [`super::stream`]). A digest is known only at the layer's end, so the
+//! destination must be a staging directory that is dropped on any error.
+
+use super::stream::{Bounds, Broken, Ended, LayerStream};
+use super::tar::{Entry, Kind, Segment, TarError, TarReader};
+use super::tree::{self, Tree};
+use crate::image::{Compression, Digest, ImageError, Layer, PulledImage};
+use crate::report::{Ctx, Event, Interrupted, Stage};
+use fs_err as fs;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS: &[u8] = b".wh..wh.";
+
+/// Directories that an archive uses without having an entry for them.
+const IMPLIED_MODE: u32 = 0o755;
+
+/// The kernel takes no longer path in one call.
+const PATH_MAX: usize = 4095;
+
+/// Devices that are remembered, for hard links to them. Honest images have a dozen.
+const MAX_DEVICES: usize = 4096;
+
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// When an image is refused, so that a small hostile one cannot fill the disk or the memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes that all files may have together, holes included.
+    pub bytes: u64,
+    /// Entries of all layers together.
+    pub entries: u64,
+    /// Directories inside directories.
+    pub depth: u32,
+    /// Uncompressed bytes for each compressed one in a layer ...
+    pub ratio: u64,
+    /// ... that has more uncompressed bytes than this.
+    pub ratio_from: u64,
+}
+
+impl Default for Limits {
+    /// 64 GiB, 2 million entries, 200 levels; 250 to one from 256 MiB on. The largest images in use (CUDA, ROCm,
+    /// site stacks) stay below by far.
+    fn default() -> Self {
+        Self { bytes: 64 << 30, entries: 2_000_000, depth: 200, ratio: 250, ratio_from: 256 << 20 }
+    }
+}
+
+/// What was unpacked. Entries are counted as layers bring them, also those that a later layer replaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct UnpackReport {
+    /// Layers.
+    pub layers: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Directories with an entry of their own.
+    pub dirs: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Hard links.
+    pub hardlinks: u64,
+    /// Named pipes.
+    pub fifos: u64,
+    /// Whiteouts, opaque ones included.
+    pub whiteouts: u64,
+    /// Bytes written to files.
+    pub bytes: u64,
+    /// Block and character devices that were left out.
+    pub skipped_devices: u64,
+    /// Extended attributes that were left out.
+    pub dropped_xattrs: u64,
+}
+
+/// Why an image cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The destination is not an empty directory.
+    #[error("`{dest}` is not an empty directory: an image is unpacked into a new one")]
+    NotEmpty {
+        /// The destination.
+        dest: PathBuf,
+    },
+    /// The stored blob does not hash to its name.
+    #[error(
+        "the layer's blob `{path}` is damaged: expected {expected} ({expected_size} bytes), it has {actual} ({actual_size} bytes); it was deleted, pull the image again"
+    )]
+    DamagedBlob {
+        /// The blob's file.
+        path: PathBuf,
+        /// Its name.
+        expected: Digest,
+        /// The size that the manifest gives.
+        expected_size: u64,
+        /// What it hashes to.
+        actual: Digest,
+        /// Its size.
+        actual_size: u64,
+    },
+    /// The uncompressed layer is not what the image's configuration says.
+    #[error(
+        "the layer {layer} does not have the content that the image's configuration names: expected diff_id {expected}, got {actual}; the image was made wrongly or tampered with"
+    )]
+    WrongContent {
+        /// The layer's blob.
+        layer: Digest,
+        /// The configuration's diff_id.
+        expected: Digest,
+        /// The digest of what came out.
+        actual: Digest,
+    },
+    /// The compressed data is broken although the blob is what its digest says.
+    #[error("the layer {layer} cannot be decompressed ({format}): {reason}; the image was made wrongly")]
+    Compression {
+        /// The layer's blob.
+        layer: Digest,
+        /// `gzip` or `zstd`.
+        format: &'static str,
+        /// The decoder's words.
+        reason: String,
+    },
+    /// The archive is broken.
+    #[error("the layer {layer} is not a good tar archive: {source}")]
+    Archive {
+        /// The layer's blob.
+        layer: Digest,
+        /// Where and why.
+        source: TarError,
+    },
+    /// An entry that no honest image has.
+    #[error("the layer {layer} is refused: its entry `{entry}` {reason}")]
+    Refused {
+        /// The layer's blob.
+        layer: Digest,
+        /// The entry's name.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// More than the limits allow.
+    #[error(
+        "the layer {layer} is refused: {what} more than the {limit} that are allowed; is the image what it should be?"
+    )]
+    Limit {
+        /// The layer's blob.
+        layer: Digest,
+        /// What there is too much of.
+        what: String,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// No space left, or a quota reached.
+    #[error(
+        "no space (or inodes) left in `{dest}` for `{entry}`, which needs {needed} more bytes ({source}); free some (slurm-factory clean), or choose another --cache-dir"
+    )]
+    NoSpace {
+        /// The destination.
+        dest: PathBuf,
+        /// The entry's name.
+        entry: String,
+        /// Its bytes that are not yet written.
+        needed: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {verb} `{entry}` in `{dest}`: {source}")]
+    Entry {
+        /// What was tried.
+        verb: &'static str,
+        /// The destination.
+        dest: PathBuf,
+        /// The entry's name.
+        entry: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file operation failed on something else than an entry; the error names the path.
+    #[error("rootfs: {0}")]
+    Io(#[source] io::Error),
+    /// The image's blobs cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// Unpacks all layers of `image` into `dest`, an empty directory that the caller drops on any error.
+pub fn unpack(image: &PulledImage, dest: &Path, limits: &Limits, ctx: &Ctx) -> Result<UnpackReport, UnpackError> {
+    let mut unpacker = Unpacker::new(dest, *limits, image.size(), ctx)?;
+    for layer in image.layers() {
+        let result = unpacker.layer(layer, &image.layer_path(layer));
+        if let Err(UnpackError::DamagedBlob { .. }) = result {
+            image.discard(layer)?;
+        }
+        result?;
+    }
+    unpacker.finish()
+}
+
+/// What a directory gets when all layers are applied.
+#[derive(Clone, Copy)]
+struct DirMeta {
+    mode: u32,
+    mtime: Option<(i64, u32)>,
+    depth: u32,
+}
+
+/// The directory that the last entry was in: the next one mostly is in the same.
+struct Parent {
+    path: Vec<u8>,
+    fd: OwnedFd,
+    inode: u64,
+    depth: u32,
+}
+
+struct Unpacker<'a> {
+    dest: PathBuf,
+    tree: Tree,
+    limits: Limits,
+    ctx: &'a Ctx,
+    report: UnpackReport,
+    /// Every directory of the tree by inode, whatever symlinks led to it.
+    dirs: HashMap<u64, DirMeta>,
+    parent: Option<Parent>,
+    /// What the current layer brought, as hashes of (directory's inode, name): whiteouts spare it. The lowest
+    /// layer has nothing below it to white out, so there it is not kept.
+    fresh: Option<HashSet<u64>>,
+    hasher: RandomState,
+    /// Devices that were left out: hard links to them are left out too.
+    devices: HashSet<Vec<u8>>,
+    entries: u64,
+    bytes_left: u64,
+    /// The current entry took the place of something: the way to the current directory may have led through it.
+    replaced: bool,
+    progress_done: u64,
+    progress_total: u64,
+    progress_at: Option<Instant>,
+}
+
+/// What went wrong with one entry, before it is known which.
+enum Fault {
+    Refused(String),
+    Limit(String, u64),
+    Os(&'static str, Errno, u64),
+    Tar(TarError),
+    Interrupted(Interrupted),
+}
+
+impl From<TarError> for Fault {
+    fn from(error: TarError) -> Self {
+        Self::Tar(error)
+    }
+}
+
+impl From<Interrupted> for Fault {
+    fn from(error: Interrupted) -> Self {
+        Self::Interrupted(error)
+    }
+}
+
+/// Says what was tried.
+trait Tried<T> {
+    fn tried(self, verb: &'static str) -> Result<T, Fault>;
+}
+
+impl<T> Tried<T> for rustix::io::Result<T> {
+    fn tried(self, verb: &'static str) -> Result<T, Fault> {
+        self.map_err(|e| Fault::Os(verb, e, 0))
+    }
+}
+
+impl<'a> Unpacker<'a> {
+    fn new(dest: &Path, limits: Limits, total: u64, ctx: &'a Ctx) -> Result<Self, UnpackError> {
+        if fs::read_dir(dest).map_err(UnpackError::Io)?.next().is_some() {
+            return Err(UnpackError::NotEmpty { dest: dest.to_owned() });
+        }
+        let os = |e: Errno| UnpackError::Io(crate::fsutil::with_path(&e.into(), "open", dest));
+        let tree = Tree::open(dest).map_err(os)?;
+        let root = rustix::fs::fstat(tree.root()).map_err(os)?;
+        let root_meta = DirMeta { mode: IMPLIED_MODE, mtime: None, depth: 0 };
+        Ok(Self {
+            dest: dest.to_owned(),
+            tree,
+            limits,
+            ctx,
+            report: UnpackReport::default(),
+            dirs: HashMap::from([(root.st_ino, root_meta)]),
+            parent: None,
+            fresh: None,
+            hasher: RandomState::new(),
+            devices: HashSet::new(),
+            entries: 0,
+            bytes_left: limits.bytes,
+            replaced: false,
+            progress_done: 0,
+            progress_total: total,
+            progress_at: None,
+        })
+    }
+
+    fn layer(&mut self, layer: &Layer, path: &Path) -> Result<(), UnpackError> {
+        self.ctx.check()?;
+        self.fresh = (self.report.layers > 0).then(HashSet::new);
+        self.report.layers += 1;
+        let bounds = Bounds { bytes: self.limits.bytes, ratio: self.limits.ratio, ratio_from: self.limits.ratio_from };
+        let (applied, ended) = std::thread::scope(|scope| {
+            let stream = LayerStream::open(scope, path, layer.compression(), bounds).map_err(UnpackError::Io)?;
+            let mut reader = TarReader::new(stream);
+            let applied = self.entries(&mut reader, layer);
+            let stream = reader.into_inner();
+            // A broken archive may be a damaged blob: only the digests tell.
+            let ended = match &applied {
+                Ok(()) | Err(UnpackError::Archive { .. }) => {
+                    Some(stream.finish(|| self.ctx.check().is_ok()).map_err(UnpackError::Io)?)
+                }
+                Err(_) => None,
+            };
+            Ok::<_, UnpackError>((applied, ended))
+        })?;
+        self.ctx.check()?;
+        if let Some(ended) = ended {
+            self.check_digests(layer, path, &ended)?;
+        }
+        applied?;
+        self.progress_done = self.progress_done.saturating_add(layer.size());
+        self.progress(0, true);
+        Ok(())
+    }
+
+    fn check_digests(&self, layer: &Layer, path: &Path, ended: &Ended) -> Result<(), UnpackError> {
+        let id = *layer.digest();
+        match &ended.broken {
+            Some(Broken::TooLarge) => {
+                let what = "its uncompressed content has".to_owned();
+                return Err(UnpackError::Limit { layer: id, what, limit: self.limits.bytes });
+            }
+            Some(Broken::TooDense) => {
+                let what = "its uncompressed bytes for each compressed one are".to_owned();
+                return Err(UnpackError::Limit { layer: id, what, limit: self.limits.ratio });
+            }
+            _ => {}
+        }
+        if ended.blob != id || ended.blob_size != layer.size() {
+            return Err(UnpackError::DamagedBlob {
+                path: path.to_owned(),
+                expected: id,
+                expected_size: layer.size(),
+                actual: ended.blob,
+                actual_size: ended.blob_size,
+            });
+        }
+        if let Some(Broken::Compression(reason)) = &ended.broken {
+            let format = match layer.compression() {
+                Compression::None => "plain",
+                Compression::Gzip => "gzip",
+                Compression::Zstd => "zstd",
+            };
+            return Err(UnpackError::Compression { layer: id, format, reason: reason.clone() });
+        }
+        match ended.content {
+            Some(actual) if actual != *layer.diff_id() => {
+                Err(UnpackError::WrongContent { layer: id, expected: *layer.diff_id(), actual })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn entries(&mut self, reader: &mut TarReader<LayerStream<'_>>, layer: &Layer) -> Result<(), UnpackError> {
+        let id = *layer.digest();
+        loop {
+            self.ctx.check()?;
+            let entry = match reader.next_entry() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(()),
+                Err(source) => return Err(UnpackError::Archive { layer: id, source }),
+            };
+            let consumed = reader.input_mut().consumed();
+            self.progress(consumed, false);
+            self.entry(&entry, reader).map_err(|fault| self.explain(fault, &entry.path, id))?;
+        }
+    }
+
+    fn explain(&self, fault: Fault, name: &[u8], layer: Digest) -> UnpackError {
+        let entry = show(name);
+        let dest = self.dest.clone();
+        match fault {
+            Fault::Refused(reason) => UnpackError::Refused { layer, entry, reason },
+            Fault::Limit(what, limit) => UnpackError::Limit { layer, what, limit },
+            Fault::Os(_, e @ (Errno::NOSPC | Errno::DQUOT), needed) => {
+                UnpackError::NoSpace { dest, entry, needed, source: e.into() }
+            }
+            Fault::Os(verb, e, _) => UnpackError::Entry { verb, dest, entry, source: e.into() },
+            Fault::Tar(source) => UnpackError::Archive { layer, source },
+            Fault::Interrupted(i) => UnpackError::Interrupted(i),
+        }
+    }
+
+    fn progress(&mut self, in_layer: u64, now: bool) {
+        if !now && self.progress_at.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
+            return;
+        }
+        self.progress_at = Some(Instant::now());
+        self.ctx.event(&Event::Progress {
+            stage: Stage::Rootfs,
+            done: self.progress_done.saturating_add(in_layer),
+            total: self.progress_total,
+            unit: "bytes",
+            current: format!("layer {}", self.report.layers),
+        });
+    }
+
+    fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream<'_>>) -> Result<(), Fault> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(Fault::Limit("the image has".to_owned() + " entries", self.limits.entries));
+        }
+        let path = normal(&entry.path)?;
+        let (parent, name) = split(&path);
+        if name.is_empty() {
+            return self.root_entry(entry);
+        }
+        if parent.split(|b| *b == b'/').any(|part| part.starts_with(WHITEOUT)) {
+            return Err(Fault::Refused("lies inside a whiteout".to_owned()));
+        }
+        if name.starts_with(WHITEOUT) {
+            return self.whiteout(parent, name);
+        }
+        self.enter(parent)?;
+        match entry.kind {
+            Kind::File => self.file(name, entry, reader)?,
+            Kind::Directory => self.directory(name, entry)?,
+            Kind::Symlink => self.symlink(name, entry)?,
+            Kind::HardLink => self.hard_link(name, entry)?,
+            Kind::Fifo => self.fifo(name, entry)?,
+            Kind::Device => {
+                self.clear(name)?;
+                self.report.skipped_devices += 1;
+            }
+        }
+        if entry.kind == Kind::Device && self.devices.len() < MAX_DEVICES {
+            self.devices.insert(path.clone());
+        } else if !self.devices.is_empty() && entry.kind != Kind::HardLink {
+            self.devices.remove(&path);
+        }
+        self.mark(name);
+        if std::mem::take(&mut self.replaced) {
+            self.parent = None;
+        }
+        Ok(())
+    }
+
+    /// An entry for `/` itself can only be a directory.
+    fn root_entry(&mut self, entry: &Entry) -> Result<(), Fault> {
+        if entry.kind != Kind::Directory {
+            return Err(Fault::Refused("would replace the root".to_owned()));
+        }
+        let inode = rustix::fs::fstat(self.tree.root()).tried("look at")?.st_ino;
+        // The root must stay open for its owner: everything else is reached through it.
+        self.dirs.insert(inode, DirMeta { mode: entry.mode | 0o700, mtime: Some(entry.mtime), depth: 0 });
+        self.report.dirs += 1;
+        Ok(())
+    }
+
+    /// Makes `path` the current directory, making it when it is not there.
+    fn enter(&mut self, path: &[u8]) -> Result<(), Fault> {
+        if self.parent.as_ref().is_some_and(|p| p.path == path) {
+            return Ok(());
+        }
+        let fd = match self.tree.dir(path) {
+            Err(Errno::NOENT) => self.make_dirs(path)?,
+            other => other.tried("open the directory of")?,
+        };
+        let inode = rustix::fs::fstat(&fd).tried("look at the directory of")?.st_ino;
+        let depth = self.dirs.get(&inode).map_or(0, |d| d.depth);
+        self.parent = Some(Parent { path: path.to_vec(), fd, inode, depth });
+        Ok(())
+    }
+
+    fn make_dirs(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
+        let Self { tree, dirs, fresh, hasher, limits, .. } = self;
+        let mut too_deep = false;
+        let made = tree.make_dirs(path, |parent, name| {
+            let above = rustix::fs::fstat(parent)?.st_ino;
+            let depth = dirs.get(&above).map_or(0, |d| d.depth) + 1;
+            if depth > limits.depth {
+                too_deep = true;
+                return Err(Errno::LOOP);
+            }
+            let inode = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_ino;
+            dirs.insert(inode, DirMeta { mode: IMPLIED_MODE, mtime: None, depth });
+            if let Some(fresh) = fresh {
+                fresh.insert(hasher.hash_one((above, name)));
+            }
+            Ok(())
+        });
+        if too_deep {
+            return Err(self.too_deep());
+        }
+        made.tried("make the directory of")
+    }
+
+    fn too_deep(&self) -> Fault {
+        Fault::Limit("directories are nested".to_owned(), self.limits.depth.into())
+    }
+
+    fn here(&self) -> Result<&Parent, Fault> {
+        self.parent.as_ref().ok_or(Fault::Os("open the directory of", Errno::NOENT, 0))
+    }
+
+    /// Notes that the current layer brought `name`.
+    fn mark(&mut self, name: &[u8]) {
+        if let (Some(fresh), Some(parent)) = (&mut self.fresh, &self.parent) {
+            fresh.insert(self.hasher.hash_one((parent.inode, name)));
+        }
+    }
+
+    /// Deletes what stands where an entry goes.
+    fn clear(&mut self, name: &[u8]) -> Result<(), Fault> {
+        self.replaced |= tree::remove(&self.here()?.fd, name).tried("replace")?;
+        Ok(())
+    }
+
+    fn file(&mut self, name: &[u8], entry: &Entry, reader: &mut TarReader<LayerStream<'_>>) -> Result<(), Fault> {
+        if entry.size > self.bytes_left {
+            return Err(Fault::Limit("its files have".to_owned(), self.limits.bytes));
+        }
+        self.bytes_left -= entry.size;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let create =
+            |this: &Self| rustix::fs::openat(&this.here()?.fd, name, flags, Mode::RUSR | Mode::WUSR).tried("make");
+        let file = match create(self) {
+            Err(Fault::Os(_, Errno::EXIST, _)) => {
+                self.clear(name)?;
+                create(self)
+            }
+            other => other,
+        };
+        let file = file.map_err(|fault| match fault {
+            Fault::Os(verb, e, _) => Fault::Os(verb, e, entry.size),
+            other => other,
+        })?;
+        let mut writer =
+            FileWriter { file: &file, ctx: self.ctx, segments: entry.segments.as_deref(), at: 0, in_segment: 0 };
+        let mut left = entry.size;
+        reader.read_data(|bytes| {
+            writer.write(bytes, left)?;
+            left = left.saturating_sub(bytes.len() as u64);
+            Ok::<(), Fault>(())
+        })?;
+        if entry.segments.is_some() {
+            rustix::fs::ftruncate(&file, entry.size).tried("set the size of")?;
+        }
+        self.xattrs(&file, entry)?;
+        // After the last write, which would take setuid away.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).tried("set the mode of")?;
+        rustix::fs::futimens(&file, &times(entry.mtime)).tried("set the time of")?;
+        self.report.files += 1;
+        self.report.bytes += entry.size;
+        Ok(())
+    }
+
+    fn xattrs(&mut self, file: &OwnedFd, entry: &Entry) -> Result<(), Fault> {
+        for (name, value) in &entry.xattrs {
+            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            let set = if wanted {
+                rustix::fs::fsetxattr(file, &**name, value, XattrFlags::empty())
+            } else {
+                Err(Errno::PERM)
+            };
+            match set {
+                Ok(()) => {}
+                Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
+                    return Err(Fault::Os("set an extended attribute of", e, value.len() as u64));
+                }
+                // The file system has none, or not so large ones, or not of this name.
+                Err(_) => self.report.dropped_xattrs += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        let parent = self.here()?;
+        let depth = parent.depth + 1;
+        if depth > self.limits.depth {
+            return Err(self.too_deep());
+        }
+        let stat = |this: &Self| rustix::fs::statat(&this.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at");
+        let make = |this: &Self| rustix::fs::mkdirat(&this.here()?.fd, name, Mode::RWXU).tried("make");
+        match make(self) {
+            Err(Fault::Os(_, Errno::EXIST, _)) => {
+                let there = stat(self)?;
+                if FileType::from_raw_mode(there.st_mode) != FileType::Directory {
+                    self.clear(name)?;
+                    make(self)?;
+                }
+            }
+            other => other?,
+        }
+        let inode = stat(self)?.st_ino;
+        self.dirs.insert(inode, DirMeta { mode: entry.mode, mtime: Some(entry.mtime), depth });
+        if !entry.xattrs.is_empty() {
+            let dir = tree::open_dir(&self.here()?.fd, name).tried("open")?;
+            self.xattrs(&dir, entry)?;
+        }
+        self.report.dirs += 1;
+        Ok(())
+    }
+
+    fn symlink(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        if entry.link.is_empty() || entry.link.len() > PATH_MAX {
+            return Err(Fault::Refused(format!("is a symlink to a name of {} bytes", entry.link.len())));
+        }
+        let make = |this: &Self| rustix::fs::symlinkat(&*entry.link, &this.here()?.fd, name).tried("make the symlink");
+        match make(self) {
+            Err(Fault::Os(_, Errno::EXIST, _)) => {
+                self.clear(name)?;
+                make(self)?;
+            }
+            other => other?,
+        }
+        rustix::fs::utimensat(&self.here()?.fd, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .tried("set the time of")?;
+        self.report.dropped_xattrs += entry.xattrs.len() as u64;
+        self.report.symlinks += 1;
+        Ok(())
+    }
+
+    fn hard_link(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        let target = normal(&entry.link)?;
+        if self.devices.contains(&target) {
+            self.report.skipped_devices += 1;
+            return Ok(());
+        }
+        let (target_dir, target_name) = split(&target);
+        let missing = || Fault::Refused(format!("is a hard link to `{}`, which is not there", show(&entry.link)));
+        if target_name.is_empty() {
+            return Err(Fault::Refused("is a hard link to the root".to_owned()));
+        }
+        let dir = match self.tree.dir(target_dir) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
+            other => other.tried("open the target of the hard link")?,
+        };
+        // The target itself is not followed: a hard link to a symlink is another name of the symlink.
+        let to = match rustix::fs::statat(&dir, target_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Err(missing()),
+            other => other.tried("look at the target of the hard link")?,
+        };
+        if FileType::from_raw_mode(to.st_mode) == FileType::Directory {
+            return Err(Fault::Refused(format!("is a hard link to the directory `{}`", show(&entry.link))));
+        }
+        let link = |this: &Self| {
+            rustix::fs::linkat(&dir, target_name, &this.here()?.fd, name, AtFlags::empty()).tried("make the hard link")
+        };
+        match link(self) {
+            Err(Fault::Os(_, Errno::EXIST, _)) => {
+                let there = rustix::fs::statat(&self.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at")?;
+                if there.st_ino != to.st_ino {
+                    self.clear(name)?;
+                    match link(self) {
+                        // The target was inside what has just been replaced.
+                        Err(Fault::Os(_, Errno::NOENT, _)) => return Err(missing()),
+                        other => other?,
+                    }
+                }
+            }
+            other => other?,
+        }
+        self.report.hardlinks += 1;
+        Ok(())
+    }
+
+    fn fifo(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        self.clear(name)?;
+        let dir = &self.here()?.fd;
+        let mode = Mode::from_raw_mode(entry.mode);
+        rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0).tried("make the named pipe")?;
+        // Just made, and nobody else writes here: it is no symlink that chmod could follow.
+        rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).tried("set the mode of")?;
+        rustix::fs::utimensat(dir, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).tried("set the time of")?;
+        self.report.dropped_xattrs += entry.xattrs.len() as u64;
+        self.report.fifos += 1;
+        Ok(())
+    }
+
+    fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<(), Fault> {
+        let target = if name == OPAQUE { None } else { Some(&name[WHITEOUT.len()..]) };
+        match target {
+            Some(b"" | b"." | b"..") => return Err(Fault::Refused("is a whiteout of no name".to_owned())),
+            Some(_) if name.starts_with(AUFS) => return Ok(()),
+            _ => {}
+        }
+        self.report.whiteouts += 1;
+        if self.fresh.is_none() {
+            return Ok(());
+        }
+        // Nothing is made for a whiteout: where there is no such directory there is nothing to delete.
+        let dir = match self.tree.dir(parent) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            other => other.tried("open the directory of")?,
+        };
+        if let Some(name) = target {
+            self.remove_lower(&dir, name).tried("delete what is whited out by")?;
+        } else {
+            // The descriptor is good for names only; listing needs another one.
+            let dir = tree::open_dir(&dir, b".").tried("open the directory of")?;
+            for (name, _) in tree::list(&dir).tried("list the directory of")? {
+                self.remove_lower(&dir, &name).tried("delete what is hidden by")?;
+            }
+        }
+        self.parent = None;
+        Ok(())
+    }
+
+    /// Deletes `name` and what is below, but for what the current layer brought.
+    fn remove_lower(&self, dir: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
+        let above = rustix::fs::fstat(dir)?.st_ino;
+        let is_fresh = self.fresh.as_ref().is_some_and(|f| f.contains(&self.hasher.hash_one((above, name))));
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(()),
+            other => other?,
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return if is_fresh { Ok(()) } else { rustix::fs::unlinkat(dir, name, AtFlags::empty()) };
+        }
+        let inside = tree::open_dir(dir, name)?;
+        for (name, _) in tree::list(&inside)? {
+            self.remove_lower(&inside, &name)?;
+        }
+        if is_fresh {
+            return Ok(());
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            // Something of the current layer is inside.
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives directories their modes and times, from the deepest up.
+    fn finish(self) -> Result<UnpackReport, UnpackError> {
+        self.ctx.check()?;
+        let root = tree::open_dir(self.tree.root(), b".");
+        root.and_then(|root| self.finish_dir(&root)).map_err(|e| {
+            UnpackError::Io(crate::fsutil::with_path(&e.into(), "set modes and times of directories in", &self.dest))
+        })?;
+        self.ctx.check()?;
+        Ok(self.report)
+    }
+
+    fn finish_dir(&self, dir: &OwnedFd) -> rustix::io::Result<()> {
+        if self.ctx.check().is_err() {
+            return Ok(());
+        }
+        for (name, kind) in tree::list(dir)? {
+            if kind == FileType::Directory {
+                self.finish_dir(&tree::open_dir(dir, &name)?)?;
+            }
+        }
+        let inode = rustix::fs::fstat(dir)?.st_ino;
+        if let Some(meta) = self.dirs.get(&inode) {
+            rustix::fs::fchmod(dir, Mode::from_raw_mode(meta.mode))?;
+            if let Some(mtime) = meta.mtime {
+                rustix::fs::futimens(dir, &times(mtime))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file's data where it belongs: in one go, or into the segments of a sparse file.
+struct FileWriter<'a> {
+    file: &'a OwnedFd,
+    ctx: &'a Ctx,
+    segments: Option<&'a [Segment]>,
+    /// Index of the current segment.
+    at: usize,
+    in_segment: u64,
+}
+
+impl FileWriter<'_> {
+    fn write(&mut self, mut bytes: &[u8], left: u64) -> Result<(), Fault> {
+        self.ctx.check()?;
+        let Some(segments) = self.segments else {
+            while !bytes.is_empty() {
+                let n = self.retry(left, |file| rustix::io::write(file, bytes))?;
+                bytes = &bytes[n..];
+            }
+            return Ok(());
+        };
+        while !bytes.is_empty() {
+            // The map accounts for every stored byte: the reader has checked it.
+            let Some(segment) = segments.get(self.at) else { return Ok(()) };
+            let room = usize::try_from(segment.len - self.in_segment).unwrap_or(usize::MAX).min(bytes.len());
+            let offset = segment.offset + self.in_segment;
+            let n = self.retry(left, |file| rustix::io::pwrite(file, &bytes[..room], offset))?;
+            bytes = &bytes[n..];
+            self.in_segment += n as u64;
+            if self.in_segment == segment.len {
+                self.at += 1;
+                self.in_segment = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn retry(&self, left: u64, write: impl Fn(&OwnedFd) -> rustix::io::Result<usize>) -> Result<usize, Fault> {
+        loop {
+            match write(self.file) {
+                Err(Errno::INTR) => {}
+                Ok(0) => return Err(Fault::Os("write", Errno::IO, left)),
+                other => return other.map_err(|e| Fault::Os("write", e, left)),
+            }
+        }
+    }
+}
+
+/// The parts of a name joined again without `/` at either end, empty parts and `.`.
+fn normal(path: &[u8]) -> Result<Vec<u8>, Fault> {
+    let mut out = Vec::with_capacity(path.len());
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(Fault::Refused("has a `..` in a name, which could lead out of the image".to_owned())),
+            part => {
+                if part.contains(&0) {
+                    return Err(Fault::Refused("has a zero byte in a name".to_owned()));
+                }
+                if !out.is_empty() {
+                    out.push(b'/');
+                }
+                out.extend_from_slice(part);
+            }
+        }
+    }
+    if out.len() > PATH_MAX {
+        return Err(Fault::Refused(format!("has a name of {} bytes; Linux takes {PATH_MAX}", out.len())));
+    }
+    Ok(out)
+}
+
+/// The directory and the last part.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// The access time is left as it is.
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
+    }
+}
+
+/// A name for messages: one line, printable, not too long.
+fn show(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
+    if text.chars().count() > 200 {
+        shown.push_str("...");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Member, archive};
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    /// A destination between things that must stay as they are.
+    struct Place {
+        dir: tempfile::TempDir,
+        dest: PathBuf,
+        layers: Vec<(Layer, PathBuf)>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let dest = dir.path().join("a/dest");
+            fs::create_dir_all(&dest).unwrap();
+            fs::write(dir.path().join("a/canary"), "alive").unwrap();
+            fs::write(dir.path().join("canary"), "alive").unwrap();
+            Self { dir, dest, layers: Vec::new() }
+        }
+
+        fn blob(&mut self, blob: &[u8], compression: Compression, content: &[u8]) -> &mut Self {
+            let path = self.dir.path().join(format!("layer{}", self.layers.len()));
+            fs::write(&path, blob).unwrap();
+            self.layers.push((Layer::for_test(blob, compression, Digest::of(content)), path));
+            self
+        }
+
+        fn layer(&mut self, members: &[Member]) -> &mut Self {
+            let content = archive(members);
+            self.blob(&content, Compression::None, &content)
+        }
+
+        fn run(&self, limits: Limits, walk: bool) -> Result<UnpackReport, UnpackError> {
+            let ctx = Ctx::silent();
+            let mut unpacker = Unpacker::new(&self.dest, limits, 0, &ctx)?;
+            if walk {
+                unpacker.tree = unpacker.tree.by_walking();
+            }
+            for (layer, path) in &self.layers {
+                unpacker.layer(layer, path)?;
+            }
+            unpacker.finish()
+        }
+
+        fn assert_untouched(&self) {
+            let all = walkdir::WalkDir::new(self.dir.path()).into_iter().filter_entry(|e| e.path() != self.dest);
+            let outside = all.map(Result::unwrap).count();
+            // The folder, `a`, two canaries, and the layers.
+            assert_eq!(outside, 4 + self.layers.len(), "something was made outside");
+            for canary in ["canary", "a/canary"] {
+                let path = self.dir.path().join(canary);
+                assert_eq!(fs::read_to_string(&path).unwrap(), "alive");
+                assert_eq!(fs::metadata(&path).unwrap().nlink(), 1);
+            }
+        }
+    }
+
+    /// Applies layers with both resolvers and hands each result to `check`.
+    fn unpack_with(layers: &[&[Member]], limits: Limits, check: impl Fn(Result<UnpackReport, UnpackError>, &Path)) {
+        for walk in [false, true] {
+            let mut place = Place::new();
+            for layer in layers {
+                place.layer(layer);
+            }
+            let result = place.run(limits, walk);
+            place.assert_untouched();
+            check(result, &place.dest);
+            crate::fsutil::remove_tree(&place.dest).unwrap();
+        }
+    }
+
+    fn good(layers: &[&[Member]], check: impl Fn(&UnpackReport, &Path)) {
+        unpack_with(layers, Limits::default(), |result, dest| check(&result.unwrap(), dest));
+    }
+
+    fn bad(layers: &[&[Member]], parts: &[&str]) {
+        unpack_with(layers, Limits::default(), |result, _| {
+            let text = result.unwrap_err().to_string();
+            for part in parts {
+                assert!(text.contains(part), "`{part}` is not in: {text}");
+            }
+        });
+    }
+
+    fn text(path: PathBuf) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        for name in ["../canary", "x/../../canary", "..", "/../canary", "x/.."] {
+            bad(&[&[Member::dir("x"), Member::file(name, "dead")]], &["`..`", name]);
+            bad(&[&[Member::dir("x"), Member::dir(name)]], &["`..`"]);
+            bad(&[&[Member::hard_link("l", name)]], &["`..`", "`l`"]);
+        }
+        bad(&[&[Member::file("/", "x")]], &["root"]);
+        bad(&[&[Member::symlink(".", "/etc")]], &["root"]);
+        bad(&[&[Member::file("", "x")]], &["root"]);
+        bad(&[&[Member::hard_link("l", "/")]], &["root"]);
+    }
+
+    #[test]
+    fn absolute_names_are_inside() {
+        good(&[&[Member::file("/etc/passwd", "x"), Member::hard_link("//l", "/etc//./passwd")]], |_, dest| {
+            assert_eq!(text(dest.join("etc/passwd")), "x");
+            assert_eq!(fs::metadata(dest.join("l")).unwrap().nlink(), 2);
+        });
+    }
+
+    #[test]
+    fn symlinks_never_lead_out() {
+        for target in ["/", "..", "../..", "/a", "../../../../../..", "/proc/self/cwd", "/proc/1/root"] {
+            good(&[&[Member::symlink("s", target)], &[Member::file("s/canary", "inside")]], |_, dest| {
+                let inside: Vec<_> = walkdir::WalkDir::new(dest)
+                    .into_iter()
+                    .map(Result::unwrap)
+                    .filter(|e| e.file_name() == "canary")
+                    .collect();
+                assert_eq!(inside.len(), 1, "{target}");
+            });
+        }
+        // An absolute link to the very folder where the canary lies.
+        for walk in [false, true] {
+            let mut place = Place::new();
+            let outside = place.dir.path().as_os_str().as_bytes().to_vec();
+            place.layer(&[Member::symlink("s", &outside), Member::file("s/canary", "dead"), Member::dir("s/made")]);
+            place.run(Limits::default(), walk).unwrap();
+            place.assert_untouched();
+        }
+    }
+
+    #[test]
+    fn a_file_replaces_a_symlink_and_is_not_written_through_it() {
+        good(
+            &[&[Member::file("target", "old"), Member::symlink("f", "target")], &[Member::file("f", "new")]],
+            |_, dest| {
+                assert_eq!((text(dest.join("target")), text(dest.join("f"))), ("old".into(), "new".into()));
+                assert!(fs::symlink_metadata(dest.join("f")).unwrap().is_file());
+            },
+        );
+        good(&[&[Member::symlink("f", "/canary"), Member::file("f", "new")]], |_, dest| {
+            assert!(fs::symlink_metadata(dest.join("f")).unwrap().is_file());
+        });
+    }
+
+    #[test]
+    fn a_directory_replaces_a_symlink_to_one_and_keeps_one() {
+        let base = [Member::dir("real"), Member::file("real/old", ""), Member::symlink("d", "real")];
+        good(&[&base, &[Member::dir("d"), Member::file("d/new", "")]], |_, dest| {
+            assert_eq!((names(&dest.join("d")), names(&dest.join("real"))), (vec!["new".into()], vec!["old".into()]));
+        });
+        good(&[&base, &[Member::dir("real").mode(0o700)]], |_, dest| {
+            assert_eq!(names(&dest.join("real")), ["old"]);
+            assert_eq!(fs::metadata(dest.join("real")).unwrap().mode() & 0o7777, 0o700);
+        });
+        good(&[&base, &[Member::symlink("real", "elsewhere")]], |_, dest| {
+            assert_eq!(fs::read_link(dest.join("real")).unwrap(), Path::new("elsewhere"));
+        });
+    }
+
+    #[test]
+    fn files_below_a_file_are_an_error() {
+        bad(&[&[Member::file("f", ""), Member::file("f/x", "")]], &["`f/x`", "Not a directory"]);
+    }
+
+    #[test]
+    fn the_way_to_the_current_directory_may_be_replaced() {
+        // `a/s` is `a` itself until it becomes a file.
+        bad(
+            &[&[Member::dir("a"), Member::symlink("a/s", "."), Member::file("a/s/s", ""), Member::file("a/s/t", "")]],
+            &["`a/s/t`"],
+        );
+    }
+
+    #[test]
+    fn hard_links() {
+        let base = [Member::file("f", "x"), Member::symlink("s", "/canary"), Member::dir("d")];
+        good(&[&base, &[Member::hard_link("l", "s")]], |_, dest| {
+            assert_eq!(fs::read_link(dest.join("l")).unwrap(), Path::new("/canary"), "a link to the symlink itself");
+        });
+        good(&[&base, &[Member::hard_link("f", "f"), Member::hard_link("f", "./f")]], |_, dest| {
+            assert_eq!(text(dest.join("f")), "x", "a link to itself changes nothing");
+        });
+        good(&[&base, &[Member::hard_link("s", "f")]], |report, dest| {
+            assert_eq!((text(dest.join("s")), report.hardlinks), ("x".into(), 1));
+        });
+        bad(&[&base, &[Member::hard_link("l", "d")]], &["directory `d`"]);
+        bad(&[&base, &[Member::hard_link("l", "nothing")]], &["`l`", "`nothing`", "not there"]);
+        bad(&[&base, &[Member::hard_link("l", "f/nothing")]], &["not there"]);
+        bad(&[&base, &[Member::file("d/t", ""), Member::hard_link("d", "d/t")]], &["not there"]);
+        // Through a symlink to the outside: it is resolved inside, where nothing is.
+        bad(&[&[Member::symlink("out", "../../.."), Member::hard_link("l", "out/canary")]], &["not there"]);
+    }
+
+    #[test]
+    fn whiteouts_delete_what_lower_layers_brought() {
+        let base = [
+            Member::dir("d"),
+            Member::file("d/a", ""),
+            Member::dir("d/sub"),
+            Member::file("d/sub/x", ""),
+            Member::file("e", ""),
+        ];
+        good(&[&base, &[Member::file("d/.wh.a", ""), Member::file(".wh.e", "")]], |report, dest| {
+            assert_eq!((names(dest), names(&dest.join("d"))), (vec!["d".into()], vec!["sub".into()]));
+            assert_eq!(report.whiteouts, 2);
+        });
+        // In any order within the layer, what the layer itself brought stays.
+        for opaque_first in [true, false] {
+            let mut top =
+                vec![Member::file("d/.wh..wh..opq", ""), Member::file("d/new", ""), Member::file("d/sub/y", "")];
+            if !opaque_first {
+                top.rotate_left(1);
+            }
+            good(&[&base, &top], |_, dest| {
+                assert_eq!(
+                    (names(&dest.join("d")), names(&dest.join("d/sub"))),
+                    (vec!["new".into(), "sub".into()], vec!["y".into()])
+                );
+            });
+        }
+        good(&[&base, &[Member::file("d/a", "new"), Member::file("d/.wh.a", "")]], |_, dest| {
+            assert_eq!(text(dest.join("d/a")), "new");
+        });
+        good(&[&base, &[Member::file(".wh..wh..opq", ""), Member::file("only", "")]], |_, dest| {
+            assert_eq!(names(dest), ["only"]);
+        });
+        // Nothing to delete, nothing made; and in the lowest layer there is nothing below.
+        good(
+            &[
+                &base,
+                &[Member::file("nowhere/.wh.x", ""), Member::file("e/.wh.x", ""), Member::file(".wh.nothing", "")],
+            ],
+            |_, dest| {
+                assert_eq!(names(dest), ["d", "e"]);
+            },
+        );
+        good(
+            &[&[Member::file("a", ""), Member::file(".wh.a", ""), Member::file(".wh..wh.plnk", "")]],
+            |report, dest| {
+                assert_eq!((names(dest), report.whiteouts), (vec!["a".into()], 1));
+            },
+        );
+    }
+
+    #[test]
+    fn hostile_whiteouts() {
+        let base: &[Member] = &[Member::dir("d"), Member::symlink("out", "../..")];
+        for name in [".wh.", ".wh..", ".wh...", "d/.wh...", "d/.wh."] {
+            bad(&[base, &[Member::file(name, "")]], &["whiteout"]);
+            bad(&[&[Member::file(name, "")]], &["whiteout"]);
+        }
+        bad(&[base, &[Member::file("../.wh.canary", "")]], &["`..`"]);
+        bad(&[base, &[Member::file(".wh.d/f", "")]], &["inside a whiteout"]);
+        // Through a symlink: the canary outside stays (checked for every case).
+        good(&[base, &[Member::file("out/.wh.canary", ""), Member::file("out/a/.wh..wh..opq", "")]], |_, _| {});
+        good(&[base, &[Member::file("out/.wh..wh..opq", "")]], |_, dest| assert!(names(dest).is_empty()));
+    }
+
+    #[test]
+    fn duplicates_the_last_one_wins() {
+        good(
+            &[&[Member::file("f", "1"), Member::file("f", "22"), Member::symlink("f", "x"), Member::file("f", "3")]],
+            |_, dest| {
+                assert_eq!(text(dest.join("f")), "3");
+            },
+        );
+        good(&[&[Member::dir("d"), Member::file("d/x/y", ""), Member::file("d", "file")]], |_, dest| {
+            assert_eq!(text(dest.join("d")), "file");
+        });
+    }
+
+    #[test]
+    fn modes_and_times() {
+        let members = [
+            Member::dir(".").mode(0o555),
+            Member::dir("closed").mode(0),
+            Member::dir("closed/inner").mode(0o2555),
+            Member::file("closed/inner/f", "x").mode(0o4711),
+            Member::dir("tmp").mode(0o1777),
+            Member::symlink("s", "x"),
+        ];
+        good(&[&members, &[Member::file("closed/inner/g", "")]], |_, dest| {
+            let mode = |path: &str| fs::symlink_metadata(dest.join(path)).unwrap().mode() & 0o7777;
+            assert_eq!(mode("."), 0o755, "the root stays open to its owner");
+            assert_eq!((mode("closed"), mode("tmp")), (0, 0o1777));
+            assert_eq!(fs::metadata(dest.join("tmp")).unwrap().mtime(), 1_600_000_000);
+            assert_eq!(fs::symlink_metadata(dest.join("s")).unwrap().mtime(), 1_600_000_000);
+            fs::set_permissions(dest.join("closed"), std::fs::Permissions::from_mode(0o700)).unwrap();
+            assert_eq!((mode("closed/inner"), mode("closed/inner/f")), (0o2555, 0o4711));
+            assert_eq!(fs::metadata(dest.join("closed/inner/f")).unwrap().mtime(), 1_600_000_000);
+        });
+    }
+
+    #[test]
+    fn devices_are_left_out_and_pipes_made() {
+        let members = [
+            Member::new(b'3', "dev/null"),
+            Member::new(b'4', "dev/sda"),
+            Member::hard_link("dev/zero", "dev/null"),
+            Member::new(b'6', "pipe").mode(0o600),
+        ];
+        good(&[&[Member::file("dev/null", "in the way")], &members], |report, dest| {
+            assert_eq!((names(&dest.join("dev")), names(dest)), (vec![], vec!["dev".into(), "pipe".into()]));
+            assert_eq!((report.skipped_devices, report.fifos), (3, 1));
+        });
+    }
+
+    #[test]
+    fn attributes_of_others_than_the_user_are_dropped() {
+        let attributes: &[(&str, &[u8])] = &[
+            ("SCHILY.xattr.security.capability", b"\x01"),
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.trusted.x", b"y"),
+        ];
+        good(
+            &[&[Member::pax(attributes), Member::file("f", ""), Member::pax(attributes), Member::dir("d")]],
+            |report, _| {
+                assert_eq!(report.dropped_xattrs, 6);
+            },
+        );
+    }
+
+    #[test]
+    fn names_of_any_bytes_and_lengths() {
+        let odd: &[u8] = b"\xff\xfe \n\x1b[31m";
+        good(&[&[Member::file(odd, "x")]], |_, dest| {
+            assert_eq!(text(dest.join(std::ffi::OsStr::from_bytes(odd))), "x");
+        });
+        let component = "c".repeat(256);
+        bad(&[&[Member::pax(&[("path", component.as_bytes())]), Member::file("f", "")]], &["File name too long"]);
+        let long = "d/".repeat(2500);
+        bad(&[&[Member::pax(&[("path", long.as_bytes())]), Member::file("f", "")]], &["4999 bytes"]);
+        bad(&[&[Member::pax(&[("linkpath", &b"t/".repeat(2500))]), Member::symlink("s", "")]], &["5000 bytes"]);
+        bad(&[&[Member::symlink("s", "")]], &["0 bytes"]);
+    }
+
+    #[test]
+    fn limits() {
+        let limits = Limits { bytes: 10_000, entries: 3, depth: 4, ..Limits::default() };
+        let refused = |members: &[Member], part: &str| {
+            unpack_with(&[members], limits, |result, _| {
+                let error = result.unwrap_err();
+                assert!(matches!(error, UnpackError::Limit { .. }), "{error}");
+                assert!(error.to_string().contains(part), "{error}");
+            });
+        };
+        refused(&[Member::dir("a"), Member::dir("b"), Member::dir("c"), Member::dir("d")], "entries more than the 3");
+        refused(&[Member::file("a/b/c/d/e/f", "")], "nested more than the 4");
+        refused(&[Member::dir("a/b/c/d"), Member::dir("a/b/c/d/e")], "nested");
+        // Deeper by a symlink.
+        refused(&[Member::symlink("s", "a/b/c"), Member::dir("a/b/c"), Member::dir("s/d/e")], "nested");
+        refused(&[Member::file("f", vec![0; 11_000])], "more than the 10000");
+        let huge: &[(&str, &[u8])] = &[("GNU.sparse.size", b"9000000000000000000"), ("GNU.sparse.map", b"0,1")];
+        refused(&[Member::pax(huge), Member::file("f", "x")], "more than the 10000");
+        let chain: Vec<Member> = (0..50).map(|i| Member::symlink(format!("s{i}"), format!("s{}", i + 1))).collect();
+        bad(&[&chain, &[Member::file("s0/f", "")]], &["symbolic links"]);
+        bad(&[&[Member::symlink("loop", "loop"), Member::file("loop/f", "")]], &["symbolic links"]);
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn run_blob(
+        blob: &[u8],
+        compression: Compression,
+        content: &[u8],
+        limits: Limits,
+    ) -> Result<UnpackReport, UnpackError> {
+        let mut place = Place::new();
+        place.blob(blob, compression, content);
+        let result = place.run(limits, false);
+        place.assert_untouched();
+        result
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let limits = Limits { ratio: 100, ratio_from: 1 << 20, ..Limits::default() };
+        let content = archive(&[Member::file("zeros", vec![0; 32 << 20])]);
+        for (blob, compression) in
+            [(gzip(&content), Compression::Gzip), (zstd::encode_all(&content[..], 1).unwrap(), Compression::Zstd)]
+        {
+            let error = run_blob(&blob, compression, &content, limits).unwrap_err();
+            assert!(matches!(error, UnpackError::Limit { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_compression_members_and_frames() {
+        let content = archive(&[Member::file("f", vec![3; 3 << 20]), Member::file("g", "end")]);
+        let (first, second) = content.split_at(content.len() / 2);
+        let frames = [zstd::encode_all(first, 3).unwrap(), zstd::encode_all(second, 3).unwrap()].concat();
+        // As zstd:chunked writes it: a frame that decoders skip.
+        let skipped = [&frames[..], &0x184D_2A50_u32.to_le_bytes(), &4_u32.to_le_bytes(), b"meta"].concat();
+        for (blob, compression) in [
+            (content.clone(), Compression::None),
+            (gzip(&content), Compression::Gzip),
+            ([gzip(first), gzip(second)].concat(), Compression::Gzip),
+            (frames, Compression::Zstd),
+            (skipped, Compression::Zstd),
+        ] {
+            let report = run_blob(&blob, compression, &content, Limits::default()).unwrap();
+            assert_eq!((report.files, report.bytes), (2, (3 << 20) + 3));
+        }
+    }
+
+    #[test]
+    fn damage_is_told_apart() {
+        let content = archive(&[Member::file("f", vec![3; 1 << 20]), Member::file("g", "end")]);
+        let cases: [(Vec<u8>, Compression); 3] = [
+            (content.clone(), Compression::None),
+            (gzip(&content), Compression::Gzip),
+            (zstd::encode_all(&content[..], 3).unwrap(), Compression::Zstd),
+        ];
+        for (blob, compression) in cases {
+            // The image itself names other content.
+            let error = run_blob(&blob, compression, b"other", Limits::default()).unwrap_err();
+            assert!(matches!(error, UnpackError::WrongContent { .. }), "{error}");
+            // The stored blob was cut or changed.
+            for change in [blob.len() / 3, blob.len() - 1] {
+                let mut place = Place::new();
+                place.blob(&blob, compression, &content);
+                let mut damaged = blob.clone();
+                damaged[change] ^= 0x55;
+                fs::write(&place.layers[0].1, &damaged).unwrap();
+                let error = place.run(Limits::default(), false).unwrap_err();
+                assert!(matches!(error, UnpackError::DamagedBlob { .. }), "{error}");
+                let mut place = Place::new();
+                place.blob(&blob, compression, &content);
+                fs::write(&place.layers[0].1, &blob[..change]).unwrap();
+                let error = place.run(Limits::default(), false).unwrap_err();
+                assert!(matches!(error, UnpackError::DamagedBlob { .. }), "{error}");
+            }
+            // The image was made of a cut or prolonged stream.
+            if compression != Compression::None {
+                for made in [blob[..blob.len() - 3].to_vec(), [&blob[..], b"trailing garbage"].concat()] {
+                    let error = run_blob(&made, compression, &content, Limits::default()).unwrap_err();
+                    assert!(matches!(error, UnpackError::Compression { .. }), "{compression:?} {error}");
+                }
+            }
+        }
+        let no_archive = b"this is no archive".repeat(100);
+        let error = run_blob(&no_archive, Compression::None, &no_archive, Limits::default()).unwrap_err();
+        assert!(matches!(error, UnpackError::Archive { .. }), "{error}");
+        // An archive cut at a block's border: the image names what is there, or the whole.
+        let (part, most) = (&content[..512], &content[..content.len() - 1024]);
+        let error = run_blob(part, Compression::None, part, Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("cut in a file's data"), "{error}");
+        for cut in [part, most] {
+            let error = run_blob(cut, Compression::None, &content, Limits::default()).unwrap_err();
+            assert!(matches!(error, UnpackError::WrongContent { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_into_an_empty_directory() {
+        let place = Place::new();
+        fs::write(place.dest.join("x"), "").unwrap();
+        assert!(matches!(place.run(Limits::default(), false), Err(UnpackError::NotEmpty { .. })));
+        // The destination's own name may lead through symlinks; only what is below is untrusted.
+        let link = place.dir.path().join("link");
+        fs::create_dir(place.dir.path().join("real")).unwrap();
+        symlink(place.dir.path().join("real"), &link).unwrap();
+        let ctx = Ctx::silent();
+        Unpacker::new(&link, Limits::default(), 0, &ctx).unwrap().finish().unwrap();
+    }
+
+    #[test]
+    fn an_interrupt_ends_it() {
+        let mut place = Place::new();
+        place.layer(&[Member::file("f", "x")]);
+        let ctx = Ctx::silent();
+        let mut unpacker = Unpacker::new(&place.dest, Limits::default(), 0, &ctx).unwrap();
+        ctx.interrupt.set(15);
+        let (layer, path) = &place.layers[0];
+        assert!(matches!(unpacker.layer(layer, path), Err(UnpackError::Interrupted(_))));
+    }
+}

@@ -1,0 +1,14 @@
+//! From a pulled image to a root file system that Spack can work in: `apply` unpacks layers, `prepare` installs
+//! the build tools.
+
+mod apply;
+mod prepare;
+mod stream;
+mod tar;
+#[cfg(test)]
+mod testing;
+mod tree;
+
+pub use apply::{Limits, UnpackError, UnpackReport, unpack};
+pub use prepare::{Meta, PrepareError, Recipe, Rootfs, prepare};
+pub use tar::TarError;

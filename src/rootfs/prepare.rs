@@ -1,0 +1,423 @@
+//! From an unpacked image to a rootfs that Spack can work in: packages of the distribution, pinned Python
+//! wheels, and a record of what is in it. Done once for an image digest and a list, then only read.
+//!
+//! ```text
+//! CACHE/rootfs/<id>/root/      the tree
+//! CACHE/rootfs/<id>/meta.json  written last: what it was made of and what was found in it
+//! ```
+
+use super::apply::{Limits, UnpackError, unpack};
+use crate::cache::{Cache, CacheError};
+use crate::catalog::{OsRelease, Probe};
+use crate::fsutil;
+use crate::image::PulledImage;
+use crate::plan::HostAccess;
+use crate::report::{Ctx, Event, Interrupted, Stage};
+use crate::sandbox::{Access, Ended, Io, Sandbox, SandboxError, Spec};
+use fs_err as fs;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Raised when the same inputs are prepared differently by a new version of this program.
+const PREPARE_REVISION: u32 = 1;
+
+/// How many lines of output an error carries.
+const TAIL_LINES: usize = 15;
+
+/// Where the list of wheels is seen inside.
+const REQUIREMENTS: &str = "/run/slurm-factory-requirements.txt";
+
+/// Why a rootfs could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The image is not what the toolchain says.
+    #[error(
+        "image {image} is {found}, toolchain {toolchain} needs {wanted}; name the right image with --image or another --toolchain"
+    )]
+    WrongImage {
+        /// The image.
+        image: String,
+        /// What it says it is.
+        found: String,
+        /// What the toolchain needs.
+        wanted: String,
+        /// The toolchain.
+        toolchain: String,
+    },
+    /// A step inside the sandbox failed.
+    #[error("preparing the rootfs: {step} failed ({}); its last lines:\n  {}\nfull log: {log}{}", ended(*exit), tail.join("\n  "), remedy(tail))]
+    Step {
+        /// What was done.
+        step: String,
+        /// How it ended.
+        exit: Ended,
+        /// The end of its output.
+        tail: Vec<String>,
+        /// All of its output.
+        log: PathBuf,
+    },
+    /// A program whose version Spack must know did not tell it.
+    #[error(
+        "preparing the rootfs: `{command}` printed no version; the toolchain's package list lacks it or names the wrong command"
+    )]
+    NoVersion {
+        /// What was run.
+        command: String,
+    },
+    /// It is needed, not there, and nothing may be fetched.
+    #[error(
+        "the prepared rootfs for toolchain {toolchain} is not in the cache and --offline was given; run `slurm-factory build` once with a network"
+    )]
+    Offline {
+        /// The toolchain.
+        toolchain: String,
+    },
+    /// The image could not be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The sandbox failed.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A file operation failed.
+    #[error("rootfs: {0}")]
+    Io(#[from] io::Error),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+fn ended(how: Ended) -> String {
+    match how {
+        Ended::Code(code) => format!("exit code {code}"),
+        Ended::Signal(signal) => format!("signal {signal}"),
+    }
+}
+
+fn remedy(tail: &[String]) -> &'static str {
+    let text = tail.join("\n");
+    if text.contains("Could not resolve")
+        || text.contains("Temporary failure resolving")
+        || text.contains("Could not connect")
+    {
+        "\nthe distribution's package mirror cannot be reached from here: check the network and the *_proxy variables"
+    } else if text.contains("No space left") {
+        "\nthe cache's file system is full: free some space or choose another --cache-dir"
+    } else if text.contains("CERTIFICATE_VERIFY_FAILED") || text.contains("certificate verify failed") {
+        "\nthe site's CA is not trusted inside: set SSL_CERT_FILE to a bundle that holds it"
+    } else {
+        ""
+    }
+}
+
+/// What a rootfs is made of. Its digest is the rootfs's identity.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recipe<'a> {
+    /// Toolchain's name.
+    pub toolchain: &'a str,
+    /// Image as named.
+    pub image: &'a str,
+    /// Digest of the image's manifest.
+    pub image_digest: &'a str,
+    /// What the image must say it is.
+    pub os_release: &'a OsRelease,
+    /// Packages to install.
+    pub packages: &'a [String],
+    /// Python wheels with their sums.
+    pub requirements: &'a str,
+    /// Programs whose versions Spack must know.
+    pub probes: &'a [Probe],
+}
+
+impl Recipe<'_> {
+    /// The rootfs's identity: 64 hexadecimal digits. The image counts by its digest, not by its name.
+    pub fn id(&self) -> String {
+        let parts =
+            (PREPARE_REVISION, self.image_digest, self.os_release, self.packages, self.requirements, self.probes);
+        // A tuple of strings and lists always serialises.
+        let json = serde_json::to_vec(&parts).unwrap_or_default();
+        hex::encode(Sha256::digest(json))
+    }
+}
+
+/// What was found in a prepared rootfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The image's manifest.
+    pub image_digest: String,
+    /// Exact version of GCC.
+    pub gcc: String,
+    /// Versions of the programs that were asked for, by Spack's name.
+    pub versions: BTreeMap<String, String>,
+    /// The distribution's packages and their versions.
+    pub packages: BTreeMap<String, String>,
+    /// glibc's version as the distribution says it.
+    pub glibc: String,
+    /// Files in the image that were left out (device nodes) or changed, by kind.
+    pub unpacked: serde_json::Value,
+}
+
+/// A prepared rootfs in the cache.
+#[derive(Debug)]
+pub struct Rootfs {
+    id: String,
+    root: PathBuf,
+    meta: Meta,
+}
+
+impl Rootfs {
+    /// The identity.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is in it.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The rootfs with this identity, if it is in the cache.
+    pub fn open(cache: &Cache, id: &str) -> Option<Self> {
+        let entry = cache.dir("rootfs").join(id);
+        let meta = serde_json::from_slice(&fs::read(entry.join("meta.json")).ok()?).ok()?;
+        let root = entry.join("root");
+        root.is_dir().then(|| Self { id: id.to_owned(), root, meta })
+    }
+}
+
+/// Unpacks and prepares; `image` is called only when the rootfs is not in the cache.
+pub fn prepare<E: From<PrepareError>>(
+    recipe: &Recipe<'_>,
+    cache: &Cache,
+    sandbox: &Sandbox,
+    host: &HostAccess,
+    ctx: &Ctx,
+    image: impl FnOnce() -> Result<PulledImage, E>,
+) -> Result<Rootfs, E> {
+    let id = recipe.id();
+    if let Some(rootfs) = Rootfs::open(cache, &id) {
+        return Ok(rootfs);
+    }
+    let parent = cache.dir("rootfs");
+    let wait = || cache.lock(ctx, &format!("rootfs-{}", &id[..16]), "the rootfs while it is prepared");
+    let _lock = wait().map_err(PrepareError::from)?;
+    if let Some(rootfs) = Rootfs::open(cache, &id) {
+        return Ok(rootfs);
+    }
+    let image = image()?;
+    let timer = ctx.stage(Stage::Rootfs, format!("{} and {} packages", recipe.image, recipe.packages.len()));
+    cache.sweep(&parent).map_err(PrepareError::from)?;
+    let staging = cache.staging(&parent).map_err(PrepareError::from)?;
+    let root = staging.path().join("root");
+    let meta = fill(recipe, &image, &root, cache, sandbox, host, ctx)?;
+    let json = serde_json::to_vec_pretty(&meta).map_err(|e| PrepareError::Io(e.into()))?;
+    fsutil::write_atomic(&staging.path().join("meta.json"), &json, 0o644).map_err(PrepareError::from)?;
+    staging.commit(&parent.join(&id)).map_err(PrepareError::from)?;
+    timer.done(format!("{} prepared, GCC {}, glibc {}", recipe.toolchain, meta.gcc, meta.glibc));
+    Ok(Rootfs { root: parent.join(&id).join("root"), id, meta })
+}
+
+fn fill(
+    recipe: &Recipe<'_>,
+    image: &PulledImage,
+    root: &Path,
+    cache: &Cache,
+    sandbox: &Sandbox,
+    host: &HostAccess,
+    ctx: &Ctx,
+) -> Result<Meta, PrepareError> {
+    fs::create_dir(root)?;
+    let unpacked = unpack(image, root, &Limits::default(), ctx)?;
+    check_os(recipe, root)?;
+    let logs = cache.dir("logs").join(format!("rootfs-{}", &recipe.id()[..12]));
+    fs::create_dir_all(&logs)?;
+    let log = logs.join("prepare.log");
+    ctx.event(&Event::LogFile { stage: Stage::Rootfs, path: log.clone() });
+    let requirements = logs.join("requirements.txt");
+    fs::write(&requirements, recipe.requirements)?;
+    let mut spec = Spec::prepare(root).host_names().mount(&requirements, REQUIREMENTS, Access::ReadOnly);
+    if let Some(bundle) = &host.ca_bundle {
+        spec = spec.ca_bundle(bundle);
+    }
+    for (name, value) in &host.env {
+        spec = spec.env(name, value);
+    }
+    for wheels in &host.wheels {
+        spec = spec.mount(wheels, wheels, Access::ReadOnly);
+    }
+    let mut runner = Runner { sandbox, ctx, log: BufWriter::new(fs::File::create(&log)?), path: log };
+    // A rootfs is thrown away when the run is cut, so dpkg need not wait for the disk after each file. apt's own
+    // user is an id that is not mapped.
+    let apt = |args: &[&str]| -> Vec<String> {
+        let options = [
+            "apt-get",
+            "-q",
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            "Dpkg::Options::=--force-unsafe-io",
+            "-o",
+            "Acquire::Retries=3",
+        ];
+        options.iter().chain(args).map(|s| (*s).to_owned()).collect()
+    };
+    runner.run("apt-get update", &spec, &apt(&["update"]))?;
+    let mut install = apt(&["install", "-y", "--no-install-recommends"]);
+    install.extend(recipe.packages.iter().cloned());
+    runner.run("apt-get install", &spec, &install)?;
+    if !recipe.requirements.trim().is_empty() {
+        let pip = "python3 -m pip install --quiet --no-cache-dir --break-system-packages --require-hashes --no-deps --only-binary :all: -r";
+        let argv = pip.split(' ').chain([REQUIREMENTS]).map(str::to_owned).collect::<Vec<_>>();
+        runner.run("pip install of pinned wheels", &spec, &argv)?;
+    }
+    runner.run("apt-get clean", &spec, &apt(&["clean"]))?;
+    survey(recipe, root, &mut runner, serde_json::to_value(unpacked).map_err(io::Error::from)?)
+}
+
+/// Asks the programs inside for their versions, as the build will see them.
+fn survey(
+    recipe: &Recipe<'_>,
+    root: &Path,
+    runner: &mut Runner<'_>,
+    unpacked: serde_json::Value,
+) -> Result<Meta, PrepareError> {
+    let spec = Spec::build(root);
+    let version = Regex::new(r"[0-9]+(\.[0-9]+)+").map_err(io::Error::other)?;
+    let mut ask = |command: &[String]| -> Result<String, PrepareError> {
+        let lines = runner.run(&command.join(" "), &spec, command)?;
+        let found = lines.iter().find_map(|line| version.find(line)).map(|m| m.as_str().to_owned());
+        found.ok_or_else(|| PrepareError::NoVersion { command: command.join(" ") })
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let gcc = ask(&words("gcc -dumpfullversion"))?;
+    let glibc = ask(&words("getconf GNU_LIBC_VERSION"))?;
+    let mut versions = BTreeMap::new();
+    for probe in recipe.probes {
+        versions.insert(probe.name.clone(), ask(&probe.command)?);
+    }
+    let list = runner.run("dpkg-query", &spec, &words("dpkg-query -W -f ${Package}=${Version}\\n"))?;
+    let packages = list.iter().filter_map(|l| l.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+    Ok(Meta { image_digest: recipe.image_digest.to_owned(), gcc, versions, packages, glibc, unpacked })
+}
+
+fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
+    // /etc/os-release is a symlink to this file wherever os-release(5) is followed; a symlink of the image is
+    // not followed on the host.
+    let file = root.join("usr/lib/os-release");
+    let text =
+        if fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) { fs::read_to_string(&file)? } else { String::new() };
+    let found = os_release(&text);
+    let wanted = recipe.os_release;
+    if found.as_ref() == Some(wanted) {
+        return Ok(());
+    }
+    Err(PrepareError::WrongImage {
+        image: recipe.image.to_owned(),
+        found: found.map_or_else(
+            || "of no known distribution (no usr/lib/os-release)".into(),
+            |f| format!("{} {}", f.id, f.version_id),
+        ),
+        wanted: format!("{} {}", wanted.id, wanted.version_id),
+        toolchain: recipe.toolchain.to_owned(),
+    })
+}
+
+/// `ID` and `VERSION_ID` of an os-release(5) file.
+fn os_release(text: &str) -> Option<OsRelease> {
+    let value = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .map(|v| v.trim().trim_matches(['"', '\'']).to_owned())
+    };
+    Some(OsRelease { id: value("ID")?, version_id: value("VERSION_ID")? })
+}
+
+struct Runner<'a> {
+    sandbox: &'a Sandbox,
+    ctx: &'a Ctx,
+    log: BufWriter<fs::File>,
+    path: PathBuf,
+}
+
+impl Runner<'_> {
+    /// Runs one step to its end; returns its last lines (all of them when they are few).
+    fn run(&mut self, step: &str, spec: &Spec, argv: &[String]) -> Result<Vec<String>, PrepareError> {
+        self.ctx.check()?;
+        writeln!(self.log, "# {}", argv.join(" "))?;
+        let mut lines: VecDeque<String> = VecDeque::new();
+        let mut written = Ok(());
+        let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+        let exit = self.sandbox.run(
+            spec,
+            &argv,
+            Io::Lines(&mut |line: &str| {
+                if written.is_ok() {
+                    written = writeln!(self.log, "{line}");
+                }
+                self.ctx.event(&Event::Output { stage: Stage::Rootfs, line: line.to_owned() });
+                if lines.len() == 4096 {
+                    lines.pop_front();
+                }
+                lines.push_back(line.to_owned());
+            }),
+            &self.ctx.interrupt,
+        )?;
+        self.log.flush()?;
+        written?;
+        self.ctx.check()?;
+        if exit.success() {
+            return Ok(lines.into());
+        }
+        let skip = lines.len().saturating_sub(TAIL_LINES);
+        Err(PrepareError::Step {
+            step: step.to_owned(),
+            exit: exit.ended,
+            tail: lines.into_iter().skip(skip).collect(),
+            log: self.path.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_with_and_without_quotes() {
+        let text = "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n";
+        assert_eq!(os_release(text), Some(OsRelease { id: "debian".into(), version_id: "12".into() }));
+        assert_eq!(os_release("NAME=x\n"), None);
+    }
+
+    #[test]
+    fn the_image_counts_by_digest_and_not_by_name() {
+        let os = OsRelease { id: "debian".into(), version_id: "12".into() };
+        let packages = vec!["gcc".to_owned()];
+        let recipe = |image, digest| {
+            Recipe {
+                toolchain: "t",
+                image,
+                image_digest: digest,
+                os_release: &os,
+                packages: &packages,
+                requirements: "",
+                probes: &[],
+            }
+            .id()
+        };
+        assert_eq!(recipe("a", "sha256:1"), recipe("b", "sha256:1"));
+        assert_ne!(recipe("a", "sha256:1"), recipe("a", "sha256:2"));
+    }
+}

@@ -1,0 +1,129 @@
+//! What can go wrong with a sandbox, told so that somebody can do something about it.
+
+use super::findings::{Finding, remedy_for};
+use super::plan::SpecError;
+use super::wire::{Failure, Step};
+use crate::report::Interrupted;
+use nix::errno::Errno;
+use std::io;
+
+/// Why a command did not run, or why it is not known how it ended. A command that ran and failed is no error
+/// here, but an [`super::Exit`].
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// What was asked for makes no sense on any host.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A step of making the sandbox failed; the command was not started.
+    #[error("cannot make the sandbox: {}", describe(failure))]
+    Setup {
+        /// Which step, on which path, and the kernel's answer.
+        failure: Box<Failure>,
+    },
+    /// The sandbox is fine, but the command could not be started in it.
+    #[error("cannot start `{program}` in the sandbox: {}{}", reason(*errno), start_hint(*errno))]
+    Start {
+        /// The program's name or path inside.
+        program: String,
+        /// The kernel's answer.
+        errno: i32,
+    },
+    /// This host lets no backend work.
+    #[error("no sandbox is possible here:{}", list(findings))]
+    Unavailable {
+        /// What was tried and what can be done.
+        findings: Vec<Finding>,
+    },
+    /// Our own helper could not be started or reached.
+    #[error("cannot {doing} the sandbox helper: {source}{}", helper_hint(source))]
+    Helper {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The sandbox ended without saying how: something killed it from outside.
+    #[error("the sandbox was ended from outside{}", lost_hint(*signal))]
+    Lost {
+        /// The signal that ended its first process.
+        signal: Option<i32>,
+    },
+    /// podman could not run the container.
+    #[error("`{call}` failed: {said}")]
+    Podman {
+        /// How it was called, without mounts and environment.
+        call: String,
+        /// What it said.
+        said: String,
+    },
+    /// The program was told to stop; nothing of the sandbox is left.
+    #[error(transparent)]
+    Interrupted(Interrupted),
+}
+
+impl SandboxError {
+    pub(super) fn setup(failure: Failure) -> Self {
+        match failure.step {
+            Step::Start(program) => Self::Start { program, errno: failure.errno },
+            _ => Self::Setup { failure: Box::new(failure) },
+        }
+    }
+}
+
+/// The kernel's answer in words, with its name.
+pub(super) fn reason(errno: i32) -> String {
+    if errno == 0 {
+        return "refused".into();
+    }
+    let errno = Errno::from_raw(errno);
+    format!("{} ({errno:?})", errno.desc())
+}
+
+fn describe(failure: &Failure) -> String {
+    let step = match &failure.step {
+        Step::Namespaces(kinds) => {
+            let kinds: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+            format!("new namespaces ({})", kinds.join(", "))
+        }
+        Step::MapIds => "map ids".into(),
+        Step::Op(op) => op.to_string(),
+        Step::Start(program) => format!("start {program}"),
+        Step::Internal(what) => what.clone(),
+    };
+    let detail = if failure.detail.is_empty() { String::new() } else { format!(", {}", failure.detail) };
+    let path = failure.path.as_ref().map(|path| format!(", at `{}`", path.display())).unwrap_or_default();
+    let remedy = remedy_for(failure).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+    format!("{step}: {}{detail}{path}{remedy}", reason(failure.errno))
+}
+
+fn start_hint(errno: i32) -> &'static str {
+    match Errno::from_raw(errno) {
+        Errno::ENOENT => "; it, or the interpreter that it names, is not in the image",
+        Errno::EACCES => "; it is not executable, or its file system is mounted noexec",
+        Errno::ENOEXEC => "; it is made for another architecture",
+        Errno::E2BIG => "; its arguments and environment are too large",
+        Errno::EAGAIN => "; the limit of processes is reached (`ulimit -u`, or the pids limit of the job)",
+        _ => "",
+    }
+}
+
+fn helper_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "; /proc and /dev must be mounted where this program runs",
+        _ => start_hint(source.raw_os_error().unwrap_or(0)),
+    }
+}
+
+fn lost_hint(signal: Option<i32>) -> String {
+    match signal {
+        Some(9) => " by SIGKILL; a memory limit of this login or job does that (run it under srun or salloc \
+                    with more memory)"
+            .into(),
+        Some(signal) => format!(" by signal {signal}"),
+        None => String::new(),
+    }
+}
+
+fn list(findings: &[Finding]) -> String {
+    findings.iter().flat_map(|finding| ["\n  ".to_owned(), finding.to_string()]).collect()
+}

@@ -1,0 +1,359 @@
+//! The helper: this program started again, with one thread, that makes the namespaces and waits.
+//!
+//! ```text
+//! the program                     many threads, never enters a namespace
+//!  └─ the helper                  writes the id maps, passes TERM and HUP on; outside all namespaces
+//!      └─ the first process       applies the plan, then is the sandbox's init: reaps, reports the status
+//!          └─ the command
+//! ```
+//!
+//! Each one dies with its parent (`PR_SET_PDEATHSIG`), and the kernel kills a pid namespace with its first
+//! process, so that SIGKILL of any of them ends all below, children that called setsid included.
+//! The command is not itself the first process: as pid 1 it would not be ended by Ctrl-C, and would have to
+//! reap what is left to it by others.
+
+use super::apply::Setup;
+use super::family::Family;
+use super::plan::{IdMap, Namespace, Plan};
+use super::probe;
+use super::rootdir::open_host;
+use super::wire::{Failure, HELPER_ARGUMENT, Report, Request, Step, Work, receive_request, send_report};
+use fs_err as fs;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, dup2_stdin, getpgrp, getppid, isatty, setpgid, tcsetpgrp};
+use rustix::fs::OFlags;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What our own processes exit with when a report has said why.
+const FAILED: i32 = 125;
+
+/// The stack of a cloned process. Its pages are made when touched.
+const STACK: usize = 4 << 20;
+
+/// To be called first in `main`: when this process was started as the helper, does its work and exits.
+///
+/// Nothing may have started a thread before.
+pub fn init_if_helper() {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == HELPER_ARGUMENT) {
+        std::process::exit(main());
+    }
+}
+
+fn main() -> i32 {
+    close_leaked();
+    // No environment of the caller's is here (it was cleared at exec), and nothing else of it shall be.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let Ok(socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 2 };
+    let Ok((request, stdin)) = receive_request(&socket) else {
+        eprintln!("{HELPER_ARGUMENT} is how slurm-factory starts its own sandbox; it is of no use by hand");
+        return 2;
+    };
+    match prepare(&request, stdin) {
+        Err(failure) => {
+            send_report(&socket, &Report::Failed(failure));
+            FAILED
+        }
+        Ok(()) => match request.work {
+            Work::Probe { full } => {
+                send_report(&socket, &Report::Probed(if full { probe::full() } else { probe::quick() }));
+                0
+            }
+            Work::Run { plan, argv, terminal } => run(&plan, &argv, terminal, &socket),
+        },
+    }
+}
+
+fn internal(what: &str, errno: Errno) -> Failure {
+    Failure { step: Step::Internal(what.into()), path: None, errno: errno as i32, detail: String::new() }
+}
+
+/// Descriptors that the program had open without close-on-exec (given to it by whoever started it) are not
+/// the command's business.
+fn close_leaked() {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for number in open.into_iter().filter(|number| *number > 2) {
+        let _ = nix::unistd::close(number);
+    }
+}
+
+fn prepare(request: &Request, stdin: Option<OwnedFd>) -> Result<(), Failure> {
+    set_pdeathsig(Signal::SIGKILL).map_err(|e| internal("tie the helper to its parent", e))?;
+    if getppid().as_raw() != request.parent {
+        return Err(internal("the program that asked is gone", Errno::ESRCH));
+    }
+    let stdin = stdin.map_or_else(|| open_host(Path::new("/dev/null"), OFlags::RDONLY).map(OwnedFd::from), Ok);
+    let stdin = stdin.map_err(|e| internal("open /dev/null", Errno::from_raw(e.raw_os_error())))?;
+    dup2_stdin(stdin).map_err(|e| internal("set up standard input", e))
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// Blocks all signals and returns where the named ones are read. Blocked, none is lost before there is
+/// somebody to read it, and pid 1 gets even those that it would be spared by default (`signal(7)`).
+fn watch() -> Result<SignalFd, Errno> {
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None)?;
+    let read: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    SignalFd::with_flags(&read, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// Waits until a signal can be read, at most until `deadline`; true when the time is over.
+fn wait_for_signal(signals: &SignalFd, deadline: Option<Instant>) -> bool {
+    let timeout = match deadline {
+        None => PollTimeout::NONE,
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        }
+    };
+    let _ = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout);
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
+}
+
+/// Whether one of the signals that say "end" has come since the last call.
+fn told_to_end(signals: &SignalFd) -> bool {
+    let mut told = false;
+    while let Ok(Some(info)) = signals.read_signal() {
+        told |= info.ssi_signo != Signal::SIGCHLD as u32;
+    }
+    told
+}
+
+fn run(plan: &Plan, argv: &[OsString], terminal: bool, socket: &UnixStream) -> i32 {
+    let failed = |failure| {
+        send_report(socket, &Report::Failed(failure));
+        FAILED
+    };
+    let signals = match watch() {
+        Ok(signals) => signals,
+        Err(e) => return failed(internal("watch for signals", e)),
+    };
+    let mut pair = match UnixStream::pair() {
+        Ok((ours, theirs)) => (Some(ours), Some(theirs)),
+        Err(e) => return failed(internal("make a socket", errno_of(&e))),
+    };
+    let child = clone_into(&plan.namespaces, &mut || {
+        // In the child's copy: held open there, the helper's end would not be seen to close.
+        drop(pair.0.take());
+        first_process(plan, argv, terminal, socket, pair.1.take())
+    });
+    let child = match child {
+        Ok(child) => child,
+        Err(errno) => {
+            let step = Step::Namespaces(plan.namespaces.clone());
+            return failed(Failure { step, path: None, errno: errno as i32, detail: String::new() });
+        }
+    };
+    drop(pair.1);
+    let go = map_ids(child, plan.uid, plan.gid).and_then(|()| {
+        let sent = pair.0.as_mut().map_or(Ok(()), |ours| ours.write_all(b"go"));
+        sent.map_err(|e| internal("wake the first process", errno_of(&e)))
+    });
+    if let Err(failure) = go {
+        let _ = kill(child, Signal::SIGKILL);
+        let _ = waitpid(child, None);
+        return failed(failure);
+    }
+    loop {
+        wait_for_signal(&signals, None);
+        if told_to_end(&signals) {
+            let _ = kill(child, Signal::SIGTERM);
+        }
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => {
+                send_report(socket, &Report::Gone { signal: None });
+                return code;
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                send_report(socket, &Report::Gone { signal: Some(signal as i32) });
+                return FAILED;
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return failed(internal("wait for the first process", e)),
+        }
+    }
+}
+
+/// `clone(2)` with new namespaces. Not `clone3`, which filters of containers answer with ENOSYS.
+#[allow(unsafe_code)]
+pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i32) -> Result<Pid, Errno> {
+    let flags = namespaces.iter().fold(CloneFlags::empty(), |flags, namespace| {
+        flags
+            | match namespace {
+                Namespace::User => CloneFlags::CLONE_NEWUSER,
+                Namespace::Mount => CloneFlags::CLONE_NEWNS,
+                Namespace::Pid => CloneFlags::CLONE_NEWPID,
+                Namespace::Ipc => CloneFlags::CLONE_NEWIPC,
+                Namespace::Uts => CloneFlags::CLONE_NEWUTS,
+                Namespace::Net => CloneFlags::CLONE_NEWNET,
+            }
+    });
+    let mut stack = vec![0_u8; STACK];
+    let run = Box::new(|| std::process::exit(child()));
+    // SAFETY: without CLONE_VM the child has a copy of all memory, this stack included, so that nothing it
+    // does is seen here; the helper has one thread, so no lock is held by a thread that the child lacks, and
+    // the child may allocate and do as any process does. The child never returns from its function.
+    unsafe { nix::sched::clone(run, &mut stack, flags, Some(Signal::SIGCHLD as i32)) }
+}
+
+/// Writes the maps of a process in a new user namespace (`user_namespaces(7)`): each file once, one line,
+/// and `deny` before the gid map, without which an unprivileged writer gets EPERM.
+pub(super) fn map_ids(child: Pid, uid: IdMap, gid: IdMap) -> Result<(), Failure> {
+    let one = |map: IdMap| format!("{} {} 1", map.inside, map.outside);
+    for (name, text) in [("uid_map", one(uid)), ("setgroups", "deny".into()), ("gid_map", one(gid))] {
+        let path = Path::new("/proc").join(child.to_string()).join(name);
+        let file = open_host(&path, OFlags::WRONLY).map_err(io::Error::from);
+        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+        if let Err(e) = written {
+            let errno = e.raw_os_error().unwrap_or(0);
+            return Err(Failure { step: Step::MapIds, path: Some(path), errno, detail: format!("write `{text}`") });
+        }
+    }
+    Ok(())
+}
+
+/// In the new namespaces: applies the plan, starts the command, and stays as init until it ends.
+fn first_process(
+    plan: &Plan,
+    argv: &[OsString],
+    terminal: bool,
+    socket: &UnixStream,
+    start: Option<UnixStream>,
+) -> i32 {
+    let family = Family::new(plan.own_pids());
+    let grace = Duration::from_millis(plan.grace_ms);
+    let ended = set_up(plan, argv, terminal, start, family).and_then(|(command, signals)| {
+        stay(command, &signals, family, grace, terminal).map_err(|e| internal("wait for the command", e))
+    });
+    family.end();
+    match ended {
+        Ok(report) => {
+            send_report(socket, &report);
+            0
+        }
+        Err(failure) => {
+            send_report(socket, &Report::Failed(failure));
+            FAILED
+        }
+    }
+}
+
+fn set_up(
+    plan: &Plan,
+    argv: &[OsString],
+    terminal: bool,
+    start: Option<UnixStream>,
+    family: Family,
+) -> Result<(Pid, SignalFd), Failure> {
+    family.die_with_parent().map_err(|e| internal("tie the first process to the helper", e))?;
+    // The helper dying before the line above is seen here, as the end of its socket.
+    let mut go = [0; 2];
+    let read = start.ok_or(Errno::EBADF).and_then(|mut start| start.read_exact(&mut go).map_err(|_| Errno::EPIPE));
+    read.map_err(|e| internal("wait for the id maps", e))?;
+
+    let mut setup = Setup::default();
+    for op in &plan.ops {
+        setup.apply(op).map_err(|trouble| Failure {
+            step: Step::Op(Box::new(op.clone())),
+            path: trouble.path.or_else(|| op.path()),
+            errno: trouble.errno,
+            detail: trouble.detail,
+        })?;
+    }
+    // `/proc/1/exe` is our program on the host, which the command could open and overwrite; only a process
+    // with capabilities over the host may look at one that is not dumpable (ptrace(2), proc(5)).
+    set_dumpable(false).map_err(|e| internal("hide the first process", e))?;
+    let signals = watch().map_err(|e| internal("watch for signals", e))?;
+    if terminal {
+        take_terminal().map_err(|e| internal("take the terminal", e))?;
+    }
+    start_command(plan, argv).map(|command| (command, signals))
+}
+
+/// Makes this process's group the terminal's foreground group: the command, started into the same group,
+/// gets Ctrl-C, and an interactive shell finds itself in the foreground and can go on from there with groups
+/// of its own. SIGTTOU, which a process in the background gets for this, is blocked.
+fn take_terminal() -> Result<(), Errno> {
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    match terminal() {
+        Some(terminal) => tcsetpgrp(terminal, getpgrp()),
+        None => Ok(()),
+    }
+}
+
+/// The first of the standard descriptors that is a terminal.
+pub(super) fn terminal() -> Option<OwnedFd> {
+    let handles = [
+        io::stdin().as_fd().try_clone_to_owned(),
+        io::stdout().as_fd().try_clone_to_owned(),
+        io::stderr().as_fd().try_clone_to_owned(),
+    ];
+    handles.into_iter().flatten().find(|handle| isatty(handle).unwrap_or(false))
+}
+
+/// Starts the command with the plan's environment and nothing else. `Command` also gives it the default
+/// action for SIGPIPE and reports a failed exec; the signals that are blocked here it would inherit.
+#[allow(clippy::disallowed_methods)] // inside; process.rs is the door to programs of the host
+#[allow(unsafe_code)]
+fn start_command(plan: &Plan, argv: &[OsString]) -> Result<Pid, Failure> {
+    let failed = |errno: i32, detail: String| {
+        let program = argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+        Failure { step: Step::Start(program), path: argv.first().map(Into::into), errno, detail }
+    };
+    let [program, arguments @ ..] = argv else { return Err(failed(0, "no command was given".into())) };
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).env_clear().envs(plan.env.iter().map(|(name, value)| (name, value)));
+    let unblock = || sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, and neither allocates nor locks.
+    unsafe { command.pre_exec(unblock) };
+    let child = command.spawn().map_err(|e| failed(e.raw_os_error().unwrap_or(0), String::new()))?;
+    // It is reaped with all the others in `stay`, not through this handle.
+    i32::try_from(child.id()).map(Pid::from_raw).map_err(|_| failed(0, "it has no process id".into()))
+}
+
+/// What an init does: reaps whatever ends, until the command does. Told to end, it passes that on to
+/// everything inside, and after the grace kills.
+fn stay(command: Pid, signals: &SignalFd, family: Family, grace: Duration, terminal: bool) -> Result<Report, Errno> {
+    let mut deadline = None;
+    loop {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == command => return Ok(Report::Exited(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
+                    return Ok(Report::Signalled(signal as i32));
+                }
+                // Ctrl-Z: the shell that the user has outside does not see this group, so nobody could continue
+                // it. In the caller's own group it is stopped with the caller, and continued with it.
+                Ok(WaitStatus::Stopped(pid, _)) if pid == command && terminal => kill(pid, Signal::SIGCONT)?,
+                Ok(WaitStatus::StillAlive) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if wait_for_signal(signals, deadline) {
+            return Ok(Report::Signalled(Signal::SIGKILL as i32));
+        }
+        if told_to_end(signals) {
+            if deadline.is_some() {
+                return Ok(Report::Signalled(Signal::SIGKILL as i32));
+            }
+            family.signal(Signal::SIGTERM);
+            deadline = Some(Instant::now() + grace);
+        }
+    }
+}

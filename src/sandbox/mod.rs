@@ -1,0 +1,151 @@
+//! The sandbox: a command runs in a rootfs of our own, seeing what it was given and nothing else, without
+//! root, without a daemon and without a setuid program.
+//!
+//! ```text
+//! spec.rs       what is wanted                        data
+//! plan.rs       Spec + Host -> Plan: ordered Ops      pure
+//! ops.rs        the operations and their words        data
+//! run.rs        starts the helper, carries output     in the program
+//! wire.rs       what the two say to each other
+//! helper.rs     namespaces, id maps, init             in the helper
+//! apply.rs      does the operations                   in the helper, inside
+//!   rootdir.rs mounts.rs seccomp.rs loopback.rs family.rs
+//! probe.rs      tries what the host allows            in the helper
+//! facts.rs      reads what explains a refusal
+//! findings.rs   errno + facts -> meaning and remedy   pure
+//! doctor.rs     all findings about this host
+//! podman.rs     the other way to make a sandbox
+//! ```
+//!
+//! Two uses: [`Spec::prepare`] installs packages into a rootfs as fake root, [`Spec::build`] builds in a
+//! read-only rootfs as an ordinary user. The rootfs of a build is *bound read-only*; what a build writes goes
+//! to the folders mounted into it. No overlay is needed, so a rootfs may lie on NFS or Lustre, and any number
+//! of builds share it. Mount points that it lacks are made in it before it is sealed; where it cannot be
+//! written (a site's shared rootfs) the prepare stage must have made them, and the error says so.
+//!
+//! `main` must call [`init_if_helper`] first: the program starts itself again as the helper.
+
+mod apply;
+mod doctor;
+mod error;
+mod facts;
+mod family;
+mod findings;
+mod helper;
+mod loopback;
+mod mounts;
+mod ops;
+mod plan;
+mod podman;
+mod probe;
+mod rootdir;
+mod run;
+mod seccomp;
+mod spec;
+mod text;
+mod wire;
+
+pub use doctor::probe;
+pub use error::SandboxError;
+pub use facts::Facts;
+pub use findings::{Finding, Outcome, classify};
+pub use helper::init_if_helper;
+pub use ops::{Filter, Op};
+pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
+pub use probe::{Trial, Try};
+pub use run::{Ended, Exit, Io};
+pub use spec::{
+    Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Mount, Network, Overlay,
+    Spec, Tmpfs, User,
+};
+pub use wire::{Failure, Step};
+
+use crate::report::Interrupt;
+use std::ffi::OsString;
+
+/// Which way a sandbox is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The first that works.
+    Auto,
+    /// User namespaces, by ourselves.
+    Userns,
+    /// podman.
+    Podman,
+}
+
+/// Proof that a sandbox can be made on this host: it has been tried.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    host: Host,
+    /// In place of our own namespaces.
+    podman: Option<podman::Podman>,
+    why: String,
+}
+
+impl Sandbox {
+    /// Tries whether sandboxes work here. Nothing is remembered between calls; with [`Backend::Userns`], and with
+    /// [`Backend::Auto`] where that works, it takes a few milliseconds, with podman a second.
+    pub fn open(backend: Backend, interrupt: &Interrupt) -> Result<Self, SandboxError> {
+        let facts = Facts::read();
+        let mut findings = Vec::new();
+        let mut host = Host { uid: facts.uid, gid: facts.gid, own_proc: true };
+        if backend != Backend::Podman {
+            let trials = run::probe(false)?;
+            findings =
+                trials.iter().filter(|trial| trial.errno.is_some()).map(|trial| classify(trial, &facts)).collect();
+            if findings.iter().all(|finding| finding.outcome != Outcome::Fail) {
+                let lacks = |step| trials.iter().any(|trial: &Trial| trial.step == step && trial.errno.is_some());
+                host.own_proc = !lacks(Try::Proc) && !lacks(Try::Namespace(Namespace::Pid));
+                let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
+                    format!("user namespaces, with one restriction: {}", finding.meaning)
+                });
+                return Ok(Self { host, podman: None, why });
+            }
+        }
+        if backend != Backend::Userns {
+            match podman::Podman::open(interrupt)? {
+                Ok(podman) => {
+                    let asked = "as asked".to_owned();
+                    let why = findings
+                        .first()
+                        .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
+                    return Ok(Self { host, why: format!("{}: {why}", podman.describe()), podman: Some(podman) });
+                }
+                Err(finding) => findings.push(finding),
+            }
+        }
+        Err(SandboxError::Unavailable { findings })
+    }
+
+    /// Takes the word of an earlier [`Sandbox::open`] that chose user namespaces, of the same user on the same
+    /// boot of the same host. Should it no longer hold, [`Sandbox::run`] says so, as the failure of the step
+    /// that does not work.
+    pub fn remembered(host: Host) -> Self {
+        Self { host, podman: None, why: "user namespaces: they worked before".into() }
+    }
+
+    /// What is known of the host, for [`plan`] and for [`Sandbox::remembered`].
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// Which backend was chosen.
+    pub fn backend(&self) -> Backend {
+        if self.podman.is_some() { Backend::Podman } else { Backend::Userns }
+    }
+
+    /// Which backend was chosen and why, in one line.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Runs `argv` in a sandbox made for it, which ends with it. Blocks; the calling thread must live as long.
+    pub fn run(&self, spec: &Spec, argv: &[OsString], io: Io<'_>, interrupt: &Interrupt) -> Result<Exit, SandboxError> {
+        match &self.podman {
+            None => run::run(plan(spec, &self.host)?, argv, io, interrupt),
+            Some(podman) => podman.run(spec, &self.host, argv, io, interrupt),
+        }
+    }
+}

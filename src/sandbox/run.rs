@@ -1,0 +1,342 @@
+//! Runs a command in a sandbox from the program's side: starts the helper, hands over the plan, carries
+//! output, passes signals on, and says how it ended.
+
+use super::error::SandboxError;
+use super::helper::terminal;
+use super::plan::Plan;
+use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
+use crate::report::{Interrupt, Interrupted};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use std::ffi::OsString;
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Output without an end of line is handed on in pieces of this size.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// Where a command's input comes from and its output goes.
+pub enum Io<'a> {
+    /// Nothing to read; what it prints on either stream comes line by line, in order, without the line's end.
+    Lines(&'a mut dyn FnMut(&str)),
+    /// Nothing to read; what it prints is returned.
+    Capture,
+    /// The caller's own three streams, in the caller's process group.
+    Inherit,
+    /// As [`Io::Inherit`], and the command is the terminal's foreground process group while it runs, so that
+    /// Ctrl-C and job control are its own. Without a terminal, or in the background, it is `Inherit`.
+    Terminal,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// How a command ended and what it printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// How.
+    pub ended: Ended,
+    /// Standard output, with [`Io::Capture`].
+    pub stdout: Vec<u8>,
+    /// Standard error, with [`Io::Capture`].
+    pub stderr: Vec<u8>,
+}
+
+impl Exit {
+    /// Whether the exit code was 0.
+    pub fn success(&self) -> bool {
+        self.ended == Ended::Code(0)
+    }
+
+    /// The code a shell would give: 128 and the signal's number for a signal.
+    pub fn code(&self) -> i32 {
+        match self.ended {
+            Ended::Code(code) => code,
+            Ended::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// The helper while it runs. Dropped without having been waited for (a callback panicked), it is ended, and
+/// the sandbox with it.
+struct Helper {
+    child: Child,
+    ended: bool,
+}
+
+impl Helper {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Waits for its end and leaves its number taken, so that a signal to it cannot hit another.
+    fn wait(&self) {
+        while waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+    }
+
+    fn reap(mut self) {
+        let _ = self.child.wait();
+        self.ended = true;
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Starts the helper with this request. Its standard input is the socket that is returned.
+#[allow(clippy::disallowed_methods)] // our own program, not one of the host
+fn start_helper(
+    work: Work,
+    stdout: Stdio,
+    stderr: Stdio,
+    stdin: Option<BorrowedFd<'_>>,
+    own_group: bool,
+) -> Result<(Helper, UnixStream), SandboxError> {
+    let failed = |doing| move |source: io::Error| SandboxError::Helper { doing, source };
+    let (ours, theirs) = UnixStream::pair().map_err(failed("make a socket for"))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("slurm-factory").arg(HELPER_ARGUMENT).env_clear();
+    command.stdin(OwnedFd::from(theirs)).stdout(stdout).stderr(stderr);
+    if own_group {
+        command.process_group(0);
+    }
+    let helper = Helper { child: command.spawn().map_err(failed("start"))?, ended: false };
+    drop(command); // with it our copies of the pipes' write ends
+    let parent = std::process::id().cast_signed();
+    send_request(&ours, &Request { parent, work }, stdin).map_err(failed("talk to"))?;
+    Ok((helper, ours))
+}
+
+/// Asks the helper to try what this host allows.
+pub(super) fn probe(full: bool) -> Result<Vec<super::probe::Trial>, SandboxError> {
+    let (helper, mut socket) = start_helper(Work::Probe { full }, Stdio::null(), Stdio::null(), None, true)?;
+    let mut text = Vec::new();
+    let read = socket.read_to_end(&mut text);
+    helper.reap();
+    read.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
+    match reports(&text).into_iter().next() {
+        Some(Report::Probed(trials)) => Ok(trials),
+        Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
+        _ => Err(SandboxError::Lost { signal: None }),
+    }
+}
+
+fn reports(text: &[u8]) -> Vec<Report> {
+    text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+/// Runs `argv` as planned.
+pub(super) fn run(plan: Plan, argv: &[OsString], io: Io<'_>, interrupt: &Interrupt) -> Result<Exit, SandboxError> {
+    interrupt.check()?;
+    let foreground = match io {
+        Io::Terminal => Foreground::here(),
+        _ => None,
+    };
+    let work = Work::Run { plan, argv: argv.to_vec(), terminal: foreground.is_some() };
+    let own_streams = matches!(io, Io::Inherit | Io::Terminal);
+    let mut output = Output::new(io);
+    let stdin = io::stdin();
+    let stdin = own_streams.then(|| stdin.as_fd());
+    let (stdout, stderr) = output.ends()?;
+    let (helper, socket) = start_helper(work, stdout, stderr, stdin, !own_streams)?;
+
+    let pid = helper.pid();
+    let asked = AtomicBool::new(false);
+    let guard = interrupt.on_signal(move |_| {
+        // First politely: what runs inside gets TERM and a moment. Asked again, all of it goes at once.
+        let signal = if asked.swap(true, Ordering::SeqCst) { Signal::SIGKILL } else { Signal::SIGTERM };
+        let _ = kill(pid, signal);
+    });
+    let carried = output.carry(Some(socket));
+    if carried.is_err() {
+        let _ = kill(pid, Signal::SIGTERM);
+    }
+    helper.wait();
+    drop(guard);
+    helper.reap();
+    drop(foreground);
+
+    interrupt.check()?;
+    let said = carried.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
+    let mut gone = None;
+    for report in reports(&said) {
+        let ended = match report {
+            Report::Failed(failure) => return Err(SandboxError::setup(failure)),
+            Report::Exited(code) => Ended::Code(code),
+            Report::Signalled(signal) => Ended::Signal(signal),
+            Report::Gone { signal } => {
+                gone = signal;
+                continue;
+            }
+            Report::Probed(_) => continue,
+        };
+        return Ok(Exit { ended, stdout: output.stdout, stderr: output.stderr });
+    }
+    Err(SandboxError::Lost { signal: gone })
+}
+
+impl From<Interrupted> for SandboxError {
+    fn from(interrupted: Interrupted) -> Self {
+        Self::Interrupted(interrupted)
+    }
+}
+
+/// The command's output on its way to the caller.
+pub(super) struct Output<'a> {
+    lines: Option<&'a mut dyn FnMut(&str)>,
+    capture: bool,
+    readers: [Option<PipeReader>; 2],
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(io: Io<'a>) -> Self {
+        let capture = matches!(io, Io::Capture);
+        let lines = match io {
+            Io::Lines(lines) => Some(lines),
+            _ => None,
+        };
+        Self { lines, capture, readers: [None, None], stdout: Vec::new(), stderr: Vec::new() }
+    }
+
+    /// The helper's ends. Lines come through one pipe, so that both streams stay in order.
+    pub(super) fn ends(&mut self) -> Result<(Stdio, Stdio), SandboxError> {
+        let failed = |source| SandboxError::Helper { doing: "make a pipe for", source };
+        if self.lines.is_some() {
+            let (reader, writer) = io::pipe().map_err(failed)?;
+            let second = writer.try_clone().map_err(failed)?;
+            self.readers = [Some(reader), None];
+            return Ok((writer.into(), second.into()));
+        }
+        if self.capture {
+            let ((out, to_out), (err, to_err)) = (io::pipe().map_err(failed)?, io::pipe().map_err(failed)?);
+            self.readers = [Some(out), Some(err)];
+            return Ok((to_out.into(), to_err.into()));
+        }
+        Ok((Stdio::inherit(), Stdio::inherit()))
+    }
+
+    /// Carries output until everybody inside has closed it, and returns what the helper said.
+    pub(super) fn carry(&mut self, mut socket: Option<UnixStream>) -> io::Result<Vec<u8>> {
+        let mut said = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let open: Vec<(usize, BorrowedFd<'_>)> = [
+                socket.as_ref().map(|socket| (2, socket.as_fd())),
+                self.readers[0].as_ref().map(|reader| (0, reader.as_fd())),
+                self.readers[1].as_ref().map(|reader| (1, reader.as_fd())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            if open.is_empty() {
+                self.flush();
+                return Ok(said);
+            }
+            let mut fds: Vec<_> = open.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            let ready: Vec<usize> =
+                open.iter().zip(&fds).filter(|(_, fd)| fd.any() == Some(true)).map(|((index, _), _)| *index).collect();
+            for index in ready {
+                let read = match index {
+                    2 => socket.as_mut().map_or(Ok(0), |socket| socket.read(&mut buffer)),
+                    _ => self.readers[index].as_mut().map_or(Ok(0), |reader| reader.read(&mut buffer)),
+                };
+                match (read, index) {
+                    (Err(e), _) if e.kind() == io::ErrorKind::Interrupted => {}
+                    // A reset is the end too: a killed helper leaves what was not read in its socket.
+                    (Ok(0) | Err(_), 2) => socket = None,
+                    (Ok(0), _) => self.readers[index] = None,
+                    (Err(e), _) => return Err(e),
+                    (Ok(length), 2) => said.extend_from_slice(&buffer[..length]),
+                    (Ok(length), 0) => self.take(&buffer[..length]),
+                    (Ok(length), _) => self.stderr.extend_from_slice(&buffer[..length]),
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        let Some(lines) = &mut self.lines else {
+            self.stdout.extend_from_slice(bytes);
+            return;
+        };
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.stdout.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.stdout.len() >= LONGEST_LINE {
+                let line = self.stdout.strip_suffix(b"\n").unwrap_or(&self.stdout);
+                lines(&String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)));
+                self.stdout.clear();
+            }
+        }
+    }
+
+    /// The last line, when it has no end.
+    fn flush(&mut self) {
+        if let Some(lines) = &mut self.lines
+            && !self.stdout.is_empty()
+        {
+            lines(&String::from_utf8_lossy(&self.stdout));
+            self.stdout.clear();
+        }
+    }
+}
+
+/// Whether there is a terminal, with us in its foreground.
+pub(super) fn in_foreground() -> bool {
+    terminal().is_some_and(|terminal| tcgetpgrp(&terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+/// The terminal as it was, given back when this is dropped: its settings, and us in the foreground.
+struct Foreground {
+    terminal: OwnedFd,
+    settings: Termios,
+}
+
+impl Foreground {
+    /// Only when there is a terminal and we are in its foreground: a job in the background that took it would
+    /// take it from the user's shell.
+    fn here() -> Option<Self> {
+        if !in_foreground() {
+            return None;
+        }
+        let terminal = terminal()?;
+        let settings = tcgetattr(&terminal).ok()?;
+        Some(Self { terminal, settings })
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        // We are in the background now; blocked, SIGTTOU does not stop us for taking it back.
+        let stop: SigSet = [Signal::SIGTTOU].into_iter().collect();
+        let Ok(before) = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK) else { return };
+        let _ = tcsetpgrp(&self.terminal, getpgrp());
+        let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.settings);
+        let _ = before.thread_set_mask();
+    }
+}

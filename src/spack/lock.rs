@@ -1,0 +1,110 @@
+//! Reads `spack.lock`: which packages the solver chose. Only what this program uses is read.
+//!
+//! ```text
+//! {"_meta": {"file-type": "spack-lockfile", "lockfile-version": 6, ...},
+//!  "roots": [{"hash": H, "spec": "..."}],
+//!  "concrete_specs": {H: {"name": .., "version": .., "external": {..}?, "dependencies": [{"hash": H, ..}]}}}
+//! ```
+//! Source: Spack v1.0 documentation, "Environments"; checked against files of v1.0.0.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A lockfile that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Not JSON, or not of this form.
+    #[error("spack.lock does not parse: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// A version of the format that this program does not know.
+    #[error("spack.lock has format version {0}; this program reads 5 and 6")]
+    Version(u64),
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(rename = "_meta")]
+    meta: Meta,
+    roots: Vec<Root>,
+    concrete_specs: BTreeMap<String, Node>,
+}
+
+#[derive(Deserialize)]
+struct Meta {
+    #[serde(rename = "lockfile-version")]
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct Root {
+    hash: String,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    name: String,
+    version: String,
+    #[serde(default)]
+    external: Option<Value>,
+    #[serde(default)]
+    namespace: Option<String>,
+}
+
+/// A package that the solver chose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedPackage {
+    /// Spack's name.
+    pub name: String,
+    /// Spack's version.
+    pub version: String,
+    /// DAG hash.
+    pub hash: String,
+    /// The recipe repository that it comes from.
+    pub namespace: String,
+    /// True when it is taken from the rootfs.
+    pub external: bool,
+    /// True when it was asked for.
+    pub root: bool,
+}
+
+/// Parses a lockfile; packages are sorted by name, then hash.
+pub fn parse(text: &str) -> Result<Vec<LockedPackage>, LockError> {
+    let raw: Raw = serde_json::from_str(text)?;
+    if !(5..=6).contains(&raw.meta.version) {
+        return Err(LockError::Version(raw.meta.version));
+    }
+    let mut packages: Vec<_> = raw
+        .concrete_specs
+        .into_iter()
+        .map(|(hash, node)| LockedPackage {
+            root: raw.roots.iter().any(|r| r.hash == hash),
+            name: node.name,
+            version: node.version,
+            namespace: node.namespace.unwrap_or_default(),
+            external: node.external.is_some_and(|e| !e.is_null()),
+            hash,
+        })
+        .collect();
+    packages.sort_by(|a, b| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
+    Ok(packages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_roots_and_externals_are_told_apart() {
+        let text = r#"{"_meta":{"file-type":"spack-lockfile","lockfile-version":6,"specfile-version":5},
+            "roots":[{"hash":"h1","spec":"slurm"}],
+            "concrete_specs":{
+              "h1":{"name":"slurm","version":"24-11-5-1","namespace":"slurm_factory"},
+              "h2":{"name":"gcc","version":"12.2.0","external":{"path":"/usr","module":null}}}}"#;
+        let packages = parse(text).unwrap();
+        assert_eq!(packages.len(), 2);
+        assert!(packages[0].external && !packages[0].root);
+        assert!(packages[1].root && !packages[1].external);
+        assert!(parse(&text.replace(":6,", ":9,")).unwrap_err().to_string().contains('9'));
+    }
+}

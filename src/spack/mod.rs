@@ -1,0 +1,364 @@
+//! Runs Spack in the build sandbox: brings what it needs, writes its configuration, concretizes, installs, and
+//! hands on the install tree as [`Installed`].
+//!
+//! Everything that Spack writes lies in one *slot*, a folder of the host that is mounted at
+//! [`inside::ROOT`]: store, environments, views and stages on one file system and under one mount, because a
+//! hard link across two mounts of the same disk is EXDEV. A slot belongs to one rootfs, compiler and Spack, is kept
+//! between builds, and is shared by builds that run at the same time under Spack's own locks.
+//!
+//! ```text
+//! SLOT/store/NAME-VERSION-HASH/     install tree
+//! SLOT/env/PLAN/spack.{yaml,lock}   one environment a plan
+//! SLOT/view/PLAN                    symlink to view/._PLAN/HASH, hard links into the store
+//! SLOT/scope/PLAN/*.yaml            configuration
+//! SLOT/stage/                       where Spack unpacks and builds
+//! SLOT/{misc,user,gnupg,home}/      Spack's caches, compiled Python, keyring, HOME
+//! ```
+
+pub mod lock;
+pub mod log;
+pub mod own_repo;
+pub mod render;
+pub mod source;
+
+pub use lock::LockedPackage;
+pub use log::Failure;
+pub use render::External;
+pub use source::SourceError;
+
+use crate::cache::{Cache, CacheError};
+use crate::fsutil;
+use crate::plan::{BuildPlan, HostAccess, inside};
+use crate::report::{Ctx, Event, Interrupted, Stage};
+use crate::sandbox::{Access, Ended, Io, Network, Sandbox, SandboxError, Spec};
+use fs_err as fs;
+use log::{Progress, Step};
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Why Spack did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum SpackError {
+    /// A package did not build, or the solver found no solution.
+    #[error("{0}")]
+    Failed(Box<Failed>),
+    /// The environment's lockfile is not what it should be.
+    #[error("{path}: {source}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: lock::LockError,
+    },
+    /// The sandbox failed.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A configuration file could not be rendered.
+    #[error(transparent)]
+    Render(#[from] render::RenderError),
+    /// Spack or recipes could not be brought.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A file operation failed.
+    #[error("spack: {0}")]
+    Io(#[from] io::Error),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// A Spack command that ended with a failure.
+#[derive(Debug)]
+pub struct Failed {
+    /// Solving or installing.
+    pub stage: Stage,
+    /// What Spack said.
+    pub failure: Failure,
+    /// The package's build log on the host, when there is one.
+    pub log: Option<PathBuf>,
+    /// Everything that Spack printed.
+    pub console: PathBuf,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.stage, self.failure.package.as_str(), self.failure.phase.as_str()) {
+            (Stage::Concretize, ..) => f.write_str("Spack found no way to satisfy the request")?,
+            (_, "", _) => f.write_str("Spack failed before it built anything")?,
+            (_, package, "") => write!(f, "{package} could not be installed")?,
+            (_, package, phase) => write!(f, "{package} failed in phase `{phase}`")?,
+        }
+        for line in &self.failure.errors {
+            write!(f, "\n  {line}")?;
+        }
+        if let Some(log) = &self.log {
+            write!(f, "\nbuild log: {}", log.display())?;
+        }
+        write!(f, "\nSpack's output: {}", self.console.display())?;
+        if self.stage == Stage::Install {
+            f.write_str("\nto look inside: slurm-factory shell")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a Spack run works with.
+pub struct Session<'a> {
+    /// The plan.
+    pub plan: &'a BuildPlan,
+    /// Root of the prepared rootfs.
+    pub rootfs: &'a Path,
+    /// Identity of the prepared rootfs.
+    pub rootfs_id: &'a str,
+    /// Exact version of the rootfs's GCC.
+    pub gcc: &'a str,
+    /// Programs of the rootfs that Spack takes as they are.
+    pub externals: &'a [External],
+    /// Where slots are.
+    pub build_dir: &'a Path,
+    /// What of the host the sandbox may use.
+    pub host: &'a HostAccess,
+    /// The cache.
+    pub cache: &'a Cache,
+    /// The sandbox.
+    pub sandbox: &'a Sandbox,
+}
+
+/// A finished install tree with its view: what Spack left. Made by [`Session::install`] alone.
+#[derive(Debug)]
+pub struct Installed {
+    slot: PathBuf,
+    view: String,
+    packages: Vec<LockedPackage>,
+    lock_file: PathBuf,
+    lock_digest: String,
+}
+
+impl Installed {
+    /// The slot's folder on the host.
+    pub fn slot(&self) -> &Path {
+        &self.slot
+    }
+
+    /// The view's path inside the sandbox.
+    pub fn view_inside(&self) -> &str {
+        &self.view
+    }
+
+    /// What the solver chose.
+    pub fn packages(&self) -> &[LockedPackage] {
+        &self.packages
+    }
+
+    /// `spack.lock` on the host.
+    pub fn lock_file(&self) -> &Path {
+        &self.lock_file
+    }
+
+    /// SHA-256 of `spack.lock`, hexadecimal.
+    pub fn lock_digest(&self) -> &str {
+        &self.lock_digest
+    }
+}
+
+/// The folder of a slot: one for each rootfs, compiler and Spack.
+pub fn slot_dir(build_dir: &Path, rootfs_id: &str, plan: &BuildPlan) -> PathBuf {
+    let key = format!("{rootfs_id}\0{}\0{}", plan.identity.compiler, plan.identity.spack.commit);
+    let digest = hex::encode(Sha256::digest(key));
+    build_dir.join(format!("{}-{}", plan.identity.toolchain.name, &digest[..12]))
+}
+
+impl Session<'_> {
+    /// Concretizes and installs; what is there already is not done again.
+    pub fn install(&self, ctx: &Ctx) -> Result<Installed, SpackError> {
+        let slot = slot_dir(self.build_dir, self.rootfs_id, self.plan);
+        for folder in ["store", "env", "view", "scope", "stage", "misc", "user", "gnupg", "home"] {
+            fs::create_dir_all(slot.join(folder))?;
+        }
+        fs::set_permissions(slot.join("gnupg"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let timer = ctx.stage(Stage::Sources, format!("Spack {}", self.plan.identity.spack.reference));
+        let spec = self.spec(&slot, ctx)?;
+        timer.done(format!(
+            "Spack {} and recipes {}",
+            shown(&self.plan.identity.spack),
+            shown(&self.plan.identity.spack_packages)
+        ));
+        let environment = self.write_configuration(&slot)?;
+        let json = serde_json::to_vec_pretty(&spec).map_err(io::Error::other)?;
+        fsutil::write_atomic(&self.cache.dir(LAST_BUILD), &json, 0o600)?;
+
+        let lock_file = environment.join("spack.lock");
+        let timer = ctx.stage(Stage::Concretize, &self.plan.identity.spec);
+        if lock_file.is_file() {
+            timer.cached("dependencies already chosen");
+        } else {
+            self.spack(&spec, &slot, Stage::Concretize, &["concretize", "--force"], ctx)?;
+            timer.done("dependencies chosen");
+        }
+        let lock_text = fs::read_to_string(&lock_file)?;
+        let packages =
+            lock::parse(&lock_text).map_err(|source| SpackError::Lock { path: lock_file.clone(), source })?;
+
+        let timer = ctx.stage(Stage::Install, format!("{} packages", packages.iter().filter(|p| !p.external).count()));
+        let jobs = self.plan.execution.jobs.to_string();
+        let installed =
+            self.spack(&spec, &slot, Stage::Install, &["install", "--only-concrete", "--fail-fast", "-j", &jobs], ctx)?;
+        timer.done(if installed == 0 {
+            "all packages were there".into()
+        } else {
+            format!("{installed} packages built")
+        });
+        Ok(Installed {
+            view: render::view_dir(self.plan),
+            lock_digest: hex::encode(Sha256::digest(&lock_text)),
+            slot,
+            packages,
+            lock_file,
+        })
+    }
+
+    /// The build sandbox: what is mounted where, and the environment, whole.
+    fn spec(&self, slot: &Path, ctx: &Ctx) -> Result<Spec, SpackError> {
+        let identity = &self.plan.identity;
+        let execution = &self.plan.execution;
+        let offline = execution.offline;
+        let spack = source::fetch("Spack", &identity.spack, offline, self.cache, ctx)?;
+        let recipes = source::fetch("Spack recipes", &identity.spack_packages, offline, self.cache, ctx)?;
+        let own = own_repo::write(self.cache, &identity.own_repo_digest, &identity.release)?;
+        let source_cache = self.cache.dir("sourcecache");
+        fs::create_dir_all(&source_cache)?;
+        let mut spec = Spec::build(self.rootfs)
+            .mount(slot, inside::ROOT, Access::ReadWrite)
+            .mount(spack.path(), inside::SPACK, Access::ReadOnly)
+            .mount(recipes.path(), inside::PACKAGES, Access::ReadOnly)
+            .mount(own, inside::OWN_REPO, Access::ReadOnly)
+            .mount(source_cache, inside::SOURCE_CACHE, Access::ReadWrite);
+        for (index, repo) in execution.repos.iter().enumerate() {
+            spec = spec.mount(&repo.path, render::overlay_repo_dir(index, &repo.namespace), Access::ReadOnly);
+        }
+        for (mirrors, below) in
+            [(&execution.source_mirrors, inside::MIRRORS), (&execution.binary_mirrors, inside::BINARIES)]
+        {
+            for (index, mirror) in mirrors.iter().enumerate().filter(|(_, m)| !m.contains("://")) {
+                spec = spec.mount(mirror, format!("{below}/{index}"), Access::ReadOnly);
+            }
+        }
+        let variables = [
+            ("HOME", inside::HOME.to_owned()),
+            ("SPACK_DISABLE_LOCAL_CONFIG", "1".to_owned()),
+            ("SPACK_USER_CACHE_PATH", inside::USER.to_owned()),
+            ("SPACK_GNUPGHOME", inside::GNUPG.to_owned()),
+            ("SPACK_PYTHON", "/usr/bin/python3".to_owned()),
+            // Spack's own tree is read-only; compiled Python is kept here and makes each later call faster.
+            ("PYTHONPYCACHEPREFIX", format!("{}/pycache", inside::USER)),
+            // Spack folds what the compiler said to the width of a terminal.
+            ("COLUMNS", "200".to_owned()),
+            // Spack forks while it prints; through a buffer its lines would come out of order.
+            ("PYTHONUNBUFFERED", "1".to_owned()),
+        ];
+        for (name, value) in variables {
+            spec = spec.env(name, value);
+        }
+        for (name, value) in &self.host.env {
+            spec = spec.env(name, value);
+        }
+        if let Some(bundle) = &self.host.ca_bundle {
+            spec = spec.ca_bundle(bundle);
+        }
+        spec.network = match execution.network {
+            crate::plan::Network::Host => Network::Host,
+            crate::plan::Network::None => Network::None,
+        };
+        spec.shm_size = execution.shm_size;
+        spec.cpus = usize::try_from(execution.cpus).ok().filter(|n| *n > 0);
+        spec.cwd = inside::ROOT.into();
+        Ok(spec.host_names())
+    }
+
+    /// Writes `spack.yaml` and the scope; returns the environment's folder on the host.
+    fn write_configuration(&self, slot: &Path) -> Result<PathBuf, SpackError> {
+        let rendered = render::render(self.plan, self.gcc, self.externals)?;
+        let scope = on_host(slot, &render::scope_dir(self.plan));
+        for (name, text) in &rendered.scope {
+            fsutil::write_atomic(&scope.join(name), text.as_bytes(), 0o644)?;
+        }
+        let environment = on_host(slot, &render::environment_dir(self.plan));
+        fsutil::write_atomic(&environment.join("spack.yaml"), rendered.spack_yaml.as_bytes(), 0o644)?;
+        Ok(environment)
+    }
+
+    /// Runs one Spack command in the environment, follows its output, keeps it in a log. Returns how many
+    /// packages were put in place.
+    fn spack(&self, spec: &Spec, slot: &Path, stage: Stage, args: &[&str], ctx: &Ctx) -> Result<usize, SpackError> {
+        let logs = self.cache.dir("logs").join(self.plan.digest.short());
+        fs::create_dir_all(&logs)?;
+        let console = logs.join(format!("{}.log", stage.title()));
+        ctx.event(&Event::LogFile { stage, path: console.clone() });
+        let mut writer = BufWriter::new(fs::File::create(&console)?);
+        let scope = render::scope_dir(self.plan);
+        let environment = render::environment_dir(self.plan);
+        let spack = format!("{}/bin/spack", inside::SPACK);
+        let argv: Vec<OsString> = [spack.as_str(), "--color", "never", "-C", &scope, "-e", &environment]
+            .iter()
+            .chain(args)
+            .map(OsString::from)
+            .collect();
+        let mut progress = Progress::default();
+        let mut counts = (0, 0);
+        let mut written = Ok(());
+        let mut take = |line: &str| {
+            if written.is_ok() {
+                written = writeln!(writer, "{line}").and_then(|()| writer.flush());
+            }
+            ctx.event(&Event::Output { stage, line: line.to_owned() });
+            let Some(step) = progress.line(line) else { return };
+            let (name, state) = match step {
+                Step::Installing { package, number, total } => {
+                    counts = (number.saturating_sub(1), total);
+                    (package, "building".to_owned())
+                }
+                Step::Phase { package, phase } => (package, format!("phase {phase}")),
+                Step::Installed { package, from_binary } => {
+                    counts.0 += 1;
+                    (package, if from_binary { "from cache" } else { "installed" }.to_owned())
+                }
+            };
+            ctx.event(&Event::Package { name, state, done: counts.0, total: counts.1 });
+        };
+        let exit = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
+        written.map_err(|e| fsutil::with_path(&e, "write", &console))?;
+        ctx.check()?;
+        if !exit.success() {
+            let mut failure = progress.failure();
+            if let Ended::Signal(signal) = exit.ended {
+                failure.errors.push(format!("Spack was ended by signal {signal}"));
+            }
+            let log = failure.log.as_ref().and_then(|inside_path| {
+                let kept = logs.join("build-failed.log");
+                fs::copy(on_host(slot, inside_path), &kept).ok().map(|_| kept)
+            });
+            return Err(SpackError::Failed(Box::new(Failed { stage, failure, log, console })));
+        }
+        Ok(progress.installed())
+    }
+}
+
+/// The sandbox of the last build, for `slurm-factory shell`: a [`Spec`] as JSON, in the cache.
+pub const LAST_BUILD: &str = "last-build.json";
+
+/// The host's path for one inside the slot's mount.
+fn on_host(slot: &Path, inside_path: &str) -> PathBuf {
+    let below = inside_path.strip_prefix(inside::ROOT).unwrap_or(inside_path);
+    slot.join(below.trim_start_matches('/'))
+}
+
+fn shown(pin: &crate::plan::SourcePin) -> String {
+    let commit = &pin.commit[..pin.commit.len().min(12)];
+    if pin.reference.is_empty() { format!("tree {commit}") } else { format!("{} ({commit})", pin.reference) }
+}

@@ -1,0 +1,191 @@
+//! The files that tell Spack what to do, as data: `spack.yaml` and a configuration scope.
+//!
+//! Values are built as trees and written by `serde-saphyr`, which quotes every scalar that a YAML 1.1 reader
+//! (PyYAML, hence Spack) would take for something else. Keys that end in `:` are Spack's "replace, do not
+//! merge" marker: `mirrors::` in YAML is the key `mirrors:`. Sources: Spack v1.0 documentation, "Configuration
+//! Files" and "Environments".
+
+use crate::plan::{BuildPlan, inside};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// A program of the rootfs that Spack takes as it is instead of building it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// Spack's name for the package.
+    pub name: String,
+    /// The version found in the rootfs.
+    pub version: String,
+    /// Its variants in Spack's words: `+threads`, or empty.
+    pub variants: String,
+    /// Where it is installed, `/usr`.
+    pub prefix: String,
+}
+
+/// Why a file cannot be written as YAML.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {file} as YAML: {source}")]
+pub struct RenderError {
+    file: String,
+    source: serde_saphyr::ser_error::Error,
+}
+
+/// The rendered files: name to text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The environment.
+    pub spack_yaml: String,
+    /// File name to text, for the folder given to `spack -C`.
+    pub scope: BTreeMap<String, String>,
+}
+
+/// The path of this plan's environment, view and scope inside the sandbox.
+pub fn environment_dir(plan: &BuildPlan) -> String {
+    format!("{}/{}", inside::ENVIRONMENTS, plan.digest.short())
+}
+
+/// The path of the view inside the sandbox.
+pub fn view_dir(plan: &BuildPlan) -> String {
+    format!("{}/{}", inside::VIEWS, plan.digest.short())
+}
+
+/// The path of the configuration scope inside the sandbox.
+pub fn scope_dir(plan: &BuildPlan) -> String {
+    format!("{}/{}", inside::SCOPES, plan.digest.short())
+}
+
+/// Renders the files. `gcc` is the exact version of the rootfs's compiler.
+pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Rendered, RenderError> {
+    let files = [
+        ("config.yaml", config(plan)),
+        ("packages.yaml", packages(plan, gcc, externals)),
+        ("repos.yaml", repos(plan)),
+        ("mirrors.yaml", mirrors(plan)),
+        ("bootstrap.yaml", bootstrap()),
+        ("concretizer.yaml", concretizer()),
+    ];
+    let mut scope = BTreeMap::new();
+    for (name, value) in files {
+        scope.insert(name.to_owned(), to_yaml(name, &value)?);
+    }
+    Ok(Rendered { spack_yaml: to_yaml("spack.yaml", &environment(plan))?, scope })
+}
+
+fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
+    serde_saphyr::to_string(value).map_err(|source| RenderError { file: file.to_owned(), source })
+}
+
+fn environment(plan: &BuildPlan) -> Value {
+    json!({"spack": {
+        "specs": [plan.identity.spec],
+        "view": {"default": {
+            "root": view_dir(plan),
+            // Spack's word for link and run dependencies; build dependencies stay out.
+            "link": "all",
+            "link_type": "hardlink",
+        }},
+        "concretizer": {"unify": true},
+    }})
+}
+
+fn config(plan: &BuildPlan) -> Value {
+    json!({"config": {
+        "install_tree": {"root": inside::STORE, "projections": {"all": "{name}-{version}-{hash}"}},
+        "build_stage": [inside::STAGE],
+        "test_stage": format!("{}/test", inside::STAGE),
+        "source_cache": inside::SOURCE_CACHE,
+        "misc_cache": inside::MISC,
+        "license_dir": format!("{}/licenses", inside::USER),
+        "build_jobs": plan.execution.jobs,
+        "verify_ssl": true,
+        "checksum": true,
+        // Libraries are found by the path in each file, never by the environment.
+        "shared_linking": {"type": "rpath", "bind": false},
+        "connect_timeout": 20,
+        // Another build in the same store may hold a package for as long as its compilation takes.
+        "db_lock_timeout": 3600,
+        "install_status": true,
+        "suppress_gpg_warnings": true,
+    }})
+}
+
+fn packages(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Value {
+    let mut packages = Map::new();
+    packages.insert("all".into(), json!({"target": [plan.identity.target], "providers": plan.identity.providers}));
+    for external in externals {
+        packages.insert(
+            external.name.clone(),
+            json!({
+                "externals": [{
+                    "spec": format!("{}@{}{}", external.name, external.version, external.variants),
+                    "prefix": external.prefix,
+                }],
+                "buildable": false,
+            }),
+        );
+    }
+    packages.insert(
+        "gcc".into(),
+        json!({
+            "externals": [{
+                "spec": format!("gcc@{gcc} languages:='c,c++'"),
+                "prefix": "/usr",
+                "extra_attributes": {"compilers": {"c": "/usr/bin/gcc", "cxx": "/usr/bin/g++"}},
+            }],
+            "buildable": false,
+        }),
+    );
+    for (name, constraint) in &plan.identity.pins {
+        let entry = packages.entry(name.clone()).or_insert_with(|| json!({}));
+        if let Some(entry) = entry.as_object_mut() {
+            entry.insert("require".into(), json!([constraint]));
+        }
+    }
+    json!({"packages": packages})
+}
+
+fn repos(plan: &BuildPlan) -> Value {
+    let mut repos = Map::new();
+    for (index, repo) in plan.execution.repos.iter().enumerate() {
+        repos.insert(repo.namespace.clone(), json!(overlay_repo_dir(index, &repo.namespace)));
+    }
+    repos.insert("slurm_factory".into(), json!(format!("{}/spack_repo/slurm_factory", inside::OWN_REPO)));
+    repos.insert("builtin".into(), json!(format!("{}/repos/spack_repo/builtin", inside::PACKAGES)));
+    json!({"repos:": repos})
+}
+
+/// Where the site's recipe repository number `index` is seen inside the sandbox. The folder names matter:
+/// Spack's package API v2 imports recipes as `spack_repo.<namespace>`.
+pub fn overlay_repo_dir(index: usize, namespace: &str) -> String {
+    format!("{}/{index}/spack_repo/{namespace}", inside::OVERLAYS)
+}
+
+fn mirrors(plan: &BuildPlan) -> Value {
+    let mut mirrors = Map::new();
+    for (index, mirror) in plan.execution.source_mirrors.iter().enumerate() {
+        let url = mirror_url(mirror, inside::MIRRORS, index);
+        mirrors.insert(format!("source-{index}"), json!({"url": url, "source": true, "binary": false}));
+    }
+    for (index, mirror) in plan.execution.binary_mirrors.iter().enumerate() {
+        let url = mirror_url(mirror, inside::BINARIES, index);
+        mirrors.insert(format!("binary-{index}"), json!({"url": url, "source": false, "binary": true, "signed": true}));
+    }
+    json!({"mirrors:": mirrors})
+}
+
+fn mirror_url(mirror: &str, mounted_below: &str, index: usize) -> String {
+    if mirror.contains("://") { mirror.to_owned() } else { format!("file://{mounted_below}/{index}") }
+}
+
+fn bootstrap() -> Value {
+    // `enable: false` breaks Spack v1.0.0 (`spack gpg` fails although gpg is in PATH); no sources is what keeps
+    // it from the network.
+    json!({"bootstrap:": {"enable": true, "root": format!("{}/bootstrap", inside::USER), "sources": [], "trusted": {}}})
+}
+
+fn concretizer() -> Value {
+    // What the solver chooses follows from the plan alone: with `reuse`, it would also follow from what happens to
+    // be in the store. Equal choices have equal hashes, so what is there is still used and not built again.
+    json!({"concretizer": {"reuse": false, "unify": true, "targets": {"granularity": "generic"}}})
+}

@@ -1,0 +1,142 @@
+//! Deletes what the cache can make again, and never what a running build uses or what cannot be had again.
+//!
+//! | | without a flag | `--older-than DAYS` | `--full` |
+//! |---|---|---|---|
+//! | half-made entries of killed runs | goes | goes | goes |
+//! | logs, build stages | goes | older ones | goes |
+//! | prepared root file systems, image blobs, Spack trees, stores | stays | older ones | goes |
+//! | finished packages | stays | older ones | stays |
+//! | source archives, binary cache, keys | stays | stays | stays |
+
+use crate::cache::{Cache, CacheError, Lock};
+use crate::fsutil;
+use crate::report::{Ctx, Interrupted};
+use fs_err as fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Why nothing or not everything was deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanError {
+    /// A build is running.
+    #[error("a build is using this cache; wait for it to end, or stop it, and clean again")]
+    InUse,
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A file operation failed.
+    #[error("clean: {0}")]
+    Io(#[from] io::Error),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// How much to delete.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Everything that can be made again.
+    pub full: bool,
+    /// Only what was not changed for this long.
+    pub older_than: Option<Duration>,
+    /// Only say.
+    pub dry_run: bool,
+}
+
+/// What went (or would go).
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// Paths.
+    pub paths: Vec<PathBuf>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Every run that works in the cache holds this lock in shared mode; `clean` takes it alone.
+pub const IN_USE: &str = "in-use";
+
+/// Deletes.
+pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result<Cleaned, CleanError> {
+    let _alone: Lock = cache.try_lock(IN_USE)?.ok_or(CleanError::InUse)?;
+    let mut cleaned = Cleaned::default();
+    if !scope.dry_run {
+        for part in ["rootfs", "spack", "builds", "blobs", "images"] {
+            cache.sweep(&cache.dir(part))?;
+        }
+        cache.sweep(&build_dir.join("staged"))?;
+    }
+    let mut victims = children(&cache.dir("logs"))?;
+    for slot in children(build_dir)? {
+        victims.extend(children(&slot.join("stage"))?);
+    }
+    if scope.full || scope.older_than.is_some() {
+        for part in ["rootfs", "spack", "images"] {
+            victims.extend(children(&cache.dir(part))?);
+        }
+        victims.extend(children(&cache.dir("blobs").join("sha256"))?);
+        victims.extend(children(build_dir)?);
+    }
+    if scope.older_than.is_some() && !scope.full {
+        victims.extend(children(&cache.dir("builds"))?);
+    }
+    for path in victims {
+        ctx.check()?;
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let age = meta.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok()).unwrap_or_default();
+        if scope.older_than.is_some_and(|limit| age < limit) {
+            continue;
+        }
+        cleaned.bytes += size(&path);
+        if !scope.dry_run {
+            fsutil::remove_tree(&path)?;
+        }
+        cleaned.paths.push(path);
+    }
+    Ok(cleaned)
+}
+
+fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
+    entries.map(|e| Ok(e?.path())).collect()
+}
+
+fn size(path: &Path) -> u64 {
+    walkdir::WalkDir::new(path)
+        .into_iter()
+        .filter_map(Result::ok)
+        .filter_map(|e| e.metadata().ok())
+        .filter(std::fs::Metadata::is_file)
+        .map(|m| m.len())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_spares_packages_sources_and_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        for file in ["rootfs/a/root/f", "builds/p.tar.gz", "sourcecache/x", "keys/k", "logs/l/f", "work/slot/store/f"] {
+            let path = cache.dir(file);
+            fs::create_dir_all(fsutil::parent_of(&path)).unwrap();
+            fs::write(path, "12345").unwrap();
+        }
+        let scope = Scope { full: true, older_than: None, dry_run: false };
+        let held = cache.lock_shared(&Ctx::silent(), IN_USE, "x").unwrap();
+        assert!(matches!(clean(&cache, &cache.dir("work"), scope, &Ctx::silent()), Err(CleanError::InUse)));
+        drop(held);
+        let would = clean(&cache, &cache.dir("work"), Scope { dry_run: true, ..scope }, &Ctx::silent()).unwrap();
+        assert!(cache.dir("rootfs/a").exists());
+        let did = clean(&cache, &cache.dir("work"), scope, &Ctx::silent()).unwrap();
+        assert_eq!((did.bytes, did.paths.len()), (would.bytes, would.paths.len()));
+        for gone in ["rootfs/a", "logs/l", "work/slot"] {
+            assert!(!cache.dir(gone).exists(), "{gone}");
+        }
+        for kept in ["builds/p.tar.gz", "sourcecache/x", "keys/k"] {
+            assert!(cache.dir(kept).exists(), "{kept}");
+        }
+    }
+}

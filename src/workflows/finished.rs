@@ -1,0 +1,62 @@
+//! Finds a finished package by its plan, so that the same build a second time ends in a moment.
+//!
+//! `CACHE/builds/.plans/<plan digest>.json` names the archive. The archive is opened and checked again, sum, signature
+//! and every file: the record alone proves nothing. Libraries and leftovers were looked at when it was made, and the
+//! same bytes have the same answer.
+
+use crate::cache::Cache;
+use crate::fsutil;
+use crate::package::{Package, Trust};
+use crate::pipeline::{BuildError, Built, builds_dir};
+use crate::plan::BuildPlan;
+use crate::report::{Ctx, Stage};
+use crate::sign::{Keyring, SigningKey};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    archive: String,
+}
+
+fn record(cache: &Cache, plan: &BuildPlan) -> PathBuf {
+    builds_dir(cache).join(".plans").join(format!("{}.json", plan.digest))
+}
+
+/// Remembers which archive a plan made.
+pub fn remember(cache: &Cache, plan: &BuildPlan, archive: &Path) -> io::Result<()> {
+    let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let json = serde_json::to_vec(&Record { archive: name })?;
+    fsutil::write_atomic(&record(cache, plan), &json, 0o644)
+}
+
+/// The archive that a plan made, if one is remembered; it may be gone or damaged.
+pub fn recall(cache: &Cache, plan: &BuildPlan) -> Option<PathBuf> {
+    let record: Record = serde_json::from_slice(&fs::read(record(cache, plan)).ok()?).ok()?;
+    Some(builds_dir(cache).join(record.archive))
+}
+
+/// The package that a plan made, checked; `None` when there is none that is whole, of this plan, and signed by
+/// this key.
+pub fn find(cache: &Cache, plan: &BuildPlan, key: &SigningKey, ctx: &Ctx) -> Result<Option<Built>, BuildError> {
+    let Some(path) = recall(cache, plan).filter(|path| path.is_file()) else { return Ok(None) };
+    let timer = ctx.stage(Stage::Package, path.display().to_string());
+    let mut keyring = Keyring::new();
+    keyring.add_key(key);
+    let package = match Package::open(&path, Trust::Require(&keyring), ctx) {
+        Ok((package, _)) => package,
+        Err(e) => {
+            ctx.check()?;
+            ctx.warn(format!("the finished package is not used and is built again: {e}"));
+            return Ok(None);
+        }
+    };
+    if package.manifest().facts.plan_sha256 != plan.digest.to_string() {
+        // Two plans may give a file the same name; the last one made is there.
+        return Ok(None);
+    }
+    timer.cached(format!("{} is already built", path.display()));
+    Ok(Some(Built { package, cached: true }))
+}

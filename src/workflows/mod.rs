@@ -1,0 +1,7 @@
+//! Verbs that cross stages: what `cli` calls after it has parsed, beside the build itself (`pipeline`).
+
+pub mod clean;
+pub mod finished;
+pub mod install;
+pub mod payload;
+pub mod verify;

@@ -1,0 +1,152 @@
+//! What goes into a package beside the view, and what its manifest says.
+
+use crate::package::{self, Content, PackageName, manifest, modulefile};
+use crate::pipeline::BuildError;
+use crate::plan::{BuildPlan, Compression, SourcePin, Variant};
+use crate::relocate::Report;
+use crate::relocate::text::PLACEHOLDER;
+use crate::relocate::verify::Findings;
+use crate::spack::Installed;
+use fs_err as fs;
+use include_dir::{Dir, include_dir};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+static PAYLOAD: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/payload");
+
+/// Where the payload is in a package.
+const ASSETS: &str = "data/slurm_assets";
+
+/// Modulefile, payload and lockfile.
+pub fn contents(name: &PackageName, facts: &package::Facts, installed: &Installed) -> Result<Vec<Content>, BuildError> {
+    let module = modulefile::render(name, facts)?;
+    let file = |name: PathBuf, bytes: Vec<u8>, executable: bool| Content::Bytes { name, bytes, executable };
+    let mut contents = vec![file(name.modulefile(), module.into_bytes(), false)];
+    for entry in PAYLOAD.files() {
+        let executable = entry.path().extension().is_some_and(|e| e == "sh");
+        contents.push(file(Path::new(ASSETS).join(entry.path()), entry.contents().to_vec(), executable));
+    }
+    contents.push(file(Path::new(ASSETS).join("spack.lock"), fs::read(installed.lock_file())?, false));
+    Ok(contents)
+}
+
+/// The archive's compression for the plan's.
+pub fn compression(kind: Compression) -> package::Compression {
+    match kind {
+        Compression::Gzip => package::Compression::GZIP,
+        Compression::Zstd => package::Compression::ZSTD,
+    }
+}
+
+/// What the manifest says.
+pub fn facts(
+    plan: &BuildPlan,
+    gcc: &str,
+    installed: &Installed,
+    report: &Report,
+    findings: &Findings,
+) -> package::Facts {
+    let identity = &plan.identity;
+    let source = |name: &str, pin: &SourcePin| manifest::Source {
+        name: name.to_owned(),
+        url: without_credentials(&pin.source),
+        reference: pin.reference.clone(),
+        revision: pin.commit.clone(),
+    };
+    let mut recipes: Vec<_> = plan
+        .execution
+        .repos
+        .iter()
+        .map(|repo| manifest::Source {
+            name: repo.namespace.clone(),
+            revision: format!("sha256:{}", repo.digest),
+            ..manifest::Source::default()
+        })
+        .collect();
+    recipes.push(manifest::Source {
+        name: "slurm_factory".into(),
+        revision: format!("sha256:{}", identity.own_repo_digest),
+        ..manifest::Source::default()
+    });
+    recipes.push(source("builtin", &identity.spack_packages));
+    let mut options = BTreeMap::new();
+    if identity.variant != Variant::Default {
+        options.insert("variant".to_owned(), identity.variant.name().to_owned());
+    }
+    package::Facts {
+        tool: manifest::Tool { name: env!("CARGO_PKG_NAME").into(), version: identity.tool.clone() },
+        slurm: manifest::Version { requested: identity.slurm_version.clone(), release: identity.release.patch.clone() },
+        compiler: manifest::Version { requested: identity.compiler.clone(), release: gcc.to_owned() },
+        toolchain: identity.toolchain.name.clone(),
+        target: identity.target.clone(),
+        options,
+        image: manifest::Image {
+            reference: identity.toolchain.image.clone(),
+            digest: identity.toolchain.image_digest.clone(),
+        },
+        spack: source("spack", &identity.spack),
+        recipes,
+        specs: vec![identity.spec.clone()],
+        lock_sha256: installed.lock_digest().to_owned(),
+        plan_sha256: plan.digest.to_string(),
+        created: identity.epoch,
+        packages: installed
+            .packages()
+            .iter()
+            .filter(|p| !p.external)
+            .map(|p| manifest::Installed { name: p.name.clone(), version: p.version.clone(), hash: p.hash.clone() })
+            .collect(),
+        glibc: findings.glibc.as_ref().map(|floor| manifest::GlibcFloor {
+            version: floor.version.clone(),
+            file: in_view(&floor.path),
+            symbol: String::new(),
+            library: floor.library.clone(),
+        }),
+        placeholder: PLACEHOLDER.to_owned(),
+        fill_in: report.fill_in.iter().map(|p| in_view(p)).collect(),
+        leaks: findings
+            .allowed
+            .iter()
+            .map(|leak| manifest::Leak {
+                path: in_view(&leak.path),
+                text: leak.text.clone(),
+                reason: leak.reason.clone(),
+            })
+            .collect(),
+        relocation: manifest::Relocation {
+            elf_files: findings.elf_files as u64,
+            elf_changed: report.elf_edited,
+            symlinks_changed: report.links_rewritten,
+            text_changed: report.text_rewritten,
+            pruned_files: report.pruned.iter().map(|p| p.files).sum(),
+            pruned_bytes: report.pruned.iter().map(|p| p.bytes).sum(),
+            stripped_bytes: report.bytes_before.saturating_sub(report.bytes_after),
+        },
+    }
+}
+
+fn in_view(path: &Path) -> String {
+    package::encode_path(&Path::new("view").join(path))
+}
+
+/// A URL without user name and password; a path is named by its last part, because where it lay on the builder's
+/// disk tells nothing to anyone else.
+fn without_credentials(source: &str) -> String {
+    if let Some((scheme, rest)) = source.split_once("://") {
+        let host = rest.split_once('@').filter(|(user, _)| !user.contains('/')).map_or(rest, |(_, host)| host);
+        return format!("{scheme}://{host}");
+    }
+    Path::new(source).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_credentials;
+
+    #[test]
+    fn no_password_and_no_path_of_the_builder_in_a_manifest() {
+        assert_eq!(without_credentials("https://user:secret@host/x.git"), "https://host/x.git");
+        assert_eq!(without_credentials("https://host/x@y.git"), "https://host/x@y.git");
+        assert_eq!(without_credentials("/home/me/spack"), "spack");
+    }
+}

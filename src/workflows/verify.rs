@@ -1,0 +1,109 @@
+//! Checks a package or a tree as whoever gets it would: signature, sums, every entry against the manifest,
+//! library closure, leaked build paths, glibc floor.
+
+use crate::package::{Package, PackageError, Trust};
+use crate::plan::inside;
+use crate::relocate::Rules;
+use crate::relocate::verify::{Findings, Inspector};
+use crate::report::{Ctx, Interrupted};
+use crate::sign::Fingerprint;
+use fs_err as fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The folder in a package that holds programs and libraries.
+const VIEW: &str = "view";
+
+/// How many problems a message lists; the full list is in `verify --json`.
+const LISTED: usize = 40;
+
+/// Why something could not be checked. That it was checked and is not fit is not an error here but in
+/// [`Findings::problems`].
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The package is not what it says.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// A file could not be read.
+    #[error("verify: {0}")]
+    Io(#[from] io::Error),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// A package that was opened, and what was found in it.
+pub struct Verified {
+    /// The package; sums and entries are as its manifest says.
+    pub package: Package,
+    /// Who signed it, when that was asked.
+    pub signer: Option<Fingerprint>,
+    /// What was found.
+    pub findings: Findings,
+}
+
+/// Checks a package file.
+pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Result<Verified, VerifyError> {
+    let (package, good) = Package::open(path, trust, ctx)?;
+    let mut inspector = Inspector::new(rules, inside::ROOT);
+    let mut content = Vec::new();
+    package.for_each_entry(ctx, |entry| -> Result<(), VerifyError> {
+        let path = entry.member.path.clone();
+        // What is beside the view is data; nothing in it is loaded, but it must not name the build either.
+        let relative = path.strip_prefix(VIEW).unwrap_or(&path);
+        match &entry.member.kind {
+            crate::package::Kind::Dir => inspector.folder(relative),
+            crate::package::Kind::Symlink { target } => inspector.link(relative, target),
+            crate::package::Kind::File { .. } => {
+                content.clear();
+                entry.content.read_to_end(&mut content)?;
+                if path != Path::new("manifest.json") {
+                    inspector.file(relative, entry.member.mode(), &content);
+                }
+            }
+            crate::package::Kind::Hardlink { target, .. } => {
+                inspector.alias(relative, target.strip_prefix(VIEW).unwrap_or(target));
+            }
+        }
+        Ok(())
+    })?;
+    let signer = good.map(|g| g.fingerprint);
+    Ok(Verified { package, signer, findings: inspector.finish() })
+}
+
+/// Checks a tree on disk: an unpacked package, or the view alone.
+pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
+    let view = dir.join(VIEW);
+    let mut inspector = Inspector::new(rules, inside::ROOT);
+    feed_tree(&mut inspector, if view.is_dir() { &view } else { dir }, ctx)?;
+    Ok(inspector.finish())
+}
+
+/// Feeds a tree to an inspector.
+pub fn feed_tree(inspector: &mut Inspector<'_>, root: &Path, ctx: &Ctx) -> Result<(), VerifyError> {
+    for entry in walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name() {
+        ctx.check()?;
+        let entry = entry.map_err(io::Error::from)?;
+        let path = entry.path().strip_prefix(root).map_err(io::Error::other)?;
+        let kind = entry.file_type();
+        if kind.is_dir() {
+            inspector.folder(path);
+        } else if kind.is_symlink() {
+            inspector.link(path, &fs::read_link(entry.path())?);
+        } else if kind.is_file() {
+            let mode = fs::symlink_metadata(entry.path())?.mode();
+            inspector.file(path, mode, &fs::read(entry.path())?);
+        }
+    }
+    Ok(())
+}
+
+/// The problems, a line each, for an error message.
+pub fn list(findings: &Findings) -> String {
+    let mut lines: Vec<_> = findings.problems.iter().take(LISTED).map(ToString::to_string).collect();
+    if findings.problems.len() > LISTED {
+        lines.push(format!("... and {} more", findings.problems.len() - LISTED));
+    }
+    lines.join("\n  ")
+}

@@ -1,0 +1,255 @@
+//! The program as people and scripts meet it: exit codes and errors for bad input, and the verbs that need no build. What a
+//! build does is tests/e2e.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+use assert_cmd::Command;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A cache and an environment of its own, so that nothing of whoever runs the tests matters.
+struct World {
+    dir: TempDir,
+}
+
+struct Answer {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { dir: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs_err::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn run_env(&self, args: &[&str], env: &[(&str, &str)]) -> Answer {
+        let output = Command::new(env!("CARGO_BIN_EXE_slurm-factory"))
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .envs(env.iter().copied())
+            .current_dir(self.dir.path())
+            .timeout(std::time::Duration::from_mins(1))
+            .output()
+            .unwrap();
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn run(&self, args: &[&str]) -> Answer {
+        self.run_env(args, &[])
+    }
+
+    /// Fails with this code and an error that says these things, once.
+    fn refuses(&self, args: &[&str], code: i32, says: &[&str]) -> Answer {
+        let answer = self.run(args);
+        assert_eq!(answer.code, code, "{args:?}: {}{}", answer.out, answer.err);
+        for part in says {
+            assert!(answer.err.contains(part), "{args:?} does not say `{part}`: {}", answer.err);
+        }
+        assert_eq!(
+            answer.err.lines().filter(|line| line.starts_with("error:")).count(),
+            1,
+            "an error is shown once: {}",
+            answer.err
+        );
+        assert!(!answer.err.contains("panicked"), "{}", answer.err);
+        answer
+    }
+}
+
+#[test]
+fn usage_errors_list_what_is_known() {
+    let world = World::new();
+    world.refuses(&["build", "--slurm-version", "19.05"], 2, &["19.05", "25.11", "24.11", "23.11"]);
+    world.refuses(&["plan", "--toolchain", "slackware"], 2, &["slackware", "noble", "debian12"]);
+    world.refuses(&["plan", "--compiler-version", "4.8.5"], 2, &["4.8.5", "system", "13.4.0"]);
+    world.refuses(&["plan", "--compression", "rar"], 2, &["rar", "gzip", "zstd"]);
+    world.refuses(&["plan", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
+    world.refuses(&["plan", "--image", "NOT A REFERENCE"], 2, &["NOT A REFERENCE"]);
+    world.refuses(&["plan", "--shm-size", "much"], 3, &["much", "4G"]);
+    world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/nonexistent"], 4, &["/nonexistent"]);
+}
+
+#[test]
+fn what_is_not_done_yet_is_refused_at_planning() {
+    let world = World::new();
+    for (flags, says) in [
+        (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
+        (vec!["--gpu"], "--gpu"),
+        (vec!["--publish", "all"], "builds"),
+        (vec!["--memory", "4G"], "systemd-run"),
+        (vec!["--to", "s3://bucket/x"], "--publish"),
+    ] {
+        for verb in ["plan", "build"] {
+            let mut args = vec![verb];
+            args.extend(&flags);
+            world.refuses(&args, 2, &[says]);
+        }
+    }
+    assert!(!Path::new(&world.path(".slurm-factory/blobs")).exists(), "refused before anything is fetched");
+}
+
+#[test]
+fn a_registry_that_cannot_be_reached_is_named() {
+    let world = World::new();
+    // Port 9 (discard) of loopback: nobody listens.
+    world.refuses(&["image", "pull", "127.0.0.1:9/library/ubuntu:24.04"], 4, &["127.0.0.1:9"]);
+}
+
+#[test]
+fn offline_names_what_is_missing_and_how_to_get_it() {
+    let world = World::new();
+    world.refuses(&["build", "--offline"], 3, &["ubuntu:24.04", "image pull"]);
+    world.refuses(&["image", "pull", "--offline", "127.0.0.1:9/x:y"], 3, &["127.0.0.1:9/x:y"]);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_named_with_what_to_do() {
+    let world = World::new();
+    for dir in ["/proc/slurm-factory", "/dev/null/x"] {
+        world.refuses(&["--cache-dir", dir, "plan"], 3, &[dir, "--cache-dir"]);
+    }
+}
+
+/// Runs a shell line in namespaces made for it, as root there: mounts and limits end with it.
+fn in_namespaces(world: &World, line: &str) -> Answer {
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--", "sh", "-c", line])
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", world.dir.path())
+        .env("SF", env!("CARGO_BIN_EXE_slurm-factory"))
+        .current_dir(world.dir.path())
+        .timeout(std::time::Duration::from_mins(1))
+        .output()
+        .expect("unshare (package util-linux)");
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn a_cache_on_noexec_is_refused_before_anything_is_fetched() {
+    let world = World::new();
+    fs_err::create_dir(world.path("n")).unwrap();
+    let line = "mount -t tmpfs -o noexec tmpfs n && exec $SF --cache-dir n build";
+    let answer = in_namespaces(&world, line);
+    assert_eq!(answer.code, 3, "{}", answer.err);
+    assert!(answer.err.contains("noexec") && answer.err.contains("--cache-dir"), "{}", answer.err);
+}
+
+#[test]
+fn without_user_namespaces_build_and_doctor_say_what_to_ask_for() {
+    let world = World::new();
+    for verb in ["build", "doctor"] {
+        let line = format!("echo 0 > /proc/sys/user/max_user_namespaces && exec $SF {verb}");
+        let answer = in_namespaces(&world, &line);
+        assert_eq!(answer.code, 3, "{verb}: {}{}", answer.out, answer.err);
+        let said = answer.out + &answer.err;
+        assert!(said.contains("max_user_namespaces"), "{verb}: {said}");
+    }
+}
+
+#[test]
+fn configuration_errors_name_file_and_key() {
+    let world = World::new();
+    let file = world.write("site.toml", "jobs = 4\nslurm-verison = '25.11'\n");
+    world.refuses(&["--config", &file, "plan"], 3, &["site.toml", "slurm-verison", "line 2"]);
+    world.refuses(&["--config", &world.path("none.toml"), "plan"], 2, &["none.toml"]);
+    let answer = world.run_env(&["plan"], &[("SLURM_FACTORY_JBOS", "4")]);
+    assert_eq!(answer.code, 3, "{}", answer.err);
+    assert!(answer.err.contains("SLURM_FACTORY_JBOS"), "{}", answer.err);
+}
+
+#[test]
+fn an_error_is_json_when_asked() {
+    let world = World::new();
+    let answer = world.run(&["--log-format", "json", "plan", "--slurm-version", "1.0"]);
+    let last = answer.err.lines().last().unwrap();
+    let event: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(event["event"], "error");
+    assert_eq!(event["exit_code"], 2);
+    assert!(event["message"].as_str().unwrap().contains("25.11"));
+}
+
+#[test]
+fn verify_and_install_refuse_what_is_no_package() {
+    let world = World::new();
+    world.refuses(&["verify", &world.path("none.tar.gz")], 2, &["none.tar.gz"]);
+    let file = world.write("junk.tar.gz", "this is no archive");
+    world.refuses(&["verify", &file], 5, &["junk.tar.gz"]);
+    world.refuses(&["install", &file, "--prefix", &world.path("p")], 5, &["junk.tar.gz"]);
+    assert!(!Path::new(&world.path("p")).exists());
+    world.refuses(&["install", "--remove", "--prefix", &world.path("p")], 3, &["p"]);
+}
+
+#[test]
+fn a_tree_with_a_leftover_build_path_is_unfit() {
+    let world = World::new();
+    fs_err::create_dir_all(world.path("tree/view/etc")).unwrap();
+    world.write("tree/view/etc/conf", "dir=/slurm-factory.build/store/x\n");
+    world.refuses(&["verify", &world.path("tree")], 5, &["etc/conf", "offset 4"]);
+    world.write("tree/view/etc/conf", "dir=/usr\n");
+    assert_eq!(world.run(&["verify", &world.path("tree")]).code, 0);
+}
+
+#[test]
+fn keys_are_made_listed_exported_and_imported() {
+    let world = World::new();
+    world.refuses(&["key", "export"], 3, &["key generate"]);
+    let made = world.run(&["key", "generate", "--name", "Test", "--email", "t@localhost"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let fingerprint = made.out.trim().to_owned();
+    assert!(fingerprint.len() == 40 || fingerprint.len() == 64, "{fingerprint}");
+    let listed = world.run(&["key", "list"]);
+    assert!(listed.out.contains(&fingerprint) && listed.out.contains("Test"), "{}", listed.out);
+    let public = world.run(&["key", "export"]).out;
+    assert!(public.starts_with("-----BEGIN PGP PUBLIC KEY BLOCK-----"), "{public}");
+    let secret = world.run(&["key", "export", "--secret"]).out;
+    let file = world.write("secret.asc", &secret);
+    let other = World::new();
+    let imported = other.run(&["key", "import", &file]);
+    assert_eq!((imported.code, imported.out.trim()), (0, fingerprint.as_str()), "{}", imported.err);
+}
+
+#[test]
+fn shell_without_a_build_says_so() {
+    World::new().refuses(&["shell"], 3, &["slurm-factory build"]);
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let world = World::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = world.run(&["completions", shell]).out;
+        assert!(script.contains("slurm-factory") && script.contains("doctor"), "{shell}");
+    }
+    assert!(world.run(&["man"]).out.contains(".TH slurm-factory"));
+    assert_eq!(world.run(&["man", &world.path("man")]).code, 0);
+    assert!(Path::new(&world.path("man/slurm-factory-build.1")).exists());
+}
+
+#[test]
+fn clean_of_an_empty_cache_is_fine_and_says_what_it_freed() {
+    let answer = World::new().run(&["clean", "--full"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(answer.err.contains("freed"), "{}", answer.err);
+}

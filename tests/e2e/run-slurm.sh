@@ -1,0 +1,243 @@
+#!/usr/bin/env bash
+#
+# Runs a whole Slurm from an extracted package, as an ordinary user: the proof that a package is relocatable.
+#
+#   run-slurm.sh TREE      TREE is the folder that holds bin/sinfo and sbin/slurmctld
+#
+# To be started inside a plain base image without compilers, with every folder of the build gone. It needs no root, sets
+# neither PluginDir nor LD_LIBRARY_PATH, and uses nothing of the base image but its C library, bash and coreutils.
+# It starts munged, slurmctld and slurmd, waits for an idle node, runs srun, sbatch, sinfo and every plugin that loads
+# something at run time (PMIx, Lua), and reads in /proc which libraries the daemons really have loaded.
+# Ends with 0 and "run-slurm: ok", or with 1, what failed, and the end of each log. Whatever it started is stopped.
+set -euo pipefail
+
+[[ $# -eq 1 ]] || {
+    echo "usage: run-slurm.sh TREE" >&2
+    exit 2
+}
+[[ -x $1/sbin/slurmctld ]] || {
+    echo "run-slurm: $1 has no sbin/slurmctld" >&2
+    exit 1
+}
+tree=$(cd "$1" && pwd -P)
+[[ -z ${LD_LIBRARY_PATH:-} ]] || {
+    echo "run-slurm: LD_LIBRARY_PATH is set: it would hide what this is to show" >&2
+    exit 1
+}
+
+# Sockets have a limit of 108 bytes for their path: short, whatever the tree's is
+work=$(mktemp -d /tmp/rs.XXXXXX)
+declare -A pids=() # name -> process
+
+fail() {
+    printf 'run-slurm: FAILED: %s\n' "$*" >&2
+    local log
+    for log in "$work"/*.log "$work"/*.out; do
+        [[ -s $log ]] || continue
+        printf -- '--- the end of %s\n' "${log##*/}" >&2
+        tail -n 25 "$log" >&2
+    done
+    exit 1
+}
+
+step() {
+    printf 'run-slurm: %s\n' "$*"
+}
+
+alive() {
+    kill -0 "$1" 2>/dev/null
+}
+
+# Stops what was started, last first, each by its process id
+stop_all() {
+    local status=$? name waited
+    for name in slurmd slurmctld munged; do
+        [[ -n ${pids[$name]:-} ]] || continue
+        kill -TERM "${pids[$name]}" 2>/dev/null || true
+        for ((waited = 0; waited < 100; waited++)); do
+            alive "${pids[$name]}" || break
+            sleep 0.1
+        done
+        kill -KILL "${pids[$name]}" 2>/dev/null || true
+        wait "${pids[$name]}" 2>/dev/null || true
+    done
+    rm -rf "$work"
+    exit "$status"
+}
+trap stop_all EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# start NAME PROGRAM ARGUMENT...: in the background, output to NAME.log
+start() {
+    local name=$1
+    shift
+    "$@" >>"$work/$name.log" 2>&1 &
+    pids[$name]=$!
+}
+
+# wait_for SECONDS NAME WHAT COMMAND...: until the command succeeds, while the daemon NAME lives
+wait_for() {
+    local limit=$1 name=$2 what=$3 turn
+    shift 3
+    for ((turn = 0; turn < limit * 5; turn++)); do
+        "$@" >"$work/last.out" 2>&1 && return
+        alive "${pids[$name]}" || fail "$name ended while waiting for $what"
+        sleep 0.2
+    done
+    fail "no $what within $limit seconds"
+}
+
+# The libraries that a process has loaded from outside the tree, but for the C library's own
+foreign_libraries() {
+    awk '{ print $6 }' "/proc/$1/maps" | grep -E '\.so($|\.)' | sort -u | while IFS= read -r file; do
+        [[ $file == "$tree"/* ]] && continue
+        [[ $file =~ ^(/usr)?/lib(64)?/ ]] && [[ ${file##*/} =~ ^(ld-linux.*|ld-[0-9.]+|libc|libm|libdl|librt|libpthread|libresolv|libutil|libanl|libnsl|libmvec|libnss_(files|dns|compat|systemd|myhostname|mymachines|resolve))(-[0-9.]+)?\.so(\.[0-9]+)*$ ]] && continue
+        printf '%s ' "$file"
+    done
+}
+
+check_libraries() {
+    local foreign
+    [[ -r /proc/$2/maps ]] || fail "$1 (process $2) is gone: its libraries cannot be read"
+    foreign=$(foreign_libraries "$2")
+    [[ -z $foreign ]] || fail "$1 has loaded libraries from outside the tree: $foreign"
+    grep -q -F "$tree/" "/proc/$2/maps" || fail "$1 has loaded nothing from the tree: is it the tree's?"
+}
+
+# --- versions, before there is any configuration -------------------------------------------------------------------
+export PATH=$tree/bin:$tree/sbin:/usr/bin:/bin
+version=$("$tree/sbin/slurmctld" -V) || fail "slurmctld -V"
+[[ $version == slurm\ * ]] || fail "slurmctld -V prints '$version'"
+[[ $("$tree/sbin/slurmd" -V) == "$version" ]] || fail "slurmd -V is not '$version'"
+(cd "$tree" && [[ $(sbin/slurmd -V) == "$version" ]]) || fail "slurmd -V by a relative path"
+step "$version"
+
+# --- the configuration of a cluster of one ----------------------------------------------------------------------
+user=$(id -un) || fail "no user name for uid $(id -u): the sandbox's passwd must have one"
+host=$(uname -n)
+host=${host%%.*}
+getent hosts "$host" >/dev/null || fail "the host's own name, $host, does not resolve: the sandbox's hosts must have it"
+port=$((20000 + RANDOM % 20000))
+mkdir -p "$work/state" "$work/spool"
+cat >"$work/slurm.conf" <<CONF
+ClusterName=run-slurm
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$work/munge.socket
+CredType=cred/munge
+StateSaveLocation=$work/state
+SlurmdSpoolDir=$work/spool
+SlurmctldPidFile=$work/slurmctld.pid
+SlurmdPidFile=$work/slurmd.pid
+SlurmctldLogFile=$work/slurmctld.log
+SlurmdLogFile=$work/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+ReturnToService=2
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+MpiDefault=none
+NodeName=$host NodeAddr=127.0.0.1 CPUs=1 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+CONF
+# There is no cgroup file system in here to look for. Slurm before 24.05 cannot be told so, but v1 looks only when used.
+number=${version#slurm }
+if [[ $(printf '%s\n' 24.05 "$number" | sort -V | head -n 1) == 24.05 ]]; then
+    echo 'CgroupPlugin=disabled' >"$work/cgroup.conf"
+else
+    echo 'CgroupPlugin=cgroup/v1' >"$work/cgroup.conf"
+fi
+has_plugin() {
+    [[ -e $tree/lib/slurm/$1.so ]]
+}
+if has_plugin job_submit_lua; then
+    # opens liblua by its bare name
+    echo 'JobSubmitPlugins=lua' >>"$work/slurm.conf"
+    cat >"$work/job_submit.lua" <<'LUA'
+function slurm_job_submit(job, parts, uid)
+    job.comment = "seen by " .. _VERSION
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, parts, uid)
+    return slurm.SUCCESS
+end
+LUA
+fi
+export SLURM_CONF=$work/slurm.conf
+
+# --- the daemons ---------------------------------------------------------------------------------------------------
+(umask 077 && head -c 128 /dev/urandom >"$work/munge.key")
+start munged "$tree/sbin/munged" --foreground --force --key-file="$work/munge.key" --socket="$work/munge.socket" \
+    --pid-file="$work/munged.pid" --log-file="$work/munged.log" --seed-file="$work/munge.seed"
+wait_for 20 munged "credential from munged" munge --socket="$work/munge.socket" --no-input
+start slurmctld "$tree/sbin/slurmctld" -D -c
+wait_for 60 slurmctld "answer from slurmctld" timeout 20 scontrol ping
+start slurmd "$tree/sbin/slurmd" -D
+is_idle() {
+    [[ $(timeout 20 sinfo --noheader --format=%T) == idle ]]
+}
+wait_for 60 slurmd "idle node" is_idle
+step "munged, slurmctld and slurmd run; the node is idle"
+
+plugins=$(scontrol show config | sed -n 's/^PluginDir *= //p')
+[[ $plugins == "$tree/lib/slurm" ]] || fail "slurmctld takes plugins from '$plugins', not from $tree/lib/slurm"
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+run() {
+    timeout 60 "$@" 2>>"$work/jobs.log" || fail "$* (exit status $?)"
+}
+[[ $(run srun -N1 hostname) == "$(hostname)" ]] || fail "srun -N1 hostname printed something else"
+step "srun -N1 hostname"
+run sbatch --wait --output="$work/batch.out" --job-name=batch --wrap="echo batch ran on \$(hostname)" >/dev/null
+grep -q "batch ran on $(hostname)" "$work/batch.out" || fail "the batch job left no output"
+step "sbatch"
+run srun --mpi=pmi2 -n1 true
+mpi=pmi2
+if has_plugin mpi_pmix; then
+    run srun --mpi=pmix -n1 true
+    mpi+=" pmix"
+fi
+step "srun --mpi: $mpi"
+if has_plugin job_submit_lua; then
+    run sbatch --wait --output=/dev/null --job-name=lua --wrap=true >"$work/lua.id"
+    scontrol show job "$(awk '{ print $NF }' "$work/lua.id")" | grep -q 'Comment=seen by Lua' || fail "job_submit.lua was not called"
+    step "job_submit.lua"
+fi
+if [[ -x $tree/sbin/slurmrestd ]]; then
+    run "$tree/sbin/slurmrestd" -V >/dev/null
+    step "slurmrestd -V"
+fi
+
+# --- what is really loaded: in the daemons, and in the step of a job that runs -----------------------------------------
+timeout 60 srun --job-name=sleeper sleep 30 >/dev/null 2>>"$work/jobs.log" &
+sleeper=$!
+step_pid=
+for ((turn = 0; turn < 100; turn++)); do
+    for comm in /proc/[0-9]*/comm; do
+        if read -r name <"$comm" && [[ $name == slurmstepd ]]; then
+            candidate=${comm#/proc/}
+            candidate=${candidate%/comm}
+            [[ $(readlink "/proc/$candidate/exe") == "$tree/sbin/slurmstepd" ]] && step_pid=$candidate
+        fi 2>/dev/null
+    done
+    [[ -n $step_pid ]] && break
+    sleep 0.1
+done
+[[ -n $step_pid ]] || fail "no slurmstepd of the tree runs while a job does"
+sleep 1
+check_libraries slurmstepd "$step_pid"
+for name in munged slurmctld slurmd; do
+    check_libraries "$name" "${pids[$name]}"
+done
+run scancel --name=sleeper
+wait "$sleeper" 2>/dev/null || true
+wait_for 60 slurmd "idle node after the jobs" is_idle
+step "no library from outside the tree but the C library's own"
+
+printf '%s\n' "$(sinfo --version), $(sinfo --noheader --format='%P %a %D %T')"
+echo "run-slurm: ok"

@@ -1,0 +1,338 @@
+#!/usr/bin/env bash
+#
+# The main job from end to end, on real input, as ordinary users: base image from a registry, rootfs, Spack, Slurm,
+# relocation, package, signature; then the proof that the package runs from any folder.
+#
+#   run.sh [WORKDIR]       WORKDIR keeps images, sources and results between runs; a temporary folder when not given
+#
+# Runs as root, because it makes two users and a base image; slurm-factory itself runs only as those users. With
+#   SLURM_FACTORY_TEST_SPACK, SLURM_FACTORY_TEST_SPACK_PACKAGES    git directories of Spack and its recipes
+# it is real Spack that builds real Slurm with all of its libraries (about 12 minutes a user); without them the stand-in
+# of tests/spack-standin builds Slurm and the few libraries that it cannot do without (about 5 minutes a user).
+#   SLURM_FACTORY_BIN          the program; built with cargo when not given
+#   SLURM_FACTORY_TEST_USERS   `plain`, `subuid` or both (default): a user without subordinate ids, and one with
+# The last line is `package: PATH`.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+project=$(cd "$here/../.." && pwd)
+# shellcheck source=tests/e2e/debian-archive.sh
+source "$here/debian-archive.sh"
+
+[[ $(id -u) -eq 0 ]] || die "run as root: it makes users and a base image"
+need pkill:procps mmdebstrap umoci skopeo docker-registry bwrap:bubblewrap gpg:gnupg useradd:passwd setpriv:util-linux curl python3
+[[ -r /usr/share/lmod/lmod/init/bash ]] || die "Lmod is not installed (package lmod)"
+
+if [[ $# -ge 1 ]]; then
+    mkdir -p "$1"
+    work=$(cd "$1" && pwd)
+    keep=yes
+else
+    work=$(mktemp -d /var/tmp/slurm-factory-e2e.XXXXXX)
+    keep=no
+fi
+chmod 755 "$work"
+
+registry_pid=
+users=()
+cleanup() {
+    local status=$? user
+    [[ -z $registry_pid ]] || kill "$registry_pid" 2>/dev/null || true
+    # After a failure the homes stay, to look into; the next run removes them with their users.
+    for user in "${users[@]}"; do
+        if [[ $status -eq 0 ]]; then userdel --remove "$user" 2>/dev/null || true; fi
+    done
+    [[ $keep == yes || $status -ne 0 ]] || rm -rf "$work"
+    [[ $status -eq 0 ]] || note "FAILED; what it left is in $work"
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+started=$SECONDS
+step() {
+    printf '[%4d s] %s\n' $((SECONDS - started)) "$*"
+}
+
+# --- the program -----------------------------------------------------------------------------------------------------
+if [[ -z ${SLURM_FACTORY_BIN:-} ]]; then
+    step "building slurm-factory"
+    (cd "$project" && cargo build --locked --quiet)
+    SLURM_FACTORY_BIN=${CARGO_TARGET_DIR:-$project/target}/debug/slurm-factory
+fi
+# A user may not be able to look into the project's folder: what they need is copied.
+stage=$work/input
+rm -rf "$stage"
+mkdir -p "$stage"
+install -m 755 "$SLURM_FACTORY_BIN" "$stage/slurm-factory"
+install -m 755 "$here/run-slurm.sh" "$stage/"
+cp -r "$here/spack-repo" "$stage/spack-repo"
+cp "$here/site.toml" "$stage/site.toml"
+
+# --- what it works on ------------------------------------------------------------------------------------------------
+step "base image"
+"$here/make-base-image.sh" "$work" >/dev/null
+step "sources"
+if [[ -n ${SLURM_FACTORY_TEST_SPACK:-} && -n ${SLURM_FACTORY_TEST_SPACK_PACKAGES:-} ]]; then
+    real=yes
+    spack=(--spack-source "$SLURM_FACTORY_TEST_SPACK" --spack-packages "$SLURM_FACTORY_TEST_SPACK_PACKAGES")
+    "$here/make-sources.sh" "$work/sources" >/dev/null
+    step "REAL SPACK builds real Slurm and all of its libraries"
+else
+    real=no
+    cp -r "$project/tests/spack-standin" "$stage/spack-standin"
+    find "$stage/spack-standin" -name __pycache__ -prune -exec rm -rf {} +
+    spack=(--spack-source "$stage/spack-standin" --spack-packages "$stage/spack-standin/packages")
+    cat "$here/standin.toml" >>"$stage/site.toml"
+    "$here/make-sources.sh" "$work/sources" slurm@24-11-5-1 munge json-c lz4 zlib libgcrypt libgpg-error >/dev/null
+    step "NOTE: the STAND-IN builds; real Spack is NOT RUN: set SLURM_FACTORY_TEST_SPACK and SLURM_FACTORY_TEST_SPACK_PACKAGES"
+fi
+chmod -R a+rX "$stage" "$work/sources" "$work/oci"
+
+step "registry on loopback"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+mkdir -p "$work/registry"
+cat >"$work/registry.yml" <<CONF
+version: 0.1
+log: {level: error}
+storage: {filesystem: {rootdirectory: $work/registry}}
+http: {addr: 127.0.0.1:$port}
+CONF
+docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
+registry_pid=$!
+for ((turn = 0; turn < 100; turn++)); do
+    curl -fs "http://127.0.0.1:$port/v2/" >/dev/null 2>&1 && break
+    sleep 0.1
+done
+image=127.0.0.1:$port/library/debian:12
+skopeo copy --quiet --dest-tls-verify=false "oci:$work/oci:debian12" "docker://$image"
+
+# as USER COMMAND...: with a login's environment and nothing of ours
+as() {
+    local user=$1 home
+    shift
+    home=$(getent passwd "$user" | cut -d: -f6)
+    (cd / && exec setpriv --reuid="$user" --regid="$user" --init-groups --reset-env -- \
+        env HOME="$home" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 ${SSL_CERT_FILE:+SSL_CERT_FILE=$SSL_CERT_FILE} \
+        ${PIP_INDEX_URL:+PIP_INDEX_URL=$PIP_INDEX_URL} "$@")
+}
+
+# The plain base image of a user's own, with that user in its passwd: no compiler, nothing of the build.
+# plain_root USER DIR
+plain_root() {
+    local user=$1 dir=$2 uid
+    uid=$(id -u "$user")
+    as "$user" umoci unpack --rootless --image "$work/oci:debian12" "$dir" >/dev/null
+    as "$user" mkdir -p "$dir/rootfs/slurm"
+    printf 'root:x:0:0:root:/root:/bin/bash\n%s:x:%s:%s::/tmp:/bin/bash\n' "$user" "$uid" "$uid" |
+        as "$user" tee "$dir/passwd" >/dev/null
+    printf 'root:x:0:\n%s:x:%s:\n' "$user" "$uid" | as "$user" tee "$dir/group" >/dev/null
+    printf '127.0.0.1 localhost node1\n' | as "$user" tee "$dir/rootfs/etc/hosts" >/dev/null
+    if as "$user" test -e "$dir/rootfs/usr/bin/gcc"; then die "the plain base image has a compiler"; fi
+}
+
+# in_plain USER DIR TREE COMMAND...: TREE is bound at a path of its own name below /slurm, read-only
+in_plain() {
+    local user=$1 dir=$2 tree=$3
+    shift 3
+    # The host's network, because glibc resolves no name where loopback is the only one; Slurm listens on loopback only.
+    as "$user" bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --hostname node1 --die-with-parent \
+        --ro-bind "$dir/rootfs" / --proc /proc --dev /dev --tmpfs /tmp --tmpfs /run \
+        --ro-bind "$dir/passwd" /etc/passwd --ro-bind "$dir/group" /etc/group \
+        --tmpfs /slurm --ro-bind "$tree" "/slurm/${tree##*/}" --ro-bind "$stage/run-slurm.sh" /tmp/run-slurm.sh \
+        --clearenv --setenv PATH /usr/bin:/bin --setenv HOME /tmp -- "$@"
+}
+
+# --- the job, for one kind of user -------------------------------------------------------------------------------------
+package=
+one_user() {
+    local kind=$1 user=sf-e2e-$1 home factory flags began took first other
+    step "user $user"
+    userdel --remove "$user" 2>/dev/null || true
+    useradd --create-home --base-dir "$work" "$user"
+    users+=("$user")
+    home=$work/$user
+    case $kind in
+    plain) sed -i "/^$user:/d" /etc/subuid /etc/subgid ;;
+    subuid) grep -q "^$user:" /etc/subuid || die "useradd gave $user no subordinate ids" ;;
+    esac
+    factory=(as "$user" "$stage/slurm-factory" --config "$stage/site.toml")
+    flags=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
+
+    check_interrupts
+    began=$SECONDS
+    "${factory[@]}" build "${flags[@]}" >"$work/$kind-build.out" 2> >(tee "$work/$kind-build.log" >&2) &
+    first=$!
+    check_waits_for_another
+    took=$((SECONDS - began))
+    package=$(tail -n 1 "$work/$kind-build.out")
+    step "built in $took s: $package"
+    [[ $(tail -n 1 "$work/$kind-other.out") == "$package" ]] || die "the build that waited gave $(tail -n 1 "$work/$kind-other.out")"
+    grep -q 'prepared, GCC' "$work/$kind-build.log" && die "the rootfs that was whole before the interruption was made again"
+    [[ $package == "$home"/.slurm-factory/builds/slurm-24.11-gcc*-software.tar.gz ]] || die "unexpected path $package"
+
+    check_second_build
+    check_signature
+    check_relocation
+    check_install
+    check_module
+    check_store_reuse
+}
+
+# interrupt SIGNAL EXPECTED PATTERN: starts a build, sends the signal once a line of its output matches, and looks at what is
+# left: no process, no mount, no half-made entry.
+interrupt() {
+    local signal=$1 expected=$2 pattern=$3 log=$work/$kind-$1.log pid status=0 turn
+    "${factory[@]}" build "${flags[@]}" >/dev/null 2>"$log" &
+    pid=$!
+    for ((turn = 0; turn < 6000; turn++)); do
+        grep -q "$pattern" "$log" && break
+        kill -0 "$pid" 2>/dev/null || die "the build ended before '$pattern': $(tail -n 3 "$log")"
+        sleep 0.1
+    done
+    sleep 2
+    pkill "-$signal" --uid "$user" --exact slurm-factory --oldest || die "no slurm-factory of $user to send $signal to"
+    wait "$pid" || status=$?
+    [[ $status -eq $expected ]] || die "after SIG$signal the build ended with $status, not $expected"
+    sleep 1
+    if pgrep --uid "$user" >/dev/null; then die "SIG$signal left processes: $(pgrep --uid "$user" --list-full)"; fi
+    if grep -q "$home" /proc/self/mounts; then die "SIG$signal left a mount"; fi
+    local left
+    left=$(find "$home/.slurm-factory" -maxdepth 3 -name '.tmp-*' -not -path '*/work/*')
+    [[ -z $left ]] || die "SIG$signal left half-made entries: $left"
+    step "SIG$signal during '$pattern': exit code $status, nothing left"
+}
+
+# Ctrl-C while the rootfs is made, SIGTERM while packages are built; the next run goes on from the last whole stage.
+check_interrupts() {
+    interrupt INT 130 'rootfs .* packages'
+    interrupt TERM 143 'install .* packages'
+    [[ $(find "$home/.slurm-factory/rootfs" -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]] || die "there is no whole rootfs after SIGTERM"
+}
+
+# The same build a second time at once waits, says for what, and ends with the same package.
+check_waits_for_another() {
+    local turn
+    sleep 3
+    "${factory[@]}" build "${flags[@]}" >"$work/$kind-other.out" 2>"$work/$kind-other.log" &
+    other=$!
+    for ((turn = 0; turn < 100; turn++)); do
+        grep -q 'waiting for another run that holds the same build' "$work/$kind-other.log" && break
+        sleep 0.1
+    done
+    grep -q 'waiting for another run that holds the same build' "$work/$kind-other.log" ||
+        die "a second build at once does not say what it waits for: $(cat "$work/$kind-other.log")"
+    wait "$first" || die "build failed"
+    wait "$other" || die "the build that waited failed: $(tail -n 3 "$work/$kind-other.log")"
+    step "a second build at once waited and found the package"
+}
+
+# A second build of the same plan finds the package, quickly and without Spack.
+check_second_build() {
+    local again began took
+    began=$(date +%s%N)
+    again=$("${factory[@]}" build "${flags[@]}" --offline 2>"$work/$kind-second.log")
+    took=$((($(date +%s%N) - began) / 1000000))
+    [[ $again == "$package" ]] || die "the second build gave $again"
+    grep -q concretize "$work/$kind-second.log" && die "the second build started Spack"
+    ((took < 2000)) || die "the second build took $took ms"
+    step "second build: $took ms, offline, without Spack"
+}
+
+# Sum and signature as anyone checks them, with gpg and coreutils, and by our own verify.
+check_signature() {
+    local keyring=$home/gnupg
+    as "$user" mkdir -m 700 "$keyring"
+    "${factory[@]}" key export | as "$user" gpg --homedir "$keyring" --batch --quiet --import
+    as "$user" gpg --homedir "$keyring" --batch --quiet --verify "$package.asc" "$package"
+    as "$user" sh -c "cd '${package%/*}' && sha256sum --check --quiet '${package##*/}.sha256'"
+    "${factory[@]}" verify "$package" >"$work/$kind-verify.txt"
+    "${factory[@]}" verify --json "$package" >"$work/$kind-verify.json"
+    python3 - "$work/$kind-verify.json" <<'PYTHON'
+import json, sys
+answer = json.load(open(sys.argv[1]))
+assert answer["fit"] is True and answer["problems"] == [] and answer["glibc"]["version"], answer
+for leak in answer["allowed"]:
+    assert leak["reason"], leak
+PYTHON
+    # One changed byte must be noticed.
+    as "$user" sh -c "cp '$package' '$home/damaged.tar.gz' && cp '$package.asc' '$home/damaged.tar.gz.asc'"
+    as "$user" python3 - "$home/damaged.tar.gz" <<'PYTHON'
+import sys
+with open(sys.argv[1], "r+b") as archive:
+    archive.seek(5000)
+    byte = archive.read(1)
+    archive.seek(5000)
+    archive.write(bytes([byte[0] ^ 1]))
+PYTHON
+    local status=0
+    "${factory[@]}" verify "$home/damaged.tar.gz" >/dev/null 2>&1 || status=$?
+    [[ $status -eq 5 ]] || die "verify of a damaged package ended with $status, not 5"
+    step "gpg, sha256sum and verify agree; a changed byte is noticed"
+}
+
+# Unpacked with plain tar to two folders, one of them with a name of 200 characters, the build folders gone.
+check_relocation() {
+    local long folder
+    long=$(printf 'x%.0s' {1..200})
+    as "$user" mv "$home/.slurm-factory/work" "$home/.work-hidden"
+    plain_root "$user" "$home/plain"
+    for folder in "$home/short" "$home/$long"; do
+        as "$user" mkdir "$folder"
+        as "$user" tar -xzf "$package" -C "$folder"
+        in_plain "$user" "$home/plain" "$folder" /bin/bash /tmp/run-slurm.sh "/slurm/${folder##*/}/view" ||
+            die "Slurm does not run from a folder with a name of $(basename "$folder" | wc -c) characters"
+    done
+    as "$user" rm -rf "${home:?}/$long"
+    as "$user" mv "$home/.work-hidden" "$home/.slurm-factory/work"
+    step "Slurm runs from two folders, without compilers, LD_LIBRARY_PATH or PluginDir"
+}
+
+check_install() {
+    "${factory[@]}" install "$package" --prefix "$home/opt slurm" >/dev/null
+    in_plain "$user" "$home/plain" "$home/opt slurm" /bin/bash /tmp/run-slurm.sh "/slurm/opt slurm/view" >/dev/null ||
+        die "Slurm does not run from where install put it"
+    if grep -rqF '@SLURM_FACTORY_PREFIX@' "$home/opt slurm/view"; then die "install left a placeholder"; fi
+    step "install to a folder with a space in its name"
+}
+
+# Real Lmod, with SLURM_INSTALL_PREFIX set (to the folder and to its view) and unset.
+check_module() {
+    local prefix expected found
+    expected=$home/short/view/bin/sinfo
+    for prefix in "" "$home/short" "$home/short/view"; do
+        # shellcheck disable=SC2016  # the inner shell expands it
+        found=$(as "$user" ${prefix:+env SLURM_INSTALL_PREFIX="$prefix"} bash -c '
+            source /usr/share/lmod/lmod/init/bash
+            module use "$1/modules" && module load slurm && command -v sinfo && test -z "${LD_LIBRARY_PATH:-}"' _ "$home/short")
+        [[ $found == "$expected" ]] || die "module load slurm (SLURM_INSTALL_PREFIX='$prefix') finds sinfo at '$found'"
+    done
+    step "module load slurm under real Lmod"
+}
+
+# Another variant of the same Slurm takes rootfs, Spack and dependencies as they are.
+check_store_reuse() {
+    "${factory[@]}" build "${flags[@]}" --compression zstd >"$work/$kind-zstd.txt" 2>"$work/$kind-zstd.log"
+    grep -q 'all packages were there' "$work/$kind-zstd.log" || die "a build that changes only the archive built packages again"
+    [[ $(tail -n 1 "$work/$kind-zstd.txt") == *.tar.zst ]] || die "no .tar.zst"
+    step "a build with zstd reused everything"
+}
+
+for kind in ${SLURM_FACTORY_TEST_USERS:-plain subuid}; do
+    one_user "$kind"
+done
+# The stand-in is worth something only as far as it is like Spack: without Spack this says that it was not compared.
+if [[ $real == yes ]]; then
+    for rootfs in "$work/sf-e2e-$kind"/.slurm-factory/rootfs/*/root; do
+        "$here/contract.sh" "$rootfs" "$work/sources"
+    done
+    step "the stand-in and real Spack agree"
+else
+    "$here/contract.sh"
+fi
+saved=$work/${package##*/}
+cp "$package" "$saved"
+step "done"
+if [[ $real == yes ]]; then echo "built with: real Spack"; else echo "built with: the stand-in"; fi
+echo "package: $saved"

@@ -1,0 +1,261 @@
+//! The shared libraries and programs of this host: edited to a long search path and stripped of debug information,
+//! each must load or start as before, satisfy `eu-elflint` as before, and still do so after GNU `strip`.
+//!
+//! `SLURM_FACTORY_ELF_CORPUS` says how many files to take (`all` for every one); the sample is always the same.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use slurm_factory::elf::{Edited, Elf, ElfError, Kind, SearchPath, Strip, edit, is_elf, parse};
+
+use crate::tools::{Ended, edit_of, elflint, folder, run, tool, worse, write_program};
+
+const PROBE: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+  void *handle = dlopen(argv[1], RTLD_NOW);
+  if (handle) printf("loaded\n"); else printf("%s\n", dlerror());
+  fflush(stdout);
+  _exit(handle ? 0 : 1);
+}
+"#;
+
+/// Every ELF file below the folders, once per inode, in a fixed order.
+fn files() -> Vec<PathBuf> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![
+        PathBuf::from("/usr/lib"),
+        PathBuf::from("/usr/bin"),
+        PathBuf::from("/usr/sbin"),
+        PathBuf::from("/usr/libexec"),
+    ];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            let path = entry.path();
+            if kind.is_dir() && !path.starts_with("/usr/lib/debug") {
+                folders.push(path);
+            } else if kind.is_file() && starts_as_elf(&path) {
+                let Ok(metadata) = entry.metadata() else { continue };
+                let first = found.entry((metadata.dev(), metadata.ino())).or_insert(path.clone());
+                if path < *first {
+                    *first = path;
+                }
+            }
+        }
+    }
+    let mut files: Vec<PathBuf> = found.into_values().collect();
+    files.sort();
+    files
+}
+
+fn starts_as_elf(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && is_elf(&magic)
+}
+
+/// A sample that depends on nothing but the list: every n-th.
+fn sample(files: Vec<PathBuf>) -> Vec<PathBuf> {
+    let asked = std::env::var("SLURM_FACTORY_ELF_CORPUS").unwrap_or_else(|_| "150".into());
+    let count =
+        if asked == "all" { files.len() } else { asked.parse().expect("SLURM_FACTORY_ELF_CORPUS: a number, or all") };
+    let length = files.len();
+    files
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| index * count / length != (index + 1) * count / length)
+        .map(|(_, path)| path)
+        .collect()
+}
+
+/// What happened to one file.
+enum Outcome {
+    Passed,
+    Untouched,
+    Refused(String),
+    Failed(String),
+}
+
+struct Bench {
+    dir: PathBuf,
+    probe: PathBuf,
+}
+
+impl Bench {
+    /// Loads or starts a file; what can differ between two runs of the same file is left out.
+    fn try_file(&self, path: &Path, like: &Path, elf: &Elf, folders: Option<&str>) -> Ended {
+        let is_program = elf.interpreter.is_some() && (elf.kind == Kind::Executable || elf.is_pie) && !is_library(like);
+        let mut command = Command::new(if is_program { path } else { &self.probe });
+        if !is_program {
+            command.arg(path);
+        } else if like.starts_with("/usr/bin") {
+            command.arg0(like).arg("--version");
+        } else {
+            // Daemons and helpers are not started: the kernel maps them, and the loader loads and binds everything.
+            command.arg0(like);
+        }
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", &self.dir)
+            .env("TERM", "dumb")
+            .current_dir(&self.dir);
+        if is_program && !like.starts_with("/usr/bin") {
+            command.env("LD_TRACE_LOADED_OBJECTS", "1").env("LD_WARN", "1").env("LD_BIND_NOW", "1");
+        }
+        if let Some(folders) = folders {
+            command.env("LD_LIBRARY_PATH", folders);
+        }
+        let mut ended = run(&mut command, Duration::from_secs(4));
+        for text in [&mut ended.stdout, &mut ended.stderr] {
+            *text = text.replace(&path.display().to_string(), "FILE").replace(&like.display().to_string(), "FILE");
+            text.retain(|letter| !letter.is_ascii_digit()); // process numbers
+            if is_program {
+                text.clear(); // versions may hold times, and addresses differ
+            }
+        }
+        ended
+    }
+
+    fn check(&self, path: &Path, number: usize) -> Outcome {
+        let data = std::fs::read(path).unwrap();
+        let elf = match parse(&data) {
+            Ok(elf) => elf,
+            Err(error) => return Outcome::Refused(format!("parse: {error}")),
+        };
+        if !matches!(elf.kind, Kind::Executable | Kind::SharedObject) || elf.is_debug_file {
+            return Outcome::Untouched;
+        }
+        // The path must still lead where the old one did, from another folder.
+        let home = path.parent().unwrap().display().to_string();
+        let old = elf
+            .search_path()
+            .map(|text| String::from_utf8_lossy(text).replace("${ORIGIN}", &home).replace("$ORIGIN", &home));
+        let mut folders = home.clone();
+        if let Some(old) = old {
+            folders = format!("{old}:{folders}");
+        }
+        let text = format!("{folders}:/{}", "x".repeat(300));
+        let what = edit_of(SearchPath::Rpath(text.into_bytes()), Strip::Debug);
+        let bytes = match edit(&data, &what) {
+            Ok(Edited::Changed(bytes)) => bytes,
+            Ok(Edited::Unchanged) => return Outcome::Untouched,
+            Err(error @ ElfError::Unsupported(_)) => return Outcome::Refused(error.to_string()),
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        if edit(&bytes, &what) != Ok(Edited::Unchanged) {
+            return Outcome::Failed("editing twice".into());
+        }
+        // Other edits of the same file, whose results are only checked by edit itself.
+        for (search_path, strip) in [
+            (SearchPath::Remove, Strip::All),
+            (SearchPath::Runpath(vec![b'y'; 1000]), Strip::Keep),
+            (SearchPath::Runpath(b"$ORIGIN".to_vec()), Strip::Keep),
+        ] {
+            let other = edit_of(search_path, strip);
+            for data in [&data, &bytes] {
+                let result = edit(data, &other);
+                let again = match &result {
+                    Ok(Edited::Changed(bytes)) => edit(bytes, &other),
+                    Ok(Edited::Unchanged) => Ok(Edited::Unchanged),
+                    Err(error) => return Outcome::Failed(format!("{other:?}: {error}")),
+                };
+                if again != Ok(Edited::Unchanged) {
+                    return Outcome::Failed(format!("{other:?} twice: {:?}", again.err()));
+                }
+            }
+        }
+
+        let out = self.dir.join(format!("{number}-{}", path.file_name().unwrap().to_string_lossy()));
+        let remove = || std::fs::remove_file(&out).unwrap();
+        let before = self.try_file(path, path, &elf, None);
+        write_program(&out, &bytes);
+        let after = self.try_file(&out, path, &elf, None);
+        let mut expected = vec![before];
+        if after != expected[0] {
+            // Some find their data beside themselves: compare with an unedited copy in the same place.
+            write_program(&out, &data);
+            expected.push(self.try_file(&out, path, &elf, Some(&folders)));
+            if !expected.contains(&after) {
+                remove();
+                return Outcome::Failed(format!("runs differently: {after:?} instead of {expected:?}"));
+            }
+            write_program(&out, &bytes);
+        }
+        let added = worse(&elflint(path), &elflint(&out));
+        if !added.is_empty() {
+            remove();
+            return Outcome::Failed(format!("eu-elflint: {added:?}"));
+        }
+        let name = out.display().to_string();
+        let stripper = if number.is_multiple_of(2) { "strip" } else { "eu-strip" };
+        tool(stripper, &[&name], &self.dir);
+        let stripped = self.try_file(&out, path, &elf, None);
+        remove();
+        if !expected.contains(&stripped) {
+            return Outcome::Failed(format!("runs differently after {stripper}: {stripped:?}"));
+        }
+        Outcome::Passed
+    }
+}
+
+/// Libraries that can also be started (libc.so.6) are tried as libraries.
+fn is_library(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"))
+}
+
+#[test]
+fn files_of_this_host_work_as_before() {
+    let (_guard, dir) = folder();
+    std::fs::write(dir.join("probe.c"), PROBE).unwrap();
+    tool("gcc", &["-o", "probe", "probe.c"], &dir);
+    let bench = Bench { probe: dir.join("probe"), dir };
+    let files = sample(files());
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(path) = files.get(index) else { break };
+                    let start = std::time::Instant::now();
+                    let outcome = bench.check(path, index);
+                    if start.elapsed() > Duration::from_secs(2) {
+                        println!("{:?} for {}", start.elapsed(), path.display());
+                    }
+                    outcomes.lock().unwrap().push((path.clone(), outcome));
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().unwrap();
+    assert_eq!(outcomes.len(), files.len());
+    let (mut passed, mut untouched, mut refused, mut failed) = (0, 0, Vec::new(), Vec::new());
+    for (path, outcome) in outcomes {
+        match outcome {
+            Outcome::Passed => passed += 1,
+            Outcome::Untouched => untouched += 1,
+            Outcome::Refused(why) => refused.push(format!("{}: {why}", path.display())),
+            Outcome::Failed(why) => failed.push(format!("{}: {why}", path.display())),
+        }
+    }
+    println!(
+        "{} files: {passed} passed, {untouched} untouched, {} refused, {} failed",
+        files.len(),
+        refused.len(),
+        failed.len()
+    );
+    println!("{}", refused.join("\n"));
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+}

@@ -1,0 +1,15 @@
+//! Base images against the real thing: a `docker-registry` of our own on a loopback port, filled by `skopeo` and
+//! `umoci`, and trees compared with what `umoci unpack --rootless` makes of the same image.
+//!
+//! | file         | what is shown                                                                     |
+//! |--------------|-----------------------------------------------------------------------------------|
+//! | pull.rs      | tags, digests, indexes, layouts; what a registry or a disk can get wrong           |
+//! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
+//! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
+
+mod protocol;
+mod pull;
+mod support;
+mod unpack;

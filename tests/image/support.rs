@@ -1,0 +1,242 @@
+//! Programs, registries and images that the tests share.
+#![allow(clippy::disallowed_methods)] // tests start their own programs
+
+use fs_err as fs;
+use slurm_factory::cache::Cache;
+use slurm_factory::image::{
+    self, ClientConfig, ImageError, Platform, PulledImage, Reference, ResolveOptions, ResolvedImage,
+};
+use slurm_factory::report::Ctx;
+use std::ffi::OsStr;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Runs a program to its end and returns what it printed. A program that is missing fails the test, with the
+/// name of its package.
+pub fn run(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> String {
+    let mut command = Command::new(program);
+    command.args(args);
+    let shown = format!("{command:?}");
+    let output = command.output().unwrap_or_else(|e| missing(program, &e));
+    assert!(output.status.success(), "{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs one test of this binary in a process of its own, under `wrapper` and with more in its environment.
+pub fn again_in_a_process(test: &str, env: &[(&str, &str)], wrapper: &[&str]) {
+    let this = std::env::current_exe().unwrap();
+    let words = wrapper
+        .iter()
+        .map(OsStr::new)
+        .chain([this.as_os_str()])
+        .chain(["--exact", "--nocapture", test].map(OsStr::new));
+    let words: Vec<&OsStr> = words.collect();
+    let output = Command::new(words[0]).args(&words[1..]).envs(env.iter().copied()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{test}: {text}");
+}
+
+fn missing(program: &str, error: &std::io::Error) -> ! {
+    // Each is in a package of its own name.
+    panic!("cannot start `{program}`: {error}; install it: apt-get install {program}");
+}
+
+/// A registry on a loopback port, with its own storage. It ends with the value.
+pub struct Registry {
+    child: Child,
+    dir: TempDir,
+    pub port: u16,
+    scheme: &'static str,
+}
+
+impl Registry {
+    pub fn start() -> Self {
+        Self::with("", "http")
+    }
+
+    /// `more` is added to the configuration.
+    pub fn with(more: &str, scheme: &'static str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}}}\n{}\nhttp:\n  addr: 127.0.0.1:{port}\n{}",
+            dir.path().join("storage").display(),
+            if scheme == "http" { more } else { "" },
+            if scheme == "https" { more } else { "" },
+        );
+        fs::write(dir.path().join("config.yml"), config).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(dir.path().join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log")).unwrap().into_parts().0)
+            .spawn()
+            .unwrap_or_else(|e| missing("docker-registry", &e));
+        let registry = Self { child, dir, port, scheme };
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "docker-registry does not answer: {}", registry.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        registry
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The name of an image in this registry.
+    pub fn name(&self, image: &str) -> String {
+        format!("127.0.0.1:{}/{image}", self.port)
+    }
+
+    /// Copies an image into the registry.
+    pub fn push(&self, source: &str, image: &str, more: &[&str]) {
+        let target = format!("docker://{}", self.name(image));
+        assert_eq!(self.scheme, "http");
+        let mut args = vec!["copy", "--quiet", "--dest-tls-verify=false"];
+        args.extend_from_slice(more);
+        args.extend([source, &target]);
+        run("skopeo", args);
+    }
+
+    /// Where the registry keeps a blob.
+    pub fn stored(&self, digest: &str) -> PathBuf {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        self.dir.path().join("storage/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A folder with a cache and a place for images.
+pub struct Site {
+    pub dir: TempDir,
+    pub cache: Cache,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        Self::at(&std::env::temp_dir())
+    }
+
+    pub fn at(parent: &Path) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        let cache = Cache::open(&dir.path().join("cache")).unwrap();
+        Self { dir, cache }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn resolve(&self, reference: &str, options: ResolveOptions) -> Result<ResolvedImage, ImageError> {
+        self.resolve_with(reference, options, &quick())
+    }
+
+    pub fn resolve_with(
+        &self,
+        reference: &str,
+        options: ResolveOptions,
+        client: &ClientConfig,
+    ) -> Result<ResolvedImage, ImageError> {
+        let reference: Reference = reference.parse()?;
+        image::resolve(&reference, Platform::host()?, &self.cache, client, options, &Ctx::silent())
+    }
+
+    pub fn pull(&self, reference: &str) -> Result<PulledImage, ImageError> {
+        self.pull_with(reference, &quick())
+    }
+
+    pub fn pull_with(&self, reference: &str, client: &ClientConfig) -> Result<PulledImage, ImageError> {
+        let resolved = self.resolve_with(reference, ResolveOptions::default(), client)?;
+        image::pull(&resolved, &self.cache, client, false, &Ctx::silent())
+    }
+
+    /// Nothing that could be taken for a blob is left of a failed pull.
+    pub fn assert_no_blob(&self, digest: &str) {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let path = self.cache.dir("blobs").join("sha256").join(hex);
+        assert!(!path.exists(), "{} was kept", path.display());
+    }
+}
+
+/// A client that does not wait long.
+pub fn quick() -> ClientConfig {
+    ClientConfig {
+        connect_timeout: Duration::from_secs(5),
+        read_timeout: Duration::from_secs(5),
+        retries: 1,
+        ..ClientConfig::default()
+    }
+}
+
+/// `docker save` names for this machine.
+pub fn architecture() -> &'static str {
+    Platform::host().unwrap().architecture()
+}
+
+/// An OCI layout with one image: the layers are the given tar archives, the lowest first.
+pub fn make_image(site: &Site, layout: &str, tag: &str, architecture: &str, layers: &[PathBuf]) -> String {
+    let dir = site.path(layout);
+    let image = format!("{}:{tag}", dir.display());
+    if !dir.exists() {
+        run("umoci", ["init", "--layout", dir.to_str().unwrap()]);
+    }
+    run("umoci", ["new", "--image", &image]);
+    run("umoci", ["config", "--image", &image, "--architecture", architecture, "--os", "linux"]);
+    for layer in layers {
+        run("umoci", ["raw", "add-layer", "--image", &image, layer.to_str().unwrap()]);
+    }
+    format!("oci:{image}")
+}
+
+/// A tar archive of a folder that `fill` has filled, made by GNU tar.
+pub fn make_layer(site: &Site, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+    let tree = site.path(&format!("{name}.tree"));
+    fs::create_dir_all(&tree).unwrap();
+    fill(&tree);
+    let archive = site.path(&format!("{name}.tar"));
+    run(
+        "tar",
+        [
+            "--create",
+            "--format=posix",
+            "--sparse",
+            "--xattrs",
+            "--file",
+            archive.to_str().unwrap(),
+            "--directory",
+            tree.to_str().unwrap(),
+            ".",
+        ],
+    );
+    archive
+}
+
+/// A small image of two layers.
+pub fn small_image(site: &Site, layout: &str, architecture: &str) -> String {
+    let base = make_layer(site, &format!("{layout}-1"), |tree| {
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::write(tree.join("etc/os-release"), "ID=test\n").unwrap();
+        // Not compressible, so that blobs have a size worth cutting.
+        let noise: Vec<u8> = (0..400_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        fs::write(tree.join("noise"), noise).unwrap();
+        fs::write(tree.join("arch"), architecture).unwrap();
+    });
+    let top = make_layer(site, &format!("{layout}-2"), |tree| {
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::write(tree.join("etc/added"), "by the second layer\n").unwrap();
+        fs::write(tree.join("etc/.wh.os-release"), "").unwrap();
+    });
+    make_image(site, layout, "t", architecture, &[base, top])
+}

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+#
+# The one command that tests everything: installs what the tests need, checks the sources, runs the unit and integration
+# tests and the whole job from end to end.
+#
+#   tests/run.sh            everything (about 40 minutes on two cores from a bare machine)
+#   tests/run.sh quick      without the end-to-end job
+#
+# On Debian 12, as root: tests make users, mounts and a base image. What claims to be rootless runs as those users. A tool
+# that is missing is installed or the run fails; nothing is skipped for the want of one. The single thing that is not in any
+# package registry is Spack itself: tests/e2e/run.sh says loudly which of Spack and the stand-in it ran.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(
+    apt apt-utils bubblewrap buildah bzip2 ca-certificates curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
+    git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
+    runc strace uidmap umoci xz-utils zstd
+)
+
+step() {
+    printf '\n=== %s (%d s)\n' "$*" "$SECONDS"
+}
+
+step "tools"
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    [[ $(id -u) -eq 0 ]] || {
+        echo "not installed: ${missing[*]}; run as root, or install them" >&2
+        exit 1
+    }
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+step "sources: format, lints, shell scripts"
+cargo fmt --check
+cargo clippy --locked --all-targets -- -D warnings
+git ls-files '*.sh' '.ci/run' | xargs shellcheck -x
+
+step "build"
+cargo build --locked
+step "unit and integration tests"
+cargo test --locked
+
+if [[ ${1:-all} != quick ]]; then
+    step "the whole job"
+    tests/e2e/run.sh
+fi
+step "all tests passed"

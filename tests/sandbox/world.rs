@@ -1,0 +1,403 @@
+//! What the tests stand on: a rootfs made from the host's own programs, a user without subordinate ids, and
+//! this program playing the part of `slurm-factory`.
+
+use fs_err as fs;
+use slurm_factory::report::Interrupt;
+use slurm_factory::sandbox::{Backend, Exit, Host, Io, Sandbox, Spec};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// First argument with which this program plays the program that is interrupted and killed.
+pub const PROGRAM: &str = "--as-program";
+
+/// First argument with which this program, inside, tries to get out.
+pub const ATTACKER: &str = "--as-attacker";
+
+/// First argument with which this program prints what the doctor finds, as JSON.
+pub const DOCTOR: &str = "--as-doctor";
+
+/// First argument with which this program runs another under a filter that refuses new namespaces.
+pub const REFUSING: &str = "--refusing-namespaces";
+
+/// Where the rootfs is that belongs to root, in the user's folder.
+const OF_ROOT: &str = "rootfs-of-root";
+
+const AGAIN: &str = "SANDBOX_TESTS_IN";
+
+/// The host's programs that the rootfs is made of, and the Debian package of each.
+const PROGRAMS: [(&str, &str); 34] = [
+    ("/bin/sh", "dash"),
+    ("/bin/bash", "bash"),
+    ("/bin/cat", "coreutils"),
+    ("/bin/ls", "coreutils"),
+    ("/bin/chown", "coreutils"),
+    ("/bin/mknod", "coreutils"),
+    ("/bin/mkdir", "coreutils"),
+    ("/bin/rm", "coreutils"),
+    ("/bin/mv", "coreutils"),
+    ("/bin/ln", "coreutils"),
+    ("/bin/touch", "coreutils"),
+    ("/bin/chmod", "coreutils"),
+    ("/bin/readlink", "coreutils"),
+    ("/bin/sleep", "coreutils"),
+    ("/bin/true", "coreutils"),
+    ("/bin/uname", "coreutils"),
+    ("/bin/dd", "coreutils"),
+    ("/bin/pwd", "coreutils"),
+    ("/bin/df", "coreutils"),
+    ("/usr/bin/id", "coreutils"),
+    ("/usr/bin/env", "coreutils"),
+    ("/usr/bin/stat", "coreutils"),
+    ("/usr/bin/nproc", "coreutils"),
+    ("/usr/bin/tty", "coreutils"),
+    ("/usr/bin/stty", "coreutils"),
+    ("/bin/tar", "tar"),
+    ("/bin/grep", "grep"),
+    ("/bin/mount", "mount"),
+    ("/bin/kill", "procps"),
+    ("/bin/ps", "procps"),
+    ("/usr/bin/setsid", "util-linux"),
+    ("/usr/bin/taskset", "util-linux"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/usr/bin/getent", "libc-bin"),
+];
+
+/// One run of all tests: as whom, and where.
+pub struct World {
+    /// The user, for messages.
+    pub who: String,
+    /// An empty folder for this run, reachable by the user.
+    pub dir: PathBuf,
+    /// The rootfs; tests that break one make their own with [`World::own_rootfs`].
+    pub rootfs: PathBuf,
+    /// The sandbox.
+    pub sandbox: Sandbox,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let uid = nix::unistd::geteuid();
+        let dir = match std::env::var_os(AGAIN) {
+            Some(dir) => PathBuf::from(dir),
+            None => tempfile::Builder::new().prefix("sandbox-tests-").tempdir().unwrap().keep(),
+        };
+        fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let rootfs = dir.join("rootfs");
+        make_rootfs(&rootfs);
+        let sandbox = Sandbox::open(Backend::Userns, &Interrupt::new())
+            .unwrap_or_else(|e| panic!("this machine cannot test it: {e}"));
+        Self { who: if uid.is_root() { "root".into() } else { "user".into() }, dir, rootfs, sandbox }
+    }
+
+    pub fn is_root(&self) -> bool {
+        nix::unistd::geteuid().is_root()
+    }
+
+    /// A folder for one test.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let dir = self.dir.join(name);
+        let _ = slurm_factory::fsutil::remove_tree(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// A rootfs that a test may break.
+    pub fn own_rootfs(&self, name: &str) -> PathBuf {
+        let rootfs = self.folder(name).join("rootfs");
+        make_rootfs(&rootfs);
+        rootfs
+    }
+
+    /// A rootfs that belongs to root and has all mount points of a build, and `/opt/here`.
+    pub fn rootfs_of_root(&self) -> PathBuf {
+        let rootfs = self.dir.join(OF_ROOT);
+        assert!(rootfs.exists(), "run the tests as root, which makes a rootfs of another owner for this one");
+        rootfs
+    }
+
+    pub fn build(&self) -> Spec {
+        Spec::build(&self.rootfs)
+    }
+
+    pub fn prepare(&self) -> Spec {
+        Spec::prepare(&self.rootfs)
+    }
+
+    /// Runs a line of shell and returns how it ended and what it printed.
+    pub fn sh(&self, spec: &Spec, script: &str) -> Exit {
+        self.run(spec, &["sh", "-c", script]).unwrap_or_else(|e| panic!("{script}: {e}"))
+    }
+
+    /// As [`World::sh`]; must succeed.
+    pub fn ok(&self, spec: &Spec, script: &str) -> String {
+        let exit = self.sh(spec, script);
+        let (out, err) = (String::from_utf8_lossy(&exit.stdout), String::from_utf8_lossy(&exit.stderr));
+        assert!(exit.success(), "`{script}` ended with {:?}\n{out}{err}", exit.ended);
+        out.into_owned()
+    }
+
+    pub fn run(&self, spec: &Spec, argv: &[&str]) -> Result<Exit, slurm_factory::sandbox::SandboxError> {
+        let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+        self.sandbox.run(spec, &argv, Io::Capture, &Interrupt::new())
+    }
+
+    /// This program in the part of `slurm-factory`, running a line of shell in the build sandbox.
+    pub fn as_program(&self, spec: &Spec, io: &str, script: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([PROGRAM, &serde_json::to_string(spec).unwrap(), io, "sh", "-c", script]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// This program in the part of `slurm-factory doctor`.
+    pub fn doctor(&self, folders: &[&Path]) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg(DOCTOR).args(folders).stdin(Stdio::null());
+        command
+    }
+
+    /// Run by root: all again as a user made for it. False when that failed.
+    pub fn again_as_user(&self, arguments: &[String]) -> bool {
+        if !self.is_root() {
+            return true;
+        }
+        let user = TestUser::new();
+        let dir = tempfile::Builder::new().prefix("sandbox-tests-").tempdir().unwrap();
+        // The target folder may be closed to other users.
+        let program = dir.path().join("sandbox-tests");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        chown(dir.path(), Some(user.id), Some(user.id)).unwrap();
+        let run = dir.path().join("run");
+        fs::create_dir(&run).unwrap();
+        fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).unwrap();
+        chown(&run, Some(user.id), Some(user.id)).unwrap();
+        let of_root = dir.path().join(OF_ROOT);
+        make_rootfs(&of_root);
+        for mount_point in ["dev", "proc", "sys", "run", "var/tmp", "opt/here"] {
+            fs::create_dir_all(of_root.join(mount_point)).unwrap();
+        }
+        let status = Command::new("setpriv")
+            .args(["--reuid", &user.id.to_string(), "--regid", &user.id.to_string(), "--clear-groups"])
+            .args(["--bounding-set=-all", "--inh-caps=-all"])
+            .arg(&program)
+            .args(arguments)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
+            .env("HOME", dir.path()) // podman keeps its state in these two
+            .env("XDG_RUNTIME_DIR", &run)
+            .env(AGAIN, dir.path())
+            .status()
+            .expect("setpriv is missing: apt-get install util-linux");
+        // Rootless podman leaves a process that holds its namespaces, and a lock.
+        let pause = fs::read_to_string(run.join("libpod/tmp/pause.pid")).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = pause {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let _ = fs::remove_file(format!("/dev/shm/libpod_rootless_lock_{}", user.id));
+        status.success()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::env::var_os(AGAIN).is_some() {
+            return; // root's, who made it, and who alone can delete what is root's in it
+        }
+        let _ = slurm_factory::fsutil::remove_tree(&self.dir);
+    }
+}
+
+/// A user of the machine, for as long as this lives.
+struct TestUser {
+    name: String,
+    id: u32,
+}
+
+impl TestUser {
+    fn new() -> Self {
+        let name = format!("sandboxtest{}", std::process::id());
+        // -K: without subordinate ids, which Debian gives to each new user by itself.
+        let made = Command::new("useradd")
+            .args(["--no-create-home", "--user-group", "-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", &name])
+            .status()
+            .expect("useradd is missing: apt-get install passwd");
+        assert!(made.success(), "useradd {name}: {made}");
+        let user = nix::unistd::User::from_name(&name).unwrap().unwrap();
+        let subuid = fs::read_to_string("/etc/subuid").unwrap_or_default();
+        assert!(!subuid.lines().any(|line| line.starts_with(&format!("{name}:"))), "{name} has subuids: {subuid}");
+        Self { name, id: user.uid.as_raw() }
+    }
+}
+
+impl Drop for TestUser {
+    fn drop(&mut self) {
+        let _ = Command::new("userdel").args(["--force", &self.name]).stderr(Stdio::null()).status();
+    }
+}
+
+fn make_rootfs(rootfs: &Path) {
+    if rootfs.exists() {
+        return;
+    }
+    for dir in ["usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "etc", "tmp", "var", "root"] {
+        fs::create_dir_all(rootfs.join(dir)).unwrap();
+    }
+    for (link, to) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        symlink(to, rootfs.join(link)).unwrap();
+    }
+    fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n_apt:x:42:65534::/:/bin/false\n").unwrap();
+    fs::write(rootfs.join("etc/group"), "root:x:0:\nshadow:x:42:\n").unwrap();
+    let mut files = BTreeSet::new();
+    for (program, package) in PROGRAMS {
+        let real = fs::canonicalize(program).unwrap_or_else(|_| panic!("{program}: apt-get install {package}"));
+        let name = Path::new(program).file_name().unwrap();
+        fs::copy(&real, rootfs.join("usr/bin").join(name)).unwrap();
+        let ldd = Command::new("ldd").arg(&real).output().expect("ldd is missing: apt-get install libc-bin");
+        let text = String::from_utf8(ldd.stdout).unwrap();
+        files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    let own = std::env::current_exe().unwrap();
+    let ldd = Command::new("ldd").arg(&own).output().unwrap();
+    let text = String::from_utf8(ldd.stdout).unwrap();
+    files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    // The loader is named by its path in each program; the others are searched.
+    for file in files {
+        let path = Path::new(&file);
+        let folder = if path.starts_with("/lib64") { "usr/lib64" } else { "usr/lib" };
+        fs::copy(path, rootfs.join(folder).join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Plays `slurm-factory`: TERM, INT and HUP set the interrupt, as its signal thread does.
+pub fn program(arguments: &[String]) -> i32 {
+    use nix::sys::signal::{SigSet, Signal};
+    let [spec, io, argv @ ..] = arguments else { return 2 };
+    let spec: Spec = serde_json::from_str(spec).unwrap();
+    let interrupt = Interrupt::new();
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block().unwrap();
+    let watcher = interrupt.clone();
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            watcher.set(signal as i32);
+        }
+    });
+    let backend = if io == "podman" { Backend::Podman } else { Backend::Userns };
+    let sandbox = match Sandbox::open(backend, &interrupt) {
+        Ok(sandbox) if io == "shared" => Sandbox::remembered(Host { own_proc: false, ..sandbox.host() }),
+        Ok(sandbox) => sandbox,
+        Err(e) => {
+            eprintln!("{e}");
+            return 3;
+        }
+    };
+    let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+    let mut lines = |line: &str| println!("{line}");
+    let io = match io.as_str() {
+        "lines" | "shared" | "podman" => Io::Lines(&mut lines),
+        "terminal" => Io::Terminal,
+        _ => Io::Inherit,
+    };
+    match sandbox.run(&spec, &argv, io, &interrupt) {
+        Ok(exit) => exit.code(),
+        Err(e) => {
+            eprintln!("{e}");
+            interrupt.signal().map_or(3, |signal| 128 + signal)
+        }
+    }
+}
+
+/// Plays `slurm-factory doctor`.
+pub fn doctor(arguments: &[String]) -> i32 {
+    let folders: Vec<&Path> = arguments.iter().map(Path::new).collect();
+    let rows = slurm_factory::sandbox::probe(&folders, &Interrupt::new()).unwrap();
+    println!("{}", serde_json::to_string(&rows).unwrap());
+    0
+}
+
+/// Runs a program under a filter like those of container runtimes.
+pub fn refusing(arguments: &[String]) -> i32 {
+    use nix::libc;
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    };
+    use std::os::unix::process::CommandExt;
+    let new_user = u64::try_from(libc::CLONE_NEWUSER).unwrap();
+    let asks = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(new_user), new_user).unwrap();
+    let asks = || vec![SeccompRule::new(vec![asks.clone()]).unwrap()];
+    for (rules, errno) in [
+        (vec![(libc::SYS_clone, asks()), (libc::SYS_unshare, asks()), (libc::SYS_mount, vec![])], libc::EPERM),
+        (vec![(libc::SYS_clone3, vec![])], libc::ENOSYS),
+    ] {
+        let action = SeccompAction::Errno(u32::try_from(errno).unwrap());
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, action, arch).unwrap();
+        seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    }
+    panic!("{}", Command::new(&arguments[0]).args(&arguments[1..]).exec());
+}
+
+/// Runs inside as the command, and tries what it must not be able to. Prints each attack that worked.
+#[allow(unsafe_code)]
+pub fn attacker(arguments: &[String]) -> i32 {
+    use nix::libc;
+    let secret = Path::new(&arguments[0]);
+    let mut worked = Vec::new();
+    let mut attack = |name: &str, success: bool| {
+        if success {
+            worked.push(name.to_owned());
+        }
+    };
+    attack("read a file of the host", fs::read(secret).is_ok());
+    attack(
+        "reach the first process's files",
+        fs::read_dir("/proc/1/root/").is_ok() && fs::read_link("/proc/1/exe").is_ok(),
+    );
+    attack("open the program of the host", fs::File::open("/proc/1/exe").is_ok());
+    let of_first = |number: i32| fs::read_link(format!("/proc/1/fd/{number}")).is_ok();
+    attack("reach the first process's descriptors", (0..64).any(of_first));
+    attack("write the first process's memory", fs::OpenOptions::new().write(true).open("/proc/1/mem").is_ok());
+    for switch in ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger"] {
+        attack(switch, fs::OpenOptions::new().write(true).open(switch).is_ok());
+    }
+    attack("write /sys", fs::OpenOptions::new().write(true).open("/sys/power/state").is_ok());
+    // Signals to processes outside: only those inside have numbers here.
+    attack("see others", (2..300_000).step_by(1).filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count() > 8);
+    let none: Option<&str> = None;
+    attack("mount", nix::mount::mount(Some("t"), "/tmp", Some("tmpfs"), nix::mount::MsFlags::empty(), none).is_ok());
+    attack("unmount", nix::mount::umount("/etc/passwd").is_ok() || nix::mount::umount("/tmp").is_ok());
+    attack("unshare", nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_ok());
+    attack(
+        "join namespaces",
+        fs::File::open("/proc/1/ns/mnt").is_ok_and(|f| nix::sched::setns(f, nix::sched::CloneFlags::empty()).is_ok()),
+    );
+    let call = |number: libc::c_long, a: usize, b: usize, c: usize| {
+        // SAFETY: each call below takes numbers, or pointers that are null, which the kernel checks.
+        unsafe { libc::syscall(number, a, b, c, 0, 0) }
+    };
+    attack("keyctl", call(libc::SYS_keyctl, 0, 0, 0) >= 0); // KEYCTL_GET_KEYRING_ID
+    attack("bpf", call(libc::SYS_bpf, 0, 0, 0) >= 0 || nix::errno::Errno::last_raw() != libc::EPERM);
+    attack("userfaultfd", call(libc::SYS_userfaultfd, 0, 0, 0) >= 0);
+    attack("clone3", call(libc::SYS_clone3, 0, 0, 0) >= 0 || nix::errno::Errno::last_raw() != libc::ENOSYS);
+    attack("load a module", call(libc::SYS_finit_module, 0, 0, 0) >= 0);
+    attack("perf", call(libc::SYS_perf_event_open, 0, 0, 0) >= 0);
+    let clone = call(libc::SYS_unshare, (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as usize, 0, 0);
+    attack("unshare two", clone >= 0);
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let letter = b'x';
+    // SAFETY: TIOCSTI reads one byte from the pointer, which is valid for the call.
+    let pushed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&pty.slave), libc::TIOCSTI, &letter) };
+    attack("TIOCSTI", pushed == 0 || nix::errno::Errno::last_raw() != libc::EPERM);
+    // Last: from a folder outside of a second chroot, `..` goes up to the true root, which must still be ours.
+    let left = nix::unistd::chroot("/tmp").is_ok() && (0..64).all(|_| nix::unistd::chdir("..").is_ok());
+    let relative = secret.strip_prefix("/").unwrap_or(secret);
+    attack("chroot out", left && nix::unistd::chroot(".").is_ok() && fs::read(relative).is_ok());
+    for name in &worked {
+        println!("{name}");
+    }
+    println!("attacks done");
+    0
+}
