@@ -22,8 +22,11 @@
 use crate::fsutil;
 use crate::report::{Ctx, Interrupted};
 use fs_err as fs;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -125,47 +128,76 @@ impl Cache {
     /// A new folder in `parent` that becomes an entry by [`Staging::commit`], and is deleted otherwise.
     pub fn staging(&self, parent: &Path) -> Result<Staging, CacheError> {
         fs::create_dir_all(parent).map_err(CacheError::Io)?;
-        let dir = tempfile::Builder::new()
-            .prefix(".tmp-")
-            .tempdir_in(parent)
-            .map_err(|e| CacheError::Io(fsutil::with_path(&e, "create a folder in", parent)))?;
-        let path = dir.keep();
-        let lock_path = staging_lock(&path);
-        let lock = open_lock(&lock_path)?;
-        lock.try_lock().map_err(|e| CacheError::Io(fsutil::with_path(&e.into(), "lock", &lock_path)))?;
-        Ok(Staging { path, lock_path, _lock: lock, committed: false })
-    }
-
-    /// Deletes staging folders in `parent` whose makers are gone. Returns how many.
-    pub fn sweep(&self, parent: &Path) -> Result<usize, CacheError> {
-        let Ok(entries) = fs::read_dir(parent) else { return Ok(0) };
-        let mut swept = 0;
-        for entry in entries {
-            let entry = entry.map_err(CacheError::Io)?;
-            if !fsutil::is_temporary(&entry.file_name()) || !entry.path().is_dir() {
+        // The lock comes before the folder, so that no sweep ever sees a living folder without one.
+        loop {
+            let (lock, lock_path) = tempfile::Builder::new()
+                .prefix(fsutil::TEMPORARY)
+                .suffix(LOCK_SUFFIX)
+                .tempfile_in(parent)
+                .and_then(|f| f.keep().map_err(Into::into))
+                .map_err(|e| CacheError::Io(fsutil::with_path(&e, "create a lock in", parent)))?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                // A sweep took it between the two calls, for a dead run's, and deletes it.
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(e)) => return Err(CacheError::Io(fsutil::with_path(&e, "lock", &lock_path))),
+            }
+            if !is_at(&lock, &lock_path) {
                 continue;
             }
-            let lock_path = staging_lock(&entry.path());
-            let lock = open_lock(&lock_path)?;
-            if lock.try_lock().is_ok() {
-                fsutil::remove_tree(&entry.path()).map_err(CacheError::Io)?;
-                let _ = fs::remove_file(&lock_path);
-                swept += 1;
+            let path = lock_path.with_extension("");
+            let staging = Staging { path, lock_path, _lock: lock, committed: false };
+            fs::create_dir(&staging.path).map_err(CacheError::Io)?;
+            return Ok(staging);
+        }
+    }
+
+    /// Deletes what [`Cache::staging`] made in `parent` for runs that are gone. Returns how many.
+    pub fn sweep(&self, parent: &Path) -> Result<usize, CacheError> {
+        let Ok(entries) = fs::read_dir(parent) else { return Ok(0) };
+        // A folder, the one it replaces, and their lock share a stem.
+        let mut stems = BTreeSet::new();
+        for entry in entries {
+            let entry = entry.map_err(CacheError::Io)?;
+            let path = entry.path();
+            let is_ours = path.is_dir() || path.extension() == Some(OsStr::new(&LOCK_SUFFIX[1..]));
+            if fsutil::is_temporary(&entry.file_name()) && is_ours {
+                stems.insert(path.with_extension(""));
             }
         }
+        let mut swept = 0;
+        for stem in stems {
+            let lock_path = stem.with_added_extension(&LOCK_SUFFIX[1..]);
+            // Not created here: the maker deletes its lock last, so where there is none nobody lives.
+            let lock = fs::OpenOptions::new().write(true).open(&lock_path);
+            if lock.as_ref().is_ok_and(|l| matches!(l.file().try_lock(), Err(TryLockError::WouldBlock))) {
+                continue;
+            }
+            for path in [stem.with_added_extension(ASIDE), stem] {
+                fsutil::remove_tree(&path).map_err(CacheError::Io)?;
+            }
+            let _ = fs::remove_file(&lock_path);
+            swept += 1;
+        }
         Ok(swept)
+    }
+}
+
+/// How a staging folder's lock, and the entry it replaces while it is being replaced, are named after it.
+const LOCK_SUFFIX: &str = ".lock";
+const ASIDE: &str = "old";
+
+/// Whether `path` still names the open `file`.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }
 
 fn open_lock(path: &Path) -> Result<File, CacheError> {
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(CacheError::Io)?;
     Ok(file.into_parts().0)
-}
-
-fn staging_lock(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    PathBuf::from(name)
 }
 
 /// A lock that is let go when it is dropped or when the process ends, however it ends.
@@ -193,9 +225,7 @@ impl Staging {
     pub fn commit(mut self, target: &Path) -> Result<(), CacheError> {
         if target.symlink_metadata().is_ok() {
             // A folder cannot be renamed over one that is not empty: the old one steps aside first.
-            let mut aside = self.path.as_os_str().to_owned();
-            aside.push(".old");
-            let aside = PathBuf::from(aside);
+            let aside = self.path.with_added_extension(ASIDE);
             fs::rename(target, &aside).map_err(CacheError::Io)?;
             fs::rename(&self.path, target).map_err(CacheError::Io)?;
             fsutil::remove_tree(&aside).map_err(CacheError::Io)?;
@@ -242,10 +272,44 @@ mod tests {
         let cache = Cache::open(dir.path()).unwrap();
         let parent = cache.dir("rootfs");
         let alive = cache.staging(&parent).unwrap();
-        fs::create_dir_all(parent.join(".tmp-dead/x")).unwrap();
-        assert_eq!(cache.sweep(&parent).unwrap(), 1);
-        assert!(alive.path().is_dir());
-        assert!(!parent.join(".tmp-dead").exists());
+        fs::create_dir_all(alive.path().with_extension("old")).unwrap();
+        // What a kill leaves: a folder with its lock, one whose entry stood aside, a lock alone, a folder alone.
+        for dead in [".tmp-a/x", ".tmp-b", ".tmp-b.old/x", ".tmp-d/x"] {
+            fs::create_dir_all(parent.join(dead)).unwrap();
+        }
+        for dead in [".tmp-a.lock", ".tmp-b.lock", ".tmp-c.lock"] {
+            fs::write(parent.join(dead), "").unwrap();
+        }
+        assert_eq!(cache.sweep(&parent).unwrap(), 4);
+        assert!(alive.path().is_dir() && alive.path().with_extension("old").is_dir());
+        let mut left: Vec<_> = fs::read_dir(&parent).unwrap().map(|e| e.unwrap().path()).collect();
+        left.sort();
+        let stem = alive.path();
+        assert_eq!(left, [stem.to_owned(), stem.with_extension("lock"), stem.with_extension("old")]);
+    }
+
+    #[test]
+    fn sweeps_and_makers_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let parent = cache.dir("rootfs");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        cache.sweep(&parent).unwrap();
+                    }
+                });
+            }
+            for n in 0..2000 {
+                let staging = cache.staging(&parent).unwrap();
+                fs::write(staging.path().join("f"), "").unwrap();
+                staging.commit(&parent.join(format!("entry-{}", n % 7))).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 7);
     }
 
     #[test]

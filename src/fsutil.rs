@@ -16,7 +16,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let parent = parent_of(path);
     fs::create_dir_all(parent)?;
     let mut file = tempfile::Builder::new()
-        .prefix(".tmp-")
+        .prefix(TEMPORARY)
         .permissions(std::fs::Permissions::from_mode(mode))
         .tempfile_in(parent)
         .map_err(|e| with_path(&e, "create a temporary file in", parent))?;
@@ -42,7 +42,10 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
                     let _ = fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o700));
                 }
             }
-            std::fs::remove_dir_all(path).map_err(|e| with_path(&e, "delete", path))
+            match std::fs::remove_dir_all(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(with_path(&e, "delete", path)),
+                _ => Ok(()),
+            }
         }
     }
 }
@@ -121,9 +124,12 @@ pub fn mounted_noexec(path: &Path) -> bool {
     statvfs(path).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_NOEXEC))
 }
 
+/// How the names of our own temporaries begin.
+pub const TEMPORARY: &str = ".tmp-";
+
 /// Whether a directory entry is one of our own temporaries (see [`write_atomic`] and `cache::Staging`).
 pub fn is_temporary(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".tmp-")
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
 #[cfg(test)]
