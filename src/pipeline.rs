@@ -140,20 +140,7 @@ fn install(
     sandbox: &crate::sandbox::Sandbox,
     ctx: &Ctx,
 ) -> Result<Installed, BuildError> {
-    let versions = &rootfs.meta().versions;
-    let externals: Vec<_> = resolved
-        .probes
-        .iter()
-        .filter_map(|probe| {
-            let version = versions.get(&probe.name)?.clone();
-            Some(External {
-                name: probe.name.clone(),
-                version,
-                variants: probe.variants.clone(),
-                prefix: "/usr".into(),
-            })
-        })
-        .collect();
+    let externals = External::found(&resolved.probes, &rootfs.meta().versions);
     let session = spack::Session {
         plan: &resolved.plan,
         rootfs: rootfs.root(),
@@ -176,13 +163,7 @@ fn relocated(
     ctx: &Ctx,
 ) -> Result<(Relocated, Findings), BuildError> {
     let timer = ctx.stage(Stage::Relocate, "the view");
-    let origin = relocate::Origin {
-        host_root: installed.slot().to_owned(),
-        inside_root: inside::ROOT.to_owned(),
-        inside_store: inside::STORE.to_owned(),
-        inside_views: inside::VIEWS.to_owned(),
-        inside_view: installed.view_inside().to_owned(),
-    };
+    let origin = relocate::Origin::of_slot(installed.slot(), installed.view_inside());
     let relocated = relocate::relocate(&origin, &resolved.rules, &staging.join("view"), ctx)?;
     let mut inspector = Inspector::new(&resolved.rules, inside::ROOT);
     verify::feed_tree(&mut inspector, relocated.tree(), ctx)?;
@@ -190,18 +171,7 @@ fn relocated(
     if !findings.problems.is_empty() {
         return Err(BuildError::Unfit { findings: Box::new(findings) });
     }
-    let report = relocated.report();
-    timer.done(format!(
-        "{} files, {} of {} ELF files edited, {} before and {} after",
-        report.files,
-        report.elf_edited,
-        findings.elf_files,
-        humansize::format_size(
-            report.bytes_before + report.pruned.iter().map(|p| p.bytes).sum::<u64>(),
-            humansize::BINARY
-        ),
-        humansize::format_size(report.bytes_after, humansize::BINARY),
-    ));
+    timer.done(relocated.report().summary());
     Ok((relocated, findings))
 }
 

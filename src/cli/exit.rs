@@ -17,7 +17,7 @@ use crate::image::ImageError;
 use crate::package::PackageError;
 use crate::pipeline::BuildError;
 use crate::plan::PlanError;
-use crate::report::Ctx;
+use crate::report::{Ctx, Stage};
 use crate::resolve::ResolveError;
 use crate::rootfs::PrepareError;
 use crate::sandbox::SandboxError;
@@ -137,6 +137,7 @@ fn build(error: &BuildError) -> u8 {
         BuildError::Prepare(PrepareError::Offline { .. })
         | BuildError::Spack(SpackError::Source(SourceError::Offline { .. })) => HOST,
         BuildError::Prepare(PrepareError::Sandbox(_)) | BuildError::Spack(SpackError::Sandbox(_)) => HOST,
+        BuildError::Spack(SpackError::Failed(e)) if e.offline && e.stage == Stage::Fetch => HOST,
         BuildError::Package(e) => package(e),
         BuildError::Verify(e) => verify(e),
         BuildError::Unfit { .. } => VERIFY,

@@ -4,7 +4,7 @@ use super::blobs::{BlobStore, Wanted};
 use super::client::ClientConfig;
 use super::manifest::{self, Document, Layer, MAX_CONFIG, MAX_MANIFEST};
 use super::source::{self, Fetcher, Progress, Source};
-use super::{Digest, ImageError, Platform, Reference, ResolvedImage};
+use super::{ImageError, Reference, ResolvedImage};
 use crate::cache::Cache;
 use crate::report::Ctx;
 use oci_spec::image::{ImageConfiguration, ImageManifest};
@@ -19,9 +19,7 @@ use tokio::task::JoinSet;
 /// are checked again while they are unpacked.
 #[derive(Clone, Debug)]
 pub struct PulledImage {
-    reference: Reference,
-    platform: Platform,
-    digest: Digest,
+    resolved: ResolvedImage,
     manifest: ImageManifest,
     config: ImageConfiguration,
     layers: Vec<Layer>,
@@ -39,19 +37,9 @@ impl PulledImage {
         }
     }
 
-    /// What was asked for.
-    pub fn reference(&self) -> &Reference {
-        &self.reference
-    }
-
-    /// The machine it is for.
-    pub fn platform(&self) -> Platform {
-        self.platform
-    }
-
-    /// The digest of its manifest: the image's identity.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
+    /// What was asked for, for which machine, and its digest: the image's identity.
+    pub fn resolved(&self) -> &ResolvedImage {
+        &self.resolved
     }
 
     /// Its manifest.
@@ -112,15 +100,7 @@ fn look(cache: &Cache, image: &ResolvedImage) -> Result<Presence, ImageError> {
     if !missing.is_empty() {
         return Ok(Presence::Lacking(format!("the layer {}", missing.join(", "))));
     }
-    Ok(Presence::Whole(Box::new(PulledImage {
-        reference: image.reference().clone(),
-        platform: image.platform(),
-        digest: *image.digest(),
-        manifest,
-        config,
-        layers,
-        store,
-    })))
+    Ok(Presence::Whole(Box::new(PulledImage { resolved: image.clone(), manifest, config, layers, store })))
 }
 
 fn single(bytes: &[u8], name: &str) -> Result<ImageManifest, ImageError> {

@@ -5,6 +5,7 @@ use super::search_path::{self, Libraries};
 use super::text::{self, MapPath};
 use crate::elf::{self, Edit, Edited, SearchPath, Strip};
 use crate::fsutil;
+use crate::plan::inside;
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use fs_err as fs;
 use rayon::prelude::*;
@@ -57,13 +58,24 @@ pub struct Origin {
     pub inside_root: String,
     /// The install tree inside, below `inside_root`.
     pub inside_store: String,
-    /// The folder of views inside, below `inside_root`.
+    /// The folder inside, below `inside_root`, that holds the view and what it links to.
     pub inside_views: String,
     /// The view inside; it may be a symlink.
     pub inside_view: String,
 }
 
 impl Origin {
+    /// The view `inside_view` of a slot, the folder of the host that the sandbox has at [`inside::ROOT`].
+    pub fn of_slot(slot: &Path, inside_view: &str) -> Self {
+        Self {
+            host_root: slot.to_owned(),
+            inside_root: inside::ROOT.to_owned(),
+            inside_store: inside::STORE.to_owned(),
+            inside_views: fsutil::parent_of(Path::new(inside_view)).display().to_string(),
+            inside_view: inside_view.to_owned(),
+        }
+    }
+
     /// The host's path for a path inside the sandbox.
     fn on_host(&self, inside: &Path) -> Option<PathBuf> {
         fsutil::join_below(&self.host_root, inside.strip_prefix(&self.inside_root).ok()?)
@@ -124,7 +136,7 @@ impl MapPath for Origin {
         if below(&self.inside_views) {
             let start = self.inside_views.len() + 1;
             let first = component(start);
-            // `view/ID` itself, or the folder behind it: `view/._ID/HASH`.
+            // The view itself, or the folder behind it: `._view/HASH`.
             if text[start..].starts_with(b"._") && text.get(first) == Some(&b'/') {
                 return component(first + 1);
             }
@@ -170,6 +182,22 @@ pub struct Report {
     pub fill_in: Vec<PathBuf>,
     /// What was left out, by rule.
     pub pruned: Vec<PruneCount>,
+}
+
+impl Report {
+    /// The work in one line, for people.
+    pub fn summary(&self) -> String {
+        let size = |bytes| humansize::format_size(bytes, humansize::BINARY);
+        let before = self.bytes_before + self.pruned.iter().map(|p| p.bytes).sum::<u64>();
+        format!(
+            "{} files, {} of {} ELF files edited, {} before and {} after",
+            self.files,
+            self.elf_edited,
+            self.elf_edited + self.elf_unchanged,
+            size(before),
+            size(self.bytes_after),
+        )
+    }
 }
 
 /// A relocatable copy of the view.

@@ -28,6 +28,8 @@ pub enum Stage {
     Sources,
     /// Spack solves the environment.
     Concretize,
+    /// Spack brings the source archives.
+    Fetch,
     /// Spack builds and installs.
     Install,
     /// The staged copy is pruned, stripped and made relocatable.
@@ -49,6 +51,7 @@ impl Stage {
             Self::Rootfs => "rootfs",
             Self::Sources => "spack",
             Self::Concretize => "concretize",
+            Self::Fetch => "fetch",
             Self::Install => "install",
             Self::Relocate => "relocate",
             Self::Package => "package",

@@ -3,13 +3,14 @@
 //! ```text
 //! {"_meta": {"file-type": "spack-lockfile", "lockfile-version": 6, ...},
 //!  "roots": [{"hash": H, "spec": "..."}],
-//!  "concrete_specs": {H: {"name": .., "version": .., "external": {..}?, "dependencies": [{"hash": H, ..}]}}}
+//!  "concrete_specs": {H: {"name": .., "version": .., "external": {..}?,
+//!                         "dependencies": [{"hash": H, "parameters": {"deptypes": [..]}, ..}]}}}
 //! ```
 //! Source: Spack v1.0 documentation, "Environments"; checked against files of v1.0.0.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A lockfile that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,19 @@ struct Node {
     external: Option<Value>,
     #[serde(default)]
     namespace: Option<String>,
+    #[serde(default)]
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    hash: String,
+    parameters: Parameters,
+}
+
+#[derive(Deserialize)]
+struct Parameters {
+    deptypes: Vec<String>,
 }
 
 /// A package that the solver chose.
@@ -66,6 +80,8 @@ pub struct LockedPackage {
     pub external: bool,
     /// True when it was asked for.
     pub root: bool,
+    /// True when it was asked for, or is linked or run by one that was; what is needed only to build is not.
+    pub needed: bool,
 }
 
 /// Parses a lockfile; packages are sorted by name, then hash.
@@ -74,11 +90,22 @@ pub fn parse(text: &str) -> Result<Vec<LockedPackage>, LockError> {
     if !(5..=6).contains(&raw.meta.version) {
         return Err(LockError::Version(raw.meta.version));
     }
+    let mut needed = BTreeSet::new();
+    let mut queue: Vec<&str> = raw.roots.iter().map(|root| root.hash.as_str()).collect();
+    while let Some(hash) = queue.pop() {
+        if needed.insert(hash.to_owned())
+            && let Some(node) = raw.concrete_specs.get(hash)
+        {
+            let at_run_time = |d: &&Dependency| d.parameters.deptypes.iter().any(|t| t == "link" || t == "run");
+            queue.extend(node.dependencies.iter().filter(at_run_time).map(|d| d.hash.as_str()));
+        }
+    }
     let mut packages: Vec<_> = raw
         .concrete_specs
         .into_iter()
         .map(|(hash, node)| LockedPackage {
             root: raw.roots.iter().any(|r| r.hash == hash),
+            needed: needed.contains(&hash),
             name: node.name,
             version: node.version,
             namespace: node.namespace.unwrap_or_default(),
@@ -99,12 +126,22 @@ mod tests {
         let text = r#"{"_meta":{"file-type":"spack-lockfile","lockfile-version":6,"specfile-version":5},
             "roots":[{"hash":"h1","spec":"slurm"}],
             "concrete_specs":{
-              "h1":{"name":"slurm","version":"24-11-5-1","namespace":"slurm_factory"},
+              "h1":{"name":"slurm","version":"24-11-5-1","namespace":"slurm_factory","dependencies":[
+                {"name":"gcc","hash":"h2","parameters":{"deptypes":["build"],"virtuals":["c"]}},
+                {"name":"munge","hash":"h3","parameters":{"deptypes":["build","link"],"virtuals":[]}}]},
+              "h3":{"name":"munge","version":"0.5.16","dependencies":[
+                {"name":"zlib","hash":"h4","parameters":{"deptypes":["link"],"virtuals":[]}}]},
+              "h4":{"name":"zlib","version":"1.3.1"},
               "h2":{"name":"gcc","version":"12.2.0","external":{"path":"/usr","module":null}}}}"#;
         let packages = parse(text).unwrap();
-        assert_eq!(packages.len(), 2);
-        assert!(packages[0].external && !packages[0].root);
-        assert!(packages[1].root && !packages[1].external);
+        let facts: Vec<_> = packages.iter().map(|p| (p.name.as_str(), p.external, p.root, p.needed)).collect();
+        let expected = [
+            ("gcc", true, false, false),
+            ("munge", false, false, true),
+            ("slurm", false, true, true),
+            ("zlib", false, false, true),
+        ];
+        assert_eq!(facts, expected);
         assert!(parse(&text.replace(":6,", ":9,")).unwrap_err().to_string().contains('9'));
     }
 }

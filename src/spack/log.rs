@@ -63,6 +63,7 @@ pub struct Progress {
     errors: VecDeque<(String, bool)>,
     log: Option<String>,
     log_follows: bool,
+    reasons_follow: bool,
     binary: bool,
 }
 
@@ -77,7 +78,14 @@ impl Progress {
             }
         }
         if let Some(message) = line.strip_prefix("==> ") {
+            self.reasons_follow = false;
             return self.message(message);
+        }
+        // After `All fetchers failed`, each address that was tried with its reason, indented.
+        self.reasons_follow &= line.starts_with(' ');
+        if self.reasons_follow {
+            self.error(line.trim(), true);
+            return None;
         }
         if line.trim() == "See build log for details:" {
             self.log_follows = true;
@@ -94,6 +102,12 @@ impl Progress {
             self.phase.clear();
             self.binary = false;
             return Some(Step::Installing { package, number, total });
+        }
+        if let Some((_, stage)) = message.split_once("All fetchers failed for spack-stage-") {
+            self.current = without_hash(stage.trim_end_matches(':'));
+            "fetch".clone_into(&mut self.phase);
+            self.reasons_follow = true;
+            return None;
         }
         if let Some(rest) = message.strip_prefix("Error: ") {
             self.error(rest, false);
@@ -225,6 +239,24 @@ mod tests {
         assert_eq!((failure.package.as_str(), failure.phase.as_str()), ("slurm-24-11-5-1", "build"));
         assert_eq!(failure.errors, ["read_config.c:5:2: error: unknown type name 'foo'"]);
         assert_eq!(failure.log.as_deref(), Some("/slurm-factory.build/stage/x/spack-build-out.txt"));
+    }
+
+    #[test]
+    fn sources_that_cannot_be_had_are_named_with_every_address() {
+        let mut progress = Progress::default();
+        for line in format!(
+            "==> Fetching file:///m/a.tar.gz\n==> Error: FetchError: All fetchers failed for spack-stage-munge-0.5.16-{HASH}\n\
+             \x20       file:///m/b: URLError: <urlopen error [Errno 2] No such file or directory: '/m/b'>\n\
+             \x20       https://example.org/b: URLError: <urlopen error [Errno -3] Temporary failure in name resolution>\nrest\n"
+        )
+        .lines()
+        {
+            progress.line(line);
+        }
+        let failure = progress.failure();
+        assert_eq!((failure.package.as_str(), failure.phase.as_str()), ("munge-0.5.16", "fetch"));
+        assert_eq!(failure.errors.len(), 2, "{:?}", failure.errors);
+        assert!(failure.errors[1].starts_with("https://example.org/b: URLError"));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! ```text
 //! SLOT/store/NAME-VERSION-HASH/     install tree
 //! SLOT/env/PLAN/spack.{yaml,lock}   one environment a plan
-//! SLOT/view/PLAN                    symlink to view/._PLAN/HASH, hard links into the store
+//! SLOT/view/PLAN/view               symlink to view/PLAN/._view/HASH, hard links into the store
 //! SLOT/scope/PLAN/*.yaml            configuration
 //! SLOT/stage/                       where Spack unpacks and builds
 //! SLOT/{misc,user,gnupg,home}/      Spack's caches, compiled Python, keyring, HOME
@@ -34,6 +34,7 @@ use crate::sandbox::{Access, Ended, Io, Network, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use log::{Progress, Step};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
@@ -52,6 +53,20 @@ pub enum SpackError {
         path: PathBuf,
         /// What is wrong.
         source: lock::LockError,
+    },
+    /// Spack said that all is well, and a package that the lockfile names is not in the store.
+    #[error(
+        "Spack ended well, but {package} is not in its store `{}`; Spack's output: {}; run again, with a fresh \
+         --build-dir if it happens again",
+        store.display(), console.display()
+    )]
+    NotInStore {
+        /// Name and version.
+        package: String,
+        /// The store, on the host.
+        store: PathBuf,
+        /// Everything that Spack printed.
+        console: PathBuf,
     },
     /// The sandbox failed.
     #[error(transparent)]
@@ -76,8 +91,10 @@ pub enum SpackError {
 /// A Spack command that ended with a failure.
 #[derive(Debug)]
 pub struct Failed {
-    /// Solving or installing.
+    /// Solving, fetching or installing.
     pub stage: Stage,
+    /// Whether the build was told to use no network.
+    pub offline: bool,
     /// What Spack said.
     pub failure: Failure,
     /// The package's build log on the host, when there is one.
@@ -90,6 +107,9 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.stage, self.failure.package.as_str(), self.failure.phase.as_str()) {
             (Stage::Concretize, ..) => f.write_str("Spack found no way to satisfy the request")?,
+            (Stage::Fetch, package, _) => {
+                write!(f, "the sources of {} cannot be had", if package.is_empty() { "a package" } else { package })?;
+            }
             (_, "", _) => f.write_str("Spack failed before it built anything")?,
             (_, package, "") => write!(f, "{package} could not be installed")?,
             (_, package, phase) => write!(f, "{package} failed in phase `{phase}`")?,
@@ -101,10 +121,18 @@ impl fmt::Display for Failed {
             write!(f, "\nbuild log: {}", log.display())?;
         }
         write!(f, "\nSpack's output: {}", self.console.display())?;
-        if self.stage == Stage::Install {
-            f.write_str("\nto look inside: slurm-factory shell")?;
+        match self.stage {
+            Stage::Install => f.write_str("\nto look inside: slurm-factory shell"),
+            Stage::Fetch if self.offline => f.write_str(
+                "\nwith --offline they come from the source cache or a --source-mirror: build once without --offline, or \
+                 put the archive into a mirror (`spack mirror create` makes one)",
+            ),
+            Stage::Fetch => f.write_str(
+                "\nif this host does not reach those addresses, name a folder or URL that has the archives with \
+                 --source-mirror (`spack mirror create` makes one)",
+            ),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -205,10 +233,26 @@ impl Session<'_> {
         let packages =
             lock::parse(&lock_text).map_err(|source| SpackError::Lock { path: lock_file.clone(), source })?;
 
-        let timer = ctx.stage(Stage::Install, format!("{} packages", packages.iter().filter(|p| !p.external).count()));
+        let count = packages.iter().filter(|p| !p.external).count();
+        // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
+        if self.plan.execution.binary_mirrors.is_empty() && missing(&slot, &packages)?.iter().any(|p| p.root) {
+            let timer = ctx.stage(Stage::Fetch, "source archives");
+            self.spack(&spec, &slot, Stage::Fetch, &["fetch", "--missing"], ctx)?;
+            timer.done("all source archives are there");
+        }
+
+        let timer = ctx.stage(Stage::Install, format!("{count} packages"));
         let jobs = self.plan.execution.jobs.to_string();
         let installed =
             self.spack(&spec, &slot, Stage::Install, &["install", "--only-concrete", "--fail-fast", "-j", &jobs], ctx)?;
+        // Spack's exit code does not prove it: an environment that it takes for empty is installed without a word.
+        if let Some(package) = missing(&slot, &packages)?.iter().find(|p| p.needed) {
+            return Err(SpackError::NotInStore {
+                package: format!("{}-{}", package.name, package.version),
+                store: on_host(&slot, inside::STORE),
+                console: self.console(Stage::Install),
+            });
+        }
         timer.done(if installed == 0 {
             "all packages were there".into()
         } else {
@@ -296,9 +340,8 @@ impl Session<'_> {
     /// Runs one Spack command in the environment, follows its output, keeps it in a log. Returns how many
     /// packages were put in place.
     fn spack(&self, spec: &Spec, slot: &Path, stage: Stage, args: &[&str], ctx: &Ctx) -> Result<usize, SpackError> {
-        let logs = self.cache.dir("logs").join(self.plan.digest.short());
-        fs::create_dir_all(&logs)?;
-        let console = logs.join(format!("{}.log", stage.title()));
+        let console = self.console(stage);
+        fs::create_dir_all(fsutil::parent_of(&console))?;
         ctx.event(&Event::LogFile { stage, path: console.clone() });
         let mut writer = BufWriter::new(fs::File::create(&console)?);
         let scope = render::scope_dir(self.plan);
@@ -340,17 +383,37 @@ impl Session<'_> {
                 failure.errors.push(format!("Spack was ended by signal {signal}"));
             }
             let log = failure.log.as_ref().and_then(|inside_path| {
-                let kept = logs.join("build-failed.log");
+                let kept = console.with_file_name("build-failed.log");
                 fs::copy(on_host(slot, inside_path), &kept).ok().map(|_| kept)
             });
-            return Err(SpackError::Failed(Box::new(Failed { stage, failure, log, console })));
+            let offline = self.plan.execution.offline;
+            return Err(SpackError::Failed(Box::new(Failed { stage, offline, failure, log, console })));
         }
         Ok(progress.installed())
+    }
+
+    /// The file that keeps everything Spack prints in this stage.
+    fn console(&self, stage: Stage) -> PathBuf {
+        self.cache.dir("logs").join(self.plan.digest.short()).join(format!("{}.log", stage.title()))
     }
 }
 
 /// The sandbox of the last build, for `slurm-factory shell`: a [`Spec`] as JSON, in the cache.
 pub const LAST_BUILD: &str = "last-build.json";
+
+/// Packages that the solver chose and that are not in the store. Spack writes `.spack/spec.json` last.
+fn missing<'a>(slot: &Path, packages: &'a [LockedPackage]) -> io::Result<Vec<&'a LockedPackage>> {
+    let mut there = HashSet::new();
+    for entry in fs::read_dir(on_host(slot, inside::STORE))? {
+        let entry = entry?;
+        if let Some((_, hash)) = entry.file_name().to_string_lossy().rsplit_once('-')
+            && entry.path().join(".spack/spec.json").is_file()
+        {
+            there.insert(hash.to_owned());
+        }
+    }
+    Ok(packages.iter().filter(|p| !p.external && !there.contains(&p.hash)).collect())
+}
 
 /// The host's path for one inside the slot's mount.
 fn on_host(slot: &Path, inside_path: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 //! merge" marker: `mirrors::` in YAML is the key `mirrors:`. Sources: Spack v1.0 documentation, "Configuration
 //! Files" and "Environments".
 
+use crate::catalog::Probe;
 use crate::plan::{BuildPlan, inside};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -21,6 +22,21 @@ pub struct External {
     pub variants: String,
     /// Where it is installed, `/usr`.
     pub prefix: String,
+}
+
+impl External {
+    /// The rootfs's own programs, of those that were looked for. A program that the rootfs does not have is built.
+    pub fn found(probes: &[Probe], versions: &BTreeMap<String, String>) -> Vec<Self> {
+        let of = |probe: &Probe| {
+            Some(Self {
+                name: probe.name.clone(),
+                version: versions.get(&probe.name)?.clone(),
+                variants: probe.variants.clone(),
+                prefix: "/usr".into(),
+            })
+        };
+        probes.iter().filter_map(of).collect()
+    }
 }
 
 /// Why a file cannot be written as YAML.
@@ -45,9 +61,10 @@ pub fn environment_dir(plan: &BuildPlan) -> String {
     format!("{}/{}", inside::ENVIRONMENTS, plan.digest.short())
 }
 
-/// The path of the view inside the sandbox.
+/// The path of the view inside the sandbox. Each plan's has a folder of its own: Spack makes the new symlink as
+/// `._view_link` beside the view, and builds that run at once would take each other's.
 pub fn view_dir(plan: &BuildPlan) -> String {
-    format!("{}/{}", inside::VIEWS, plan.digest.short())
+    format!("{}/{}/view", inside::VIEWS, plan.digest.short())
 }
 
 /// The path of the configuration scope inside the sandbox.

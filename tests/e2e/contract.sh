@@ -216,7 +216,7 @@ spack:
 $(printf '  - %s\n' "$@")
   view:
     default:
-      root: $build/view/$name
+      root: $build/view/$name/view
       link: all
       link_type: hardlink
   concretizer:
@@ -255,20 +255,24 @@ for who in standin spack; do
     call "$who" 2-unknown-version bad "$work/empty" concretize --force
     call "$who" 3-not-concretized good "$work/empty" install --only-concrete --fail-fast -j 2
     call "$who" 4-concretize good "$sources" concretize --force
+    call "$who" 4-fetch-nothing good "$work/empty" fetch --missing
     call "$who" 5-no-sources good "$work/empty" install --only-concrete --fail-fast -j 2
     call "$who" 6-concretize-one failing "$sources" concretize --force
     make=$work/failing-make
     call "$who" 7-failing-build failing "$sources" install --only-concrete --fail-fast -j 2
     make=
+    call "$who" 7-fetch good "$sources" fetch --missing
     call "$who" 8-install good "$sources" install --only-concrete --fail-fast -j 2
     call "$who" 9-again good "$sources" install --only-concrete --fail-fast -j 2
+    call "$who" 9-fetch-again good "$sources" fetch --missing
+    call "$who" 9-concretize-again good "$sources" concretize --force
     if ! grep -q '^==> Updating view' "$work/$who/8-install.log"; then
-        tail -n 40 "$work/$who"/[48]-*.log >&2
+        tail -n 40 "$work/$who"/{4-concretize,8-install}.log >&2
         die "$who does not install the environment"
     fi
     printf 'contract: %s: %s s\n' "$who" "$((SECONDS - started))" >&2
     sandbox "$who" "$work/empty" python3 /opt/contract/contract.py collect \
-        /slurm-factory.build/env/good /slurm-factory.build/store /slurm-factory.build/view/good >"$work/$who/facts.json"
+        /slurm-factory.build/env/good /slurm-factory.build/store /slurm-factory.build/view/good/view >"$work/$who/facts.json"
 done
 
 python3 "$standin/contract.py" compare "$work/spack" "$work/standin"

@@ -207,8 +207,30 @@ interrupt() {
 # Ctrl-C while the rootfs is made, SIGTERM while packages are built; the next run goes on from the last whole stage.
 check_interrupts() {
     interrupt INT 130 'rootfs .* packages'
+    check_missing
     interrupt TERM 143 'install .* packages'
     [[ $(find "$home/.slurm-factory/rootfs" -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]] || die "there is no whole rootfs after SIGTERM"
+}
+
+# Something missing is named, with what to do, before anything is compiled: a rootfs with --offline, and sources that no
+# mirror has.
+check_missing() {
+    local bare=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --jobs 0)
+    refused "$kind-no-rootfs" 3 'rootfs' "${bare[@]}" --offline
+    refused "$kind-no-sources" 4 'error: the sources of .* cannot be had' "${bare[@]}" --network none
+    grep -q -e '--source-mirror' "$work/$kind-no-sources.log" || die "nothing says where sources may come from"
+    refused "$kind-offline" 3 'error: the sources of .* cannot be had' "${bare[@]}" --offline
+    if grep -q 'Executing phase' "$home"/.slurm-factory/logs/*/fetch.log; then die "something was compiled before sources were looked for"; fi
+    step "a rootfs and sources that are missing are named: exit codes 3, 4 and 3"
+}
+
+# refused NAME EXPECTED PATTERN FLAG...: a build that ends with that code and says that
+refused() {
+    local name=$1 expected=$2 pattern=$3 status=0
+    shift 3
+    "${factory[@]}" build "$@" >/dev/null 2>"$work/$name.log" || status=$?
+    [[ $status -eq $expected ]] || die "$name ended with $status, not $expected: $(tail -n 5 "$work/$name.log")"
+    grep -q "$pattern" "$work/$name.log" || die "$name does not say '$pattern': $(tail -n 5 "$work/$name.log")"
 }
 
 # The same build a second time at once waits, says for what, and ends with the same package.

@@ -37,7 +37,7 @@ fn a_tag_is_resolved_once_and_then_needs_no_registry() {
     assert_eq!((report.layers, report.whiteouts), (2, 1));
     assert!(dest.join("etc/added").exists() && !dest.join("etc/os-release").exists());
 
-    let digest = *pulled.digest();
+    let digest = *pulled.resolved().digest();
     let pinned = format!("{}@{digest}", registry.name("library/small"));
     drop(registry);
     for reference in [&name, &pinned] {
@@ -147,7 +147,7 @@ fn a_blob_that_the_registry_damaged_is_not_kept() {
     other.assert_no_blob(&layer);
 
     // A manifest that does not hash to what was pinned.
-    let pinned = format!("{}@{}", registry.name("small"), site.pull(&name).unwrap().digest());
+    let pinned = format!("{}@{}", registry.name("small"), site.pull(&name).unwrap().resolved().digest());
     let digest = pinned.rsplit_once('@').unwrap().1;
     let manifest = fs::read_to_string(registry.stored(digest)).unwrap();
     fs::write(registry.stored(digest), format!("{manifest} ")).unwrap();
@@ -227,7 +227,7 @@ fn an_index_gives_the_image_of_this_machine() {
     for tag in ["oci", "docker"] {
         let pulled = site.pull(&registry.name(&format!("multi:{tag}"))).unwrap();
         assert_eq!(pulled.config().architecture().to_string(), architecture());
-        assert_eq!(pulled.digest().to_string(), entries[1]["digest"].as_str().unwrap());
+        assert_eq!(pulled.resolved().digest().to_string(), entries[1]["digest"].as_str().unwrap());
     }
     contains(&site.pull(&registry.name("multi:foreign")).unwrap_err(), &[&format!("linux/{other}"), "no image for"]);
     let single = site.pull(&registry.name(&format!("multi:{other}"))).unwrap_err();
@@ -240,9 +240,9 @@ fn layouts_on_disk() {
     let layer = make_layer(&site, "l", |tree| fs::write(tree.join("f"), "x").unwrap());
     let one = make_image(&site, "layout", "one", architecture(), std::slice::from_ref(&layer));
     let bare = one.rsplit_once(':').unwrap().0.to_owned();
-    let digest = *site.pull(&one).unwrap().digest();
-    assert_eq!(*site.pull(&bare).unwrap().digest(), digest, "the only image needs no tag");
-    assert_eq!(*site.pull(&format!("{bare}@{digest}")).unwrap().digest(), digest);
+    let digest = *site.pull(&one).unwrap().resolved().digest();
+    assert_eq!(*site.pull(&bare).unwrap().resolved().digest(), digest, "the only image needs no tag");
+    assert_eq!(*site.pull(&format!("{bare}@{digest}")).unwrap().resolved().digest(), digest);
 
     make_image(&site, "layout", "two", architecture(), &[layer.clone(), layer]);
     contains(&site.pull(&bare).unwrap_err(), &["one, two"]);

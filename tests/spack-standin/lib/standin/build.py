@@ -162,16 +162,21 @@ class Build:
         shutil.rmtree(self.stage, ignore_errors=True)
         self.source.mkdir(parents=True, mode=0o700)
         self.log_path.touch()
+        archive = self.fetch()
+        if archive is not None:
+            self._unpack(archive)
         repositories = Repositories(self.config.repos)
-        source = known_versions(self.recipe, repositories).get(self.node.data["version"])
-        if source is not None:
-            self._unpack(self._fetch(*source))
         if not self.recipe.patches:
             say.message(f"No patches needed for {self.node.name}")
         for patch in self.recipe.patches:
             path = os.path.join(repositories.find(self.node.name)[1], patch)
             self.run("patch", "-s", "-p", "1", "-i", path, "-d", ".")
             say.message(f"Applied patch {path}")
+
+    def fetch(self):
+        """The source archive's place, for a package that has one."""
+        source = known_versions(self.recipe, Repositories(self.config.repos)).get(self.node.data["version"])
+        return None if source is None else self._fetch(*source)
 
     def build(self):
         """All phases of the recipe."""

@@ -1,6 +1,7 @@
-"""The command line: the two commands that slurm-factory gives, with exactly the options that it gives.
+"""The command line: the three commands that slurm-factory gives, with exactly the options that it gives.
 
     spack [--color WHEN] -C SCOPE -e ENVIRONMENT concretize [--force]
+    spack [--color WHEN] -C SCOPE -e ENVIRONMENT fetch --missing
     spack [--color WHEN] -C SCOPE -e ENVIRONMENT install --only-concrete [--no-cache] [--fail-fast] [-j N]
 
 Anything else ends as with Spack: an error, and a status that is not 0.
@@ -20,9 +21,10 @@ from .say import SpackError
 _GLOBAL = {"--color": 1, "-C": 1, "--config-scope": 1, "-e": 1, "--env": 1}
 _COMMANDS = {
     "concretize": {"-f": 0, "--force": 0},
+    "fetch": {"-m": 0, "--missing": 0},
     "install": {"--only-concrete": 0, "--no-cache": 0, "--fail-fast": 0, "-j": 1, "--jobs": 1},
 }
-_SAME = {"--config-scope": "-C", "--env": "-e", "-f": "--force", "--jobs": "-j"}
+_SAME = {"--config-scope": "-C", "--env": "-e", "-f": "--force", "--jobs": "-j", "-m": "--missing"}
 
 
 def _options(words, known):
@@ -63,6 +65,8 @@ def _concretize(settings, options):
         with open(beside, "w", encoding="utf-8") as stream:
             json.dump(solve.to_lock(nodes, roots), stream, separators=(",", ":"))
         os.replace(beside, lock_path)
+        for each in settings.views:
+            view.update(each, nodes, [node.hash for node, _ in roots])
     say.message(f"Concretized {len(roots)} spec{'s' if len(roots) > 1 else ''}:")
     _show(nodes, sorted(node.hash for node, _ in roots), 0, set())
     say.line()
@@ -78,6 +82,16 @@ def _show(nodes, hashes, depth, seen):
         mark = " " * (4 * depth) + "^" if depth else ""
         say.line(f"{status}  {hash[:7]}  {mark}{solve.spec_text(node, nodes)}")
         _show(nodes, list(node.needs("build", "link", "run")), depth + 1, seen)
+
+
+def _fetch(settings, options):
+    if "--missing" not in options:
+        raise SpackError("the stand-in fetches what is not installed only: fetch --missing")
+    lock_path = os.path.join(settings.environment, "spack.lock")
+    if not os.path.exists(lock_path):
+        raise SpackError("No uninstalled specs in environment. Did you run `spack concretize` yet?")
+    nodes, roots = solve.from_lock(lock_path, settings.store)
+    install.fetch(settings, nodes, roots)
 
 
 def _install(settings, options):
@@ -124,7 +138,7 @@ def main(arguments):
             if name not in general:
                 raise SpackError(f"the stand-in needs {name}")
         settings = config.read(general["-C"], general["-e"])
-        {"concretize": _concretize, "install": _install}[command](settings, options)
+        {"concretize": _concretize, "fetch": _fetch, "install": _install}[command](settings, options)
     except SpackError as problem:
         say.error(problem)
         return 1

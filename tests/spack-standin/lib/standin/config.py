@@ -121,6 +121,8 @@ def _views(view, environment):
 def read(scope, environment):
     """Reads both folders."""
     for name in sorted(os.listdir(scope)):
+        if name.startswith("."):
+            continue  # a file that is being written beside its place
         if name.removesuffix(".yaml") not in _READ + _NOT_NEEDED:
             raise SpackError(f"{scope}/{name}: the stand-in does not know this section")
     section = {name: _section(scope, name) for name in _READ}

@@ -111,6 +111,19 @@ def install(config, nodes, roots, jobs, binaries):
         say.line(f"[+] {node.prefix}")
 
 
+def fetch(config, nodes, roots):
+    """Brings the sources of everything that is not installed into the source cache, up to the first failure."""
+    if all(_is_whole(nodes[hash]) for hash in roots):
+        raise SpackError("No uninstalled specs in environment. Did you run `spack concretize` yet?")
+    for node in nodes.values():
+        recipe = RECIPES.get(node.name)
+        if recipe is not None and not _is_whole(node):
+            try:
+                Build(node, recipe, nodes, config, 1).fetch()
+            except BuildError as problem:
+                raise SpackError(str(problem).removeprefix("FetchError: ")) from problem
+
+
 def _install_one(config, nodes, node, status, jobs):
     recipe = RECIPES.get(node.name)
     if recipe is None:

@@ -37,7 +37,8 @@ def update(view, nodes, roots):
     target = os.path.join(folder, f"._{name}", own)
     if os.path.islink(view.root) and os.readlink(view.root) == target and os.path.isdir(target):
         return
-    say.message(f"Updating view at {view.root}")
+    if wanted:
+        say.message(f"Updating view at {view.root}")
     shutil.rmtree(target, ignore_errors=True)
     os.makedirs(target)
     for node in wanted:
