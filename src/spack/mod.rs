@@ -309,7 +309,8 @@ impl Session<'_> {
         for (name, value) in variables {
             spec = spec.env(name, value);
         }
-        for (name, value) in &self.host.env {
+        // pip works when the rootfs is prepared; its addresses may hold a password and are not for recipes to see.
+        for (name, value) in self.host.env.iter().filter(|(name, _)| !name.starts_with("PIP_")) {
             spec = spec.env(name, value);
         }
         if let Some(bundle) = &self.host.ca_bundle {

@@ -208,6 +208,7 @@ interrupt() {
 check_interrupts() {
     interrupt INT 130 'rootfs .* packages'
     check_missing
+    check_full_disk
     interrupt TERM 143 'install .* packages'
     [[ $(find "$home/.slurm-factory/rootfs" -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]] || die "there is no whole rootfs after SIGTERM"
 }
@@ -222,6 +223,30 @@ check_missing() {
     refused "$kind-offline" 3 'error: the sources of .* cannot be had' "${bare[@]}" --offline
     if grep -q 'Executing phase' "$home"/.slurm-factory/logs/*/fetch.log; then die "something was compiled before sources were looked for"; fi
     step "a rootfs and sources that are missing are named: exit codes 3, 4 and 3"
+}
+
+# No space left, for the cache while the image comes and for the build folder while packages are built: said with what to
+# do, and with space the next run goes on.
+check_full_disk() {
+    local bare=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
+    as "$user" mkdir "$home/small"
+    full "$kind-full-cache" 16m "${bare[@]}" --cache-dir "$home/small"
+    full "$kind-full-build-dir" 8m "${bare[@]}" --build-dir "$home/small"
+    step "a full disk is named: exit code 4"
+}
+
+# full NAME SIZE FLAG...: a build with a file system of that size at HOME/small, in a mount namespace of its own
+full() {
+    local name=$1 size=$2 status=0
+    shift 2
+    export -f as
+    # shellcheck disable=SC2016  # the inner shell expands it
+    unshare --mount bash -c 'mount -t tmpfs -o "size=$2,mode=755,uid=$(id -u "$1")" none "$3" && user=$1 && shift 3 && as "$user" "$@"' \
+        _ "$user" "$size" "$home/small" "$stage/slurm-factory" --config "$stage/site.toml" build "$@" >/dev/null 2>"$work/$name.log" || status=$?
+    [[ $status -eq 4 ]] || die "$name ended with $status, not 4: $(tail -n 5 "$work/$name.log")"
+    grep -q 'No space left on device' "$work/$name.log" || die "$name does not name the cause: $(tail -n 5 "$work/$name.log")"
+    grep -q 'the disk is full: free some space' "$work/$name.log" || die "$name does not say what to do: $(tail -n 5 "$work/$name.log")"
+    [[ $(grep -c '^error:' "$work/$name.log") -eq 1 ]] || die "$name says its error more than once"
 }
 
 # refused NAME EXPECTED PATTERN FLAG...: a build that ends with that code and says that
