@@ -74,6 +74,8 @@ pub struct HostAccess {
     pub env: Vec<(String, String)>,
     /// Folders of wheels that pip may look into, mounted at the same path.
     pub wheels: Vec<PathBuf>,
+    /// URL or folder of a mirror of the distribution's archive: the same packages, signed by the same keys.
+    pub apt_mirror: Option<String>,
 }
 
 /// What was asked cannot be planned.
@@ -234,6 +236,8 @@ pub struct Facts {
     pub source_mirrors: Vec<String>,
     /// Binary mirrors: folders or URLs.
     pub binary_mirrors: Vec<String>,
+    /// Text of the site's package sources.
+    pub apt_sources: Option<String>,
     /// Processors of this host that we may use.
     pub host_cpus: u32,
 }
@@ -257,6 +261,9 @@ pub struct ToolchainPlan {
     pub requirements: String,
     /// Major version of the distribution's GCC.
     pub system_gcc: String,
+    /// The site's package sources, when they take the place of the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apt_sources: Option<String>,
 }
 
 /// Everything that decides the package's content.
@@ -426,6 +433,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
             packages,
             requirements: toolchain.requirements,
             system_gcc: toolchain.system_gcc,
+            apt_sources: facts.apt_sources,
         },
         spack: facts.spack,
         spack_packages: facts.spack_packages,
@@ -503,6 +511,7 @@ mod tests {
             repos: vec![],
             source_mirrors: vec![],
             binary_mirrors: vec![],
+            apt_sources: None,
             host_cpus: 8,
         }
     }

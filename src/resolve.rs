@@ -18,6 +18,7 @@ use crate::secret::Secret;
 use crate::sign::{Created, KeyStore, SignError, SigningKey};
 use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Why a plan could not be made.
@@ -70,6 +71,14 @@ pub enum ResolveError {
         key: &'static str,
         /// The folder.
         path: PathBuf,
+    },
+    /// The file of package sources cannot be read.
+    #[error("apt-sources: `{path}` cannot be read: {source}")]
+    AptSources {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
     },
     /// Nothing can run from the folder.
     #[error(
@@ -242,17 +251,19 @@ pub fn resolve(
         own_repo_digest: own_repo::digest(&release),
         rules_digest: rules.digest().to_owned(),
         repos,
-        source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_ref())?,
-        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_ref())?,
+        source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
+        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
+        apt_sources: settings.apt_sources.as_deref().map(apt_sources).transpose()?,
         host_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
+    let apt_mirror = folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?.pop();
     Ok(Resolved {
         request,
         plan,
         image,
         client,
-        host: host_access(lookup),
+        host: HostAccess { apt_mirror, ..host_access(lookup) },
         rules,
         probes: toolchain.external,
         build_dir,
@@ -289,10 +300,9 @@ pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> 
     Ok(Sandbox::open(backend(settings)?, &ctx.interrupt)?)
 }
 
-fn folders_or_urls(key: &'static str, given: Option<&Vec<String>>) -> Result<Vec<String>, ResolveError> {
+fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, ResolveError> {
     given
-        .into_iter()
-        .flatten()
+        .iter()
         .map(|mirror| {
             let path = mirror.strip_prefix("file://").unwrap_or(mirror);
             if path.contains("://") {
@@ -303,6 +313,10 @@ fn folders_or_urls(key: &'static str, given: Option<&Vec<String>>) -> Result<Vec
             path.to_str().map(str::to_owned).ok_or_else(refuse)
         })
         .collect()
+}
+
+fn apt_sources(path: &Path) -> Result<String, ResolveError> {
+    fs::read_to_string(path).map_err(|source| ResolveError::AptSources { path: path.to_owned(), source })
 }
 
 /// Store and stages belong on a local disk: Spack's locks and many small files do badly on a shared one.
@@ -368,7 +382,7 @@ fn host_access(lookup: Lookup<'_>) -> HostAccess {
         .map(PathBuf::from)
         .filter(|p| p.is_absolute() && p.is_dir())
         .collect();
-    HostAccess { ca_bundle, env, wheels }
+    HostAccess { ca_bundle, env, wheels, apt_mirror: None }
 }
 
 #[cfg(test)]

@@ -144,6 +144,12 @@ pub struct WhatArgs {
     /// Image in place of the toolchain's: a registry reference, or oci:DIR[:TAG]
     #[arg(long, value_name = "REF")]
     pub image: Option<String>,
+    /// Mirror of the distribution's package archive, URL or folder, in place of the addresses in the image
+    #[arg(long, value_name = "URL")]
+    pub apt_mirror: Option<String>,
+    /// Package sources in place of the image's own, in the form of sources.list(5)
+    #[arg(long, value_name = "FILE")]
+    pub apt_sources: Option<PathBuf>,
     /// Use no network; name what is missing
     #[arg(long)]
     pub offline: bool,

@@ -20,6 +20,8 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         compiler_version: args.compiler_version.clone(),
         toolchain: args.toolchain.clone(),
         image: args.image.clone(),
+        apt_mirror: args.apt_mirror.clone(),
+        apt_sources: args.apt_sources.clone(),
         backend: args.backend.clone(),
         jobs: args.jobs,
         cpus: args.cpus,

@@ -154,6 +154,7 @@ fn resolve(error: &ResolveError) -> u8 {
         ResolveError::Value { .. }
         | ResolveError::Catalog(_)
         | ResolveError::Reference(_)
+        | ResolveError::AptSources { .. }
         | ResolveError::NoFolder { .. } => USAGE,
         ResolveError::Plan(e) => plan(e),
         ResolveError::Image(e) => image(e),

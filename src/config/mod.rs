@@ -77,6 +77,12 @@ pub struct Settings {
     /// Image in place of the toolchain's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// URL or folder of a mirror of the distribution's package archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apt_mirror: Option<String>,
+    /// File in the form of sources.list(5) that takes the place of the image's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apt_sources: Option<PathBuf>,
     /// `auto`, `userns` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -142,12 +148,12 @@ impl Settings {
     pub fn relative_to(mut self, file: &Path) -> Self {
         let folder = file.parent().unwrap_or(Path::new(""));
         let fix = |path: &mut PathBuf| *path = folder.join(&*path);
-        [&mut self.cache_dir, &mut self.build_dir, &mut self.key].into_iter().flatten().for_each(fix);
+        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources].into_iter().flatten().for_each(fix);
         self.spack_repos.iter_mut().flatten().for_each(fix);
         let is_path = |text: &str| !text.contains("://") && (text.starts_with("./") || text.starts_with("../"));
         let sources = [&mut self.spack_source, &mut self.spack_packages].into_iter().flatten();
         let mirrors = [&mut self.source_mirrors, &mut self.binary_mirrors].into_iter().flatten().flatten();
-        for text in sources.chain(mirrors).filter(|text| is_path(text)) {
+        for text in sources.chain(mirrors).chain(&mut self.apt_mirror).filter(|text| is_path(text)) {
             *text = folder.join(&*text).display().to_string();
         }
         self

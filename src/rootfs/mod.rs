@@ -2,6 +2,7 @@
 //! the build tools.
 
 mod apply;
+mod apt;
 mod prepare;
 mod stream;
 mod tar;

@@ -7,6 +7,7 @@
 //! ```
 
 use super::apply::{Limits, UnpackError, unpack};
+use super::apt;
 use crate::cache::{Cache, CacheError};
 use crate::catalog::{OsRelease, Probe};
 use crate::fsutil;
@@ -28,6 +29,9 @@ const PREPARE_REVISION: u32 = 1;
 
 /// How many lines of output an error carries.
 const TAIL_LINES: usize = 15;
+
+/// Where apt's sources are seen inside, when they are not the image's.
+const APT_SOURCES: &str = "/run/slurm-factory-apt";
 
 /// Where the list of wheels is seen inside.
 const REQUIREMENTS: &str = "/run/slurm-factory-requirements.txt";
@@ -69,6 +73,15 @@ pub enum PrepareError {
         /// What was run.
         command: String,
     },
+    /// A mirror was named and there is nothing that it could stand for.
+    #[error(
+        "--apt-mirror: no package source of the image `{image}` is an archive of its distribution (an address that ends in \
+         /ubuntu, /debian or the like), so there is nothing to replace; give the sources whole with --apt-sources FILE"
+    )]
+    NothingToMirror {
+        /// The image.
+        image: String,
+    },
     /// It is needed, not there, and nothing may be fetched.
     #[error(
         "the prepared rootfs for toolchain {toolchain} is not in the cache and --offline was given; run `slurm-factory build` once with a network"
@@ -107,7 +120,8 @@ fn remedy(tail: &[String]) -> &'static str {
         || text.contains("Temporary failure resolving")
         || text.contains("Could not connect")
     {
-        "\nthe distribution's package mirror cannot be reached from here: check the network and the *_proxy variables"
+        "\nthe distribution's package archive cannot be reached from here: check the network and the *_proxy variables, or name \
+         the site's mirror with --apt-mirror"
     } else if text.contains("No space left") {
         "\nthe cache's file system is full: free some space or choose another --cache-dir"
     } else if text.contains("CERTIFICATE_VERIFY_FAILED") || text.contains("certificate verify failed") {
@@ -132,6 +146,8 @@ pub struct Recipe<'a> {
     pub packages: &'a [String],
     /// Python wheels with their sums.
     pub requirements: &'a str,
+    /// The site's package sources, when they take the place of the image's.
+    pub apt_sources: Option<&'a str>,
     /// Programs whose versions Spack must know.
     pub probes: &'a [Probe],
 }
@@ -139,8 +155,15 @@ pub struct Recipe<'a> {
 impl Recipe<'_> {
     /// The rootfs's identity: 64 hexadecimal digits. The image counts by its digest, not by its name.
     pub fn id(&self) -> String {
-        let parts =
-            (PREPARE_REVISION, self.image_digest, self.os_release, self.packages, self.requirements, self.probes);
+        let parts = (
+            PREPARE_REVISION,
+            self.image_digest,
+            self.os_release,
+            self.packages,
+            self.requirements,
+            self.probes,
+            self.apt_sources,
+        );
         // A tuple of strings and lists always serialises.
         let json = serde_json::to_vec(&parts).unwrap_or_default();
         hex::encode(Sha256::digest(json))
@@ -257,6 +280,21 @@ fn fill(
     for wheels in &host.wheels {
         spec = spec.mount(wheels, wheels, Access::ReadOnly);
     }
+    let sources = apt_sources(recipe, host.apt_mirror.as_deref(), root)?;
+    if let Some(sources) = &sources {
+        let dir = logs.join("apt");
+        fsutil::remove_tree(&dir)?;
+        for file in sources {
+            fsutil::write_atomic(&dir.join(&file.name), file.text.as_bytes(), 0o644)?;
+        }
+        spec = spec.mount(&dir, APT_SOURCES, Access::ReadOnly);
+        for archive in ["", "-security"] {
+            let folder = host.apt_mirror.as_ref().map(|mirror| format!("{mirror}{archive}"));
+            if let Some(folder) = folder.filter(|f| Path::new(f).is_absolute() && Path::new(f).is_dir()) {
+                spec = spec.mount(&folder, &folder, Access::ReadOnly);
+            }
+        }
+    }
     let mut runner = Runner { sandbox, ctx, log: BufWriter::new(fs::File::create(&log)?), path: log };
     // A rootfs is thrown away when the run is cut, so dpkg need not wait for the disk after each file. apt's own
     // user is an id that is not mapped.
@@ -271,7 +309,10 @@ fn fill(
             "-o",
             "Acquire::Retries=3",
         ];
-        options.iter().chain(args).map(|s| (*s).to_owned()).collect()
+        let parts = format!("Dir::Etc::sourceparts={APT_SOURCES}");
+        let own = ["-o", "Dir::Etc::sourcelist=/dev/null", "-o", &parts];
+        let own = own.iter().filter(|_| sources.is_some());
+        options.iter().chain(own).chain(args).map(|s| (*s).to_owned()).collect()
     };
     runner.run("apt-get update", &spec, &apt(&["update"]))?;
     let mut install = apt(&["install", "-y", "--no-install-recommends"]);
@@ -284,6 +325,26 @@ fn fill(
     }
     runner.run("apt-get clean", &spec, &apt(&["clean"]))?;
     survey(recipe, root, &mut runner, serde_json::to_value(unpacked).map_err(io::Error::from)?)
+}
+
+/// The package sources that apt is given, `None` for the image's own as they are.
+fn apt_sources(
+    recipe: &Recipe<'_>,
+    mirror: Option<&str>,
+    root: &Path,
+) -> Result<Option<Vec<apt::Sources>>, PrepareError> {
+    let Some(mirror) = mirror else {
+        return Ok(recipe.apt_sources.map(|text| vec![apt::of_site(text)]));
+    };
+    let mut sources = match recipe.apt_sources {
+        Some(text) => vec![apt::of_site(text)],
+        None => apt::of_image(root)?,
+    };
+    let address = if mirror.starts_with('/') { format!("file://{mirror}") } else { mirror.to_owned() };
+    if apt::through_mirror(&mut sources, &address) == 0 {
+        return Err(PrepareError::NothingToMirror { image: recipe.image.to_owned() });
+    }
+    Ok(Some(sources))
 }
 
 /// Asks the programs inside for their versions, as the build will see them.
@@ -414,6 +475,7 @@ mod tests {
                 packages: &packages,
                 requirements: "",
                 probes: &[],
+                apt_sources: None,
             }
             .id()
         };

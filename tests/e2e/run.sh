@@ -20,7 +20,7 @@ project=$(cd "$here/../.." && pwd)
 source "$here/debian-archive.sh"
 
 [[ $(id -u) -eq 0 ]] || die "run as root: it makes users and a base image"
-need pkill:procps mmdebstrap umoci skopeo docker-registry bwrap:bubblewrap gpg:gnupg useradd:passwd setpriv:util-linux curl python3
+need pkill:procps openssl mmdebstrap umoci skopeo docker-registry bwrap:bubblewrap gpg:gnupg useradd:passwd setpriv:util-linux curl python3
 [[ -r /usr/share/lmod/lmod/init/bash ]] || die "Lmod is not installed (package lmod)"
 
 if [[ $# -ge 1 ]]; then
@@ -34,10 +34,12 @@ fi
 chmod 755 "$work"
 
 registry_pid=
+mirror_pid=
 users=()
 cleanup() {
     local status=$? user
     [[ -z $registry_pid ]] || kill "$registry_pid" 2>/dev/null || true
+    [[ -z $mirror_pid ]] || kill "$mirror_pid" 2>/dev/null || true
     # After a failure the homes stay, to look into; the next run removes them with their users.
     for user in "${users[@]}"; do
         if [[ $status -eq 0 ]]; then userdel --remove "$user" 2>/dev/null || true; fi
@@ -218,7 +220,10 @@ check_interrupts() {
 check_missing() {
     local bare=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --jobs 0)
     refused "$kind-no-rootfs" 3 'rootfs' "${bare[@]}" --offline
-    refused "$kind-no-sources" 4 'error: the sources of .* cannot be had' "${bare[@]}" --network none
+    site_mirror
+    SSL_CERT_FILE=$work/site/bundle.pem refused "$kind-no-sources" 4 'error: the sources of .* cannot be had' \
+        "${bare[@]}" --network none --apt-mirror "https://localhost:$mirror_port/site/debian"
+    site_mirror_was_used
     grep -q -e '--source-mirror' "$work/$kind-no-sources.log" || die "nothing says where sources may come from"
     refused "$kind-offline" 3 'error: the sources of .* cannot be had' "${bare[@]}" --offline
     if grep -q 'Executing phase' "$home"/.slurm-factory/logs/*/fetch.log; then die "something was compiled before sources were looked for"; fi
@@ -247,6 +252,35 @@ full() {
     grep -q 'No space left on device' "$work/$name.log" || die "$name does not name the cause: $(tail -n 5 "$work/$name.log")"
     grep -q 'the disk is full: free some space' "$work/$name.log" || die "$name does not say what to do: $(tail -n 5 "$work/$name.log")"
     [[ $(grep -c '^error:' "$work/$name.log") -eq 1 ]] || die "$name says its error more than once"
+}
+
+# A site's mirror of the distribution's archive, behind a CA that only this site knows; the rootfs of this job is made from it.
+mirror_port=
+site_mirror() {
+    local site=$work/site host_bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+    mkdir -p "$site"
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=site -addext subjectAltName=DNS:localhost \
+        -keyout "$site/key.pem" -out "$site/certificate.pem" 2>/dev/null
+    cat "$host_bundle" "$site/certificate.pem" >"$site/bundle.pem"
+    coproc MIRROR { exec "$here/apt-mirror.py" "$(debian_archive)" "$site/certificate.pem" "$site/key.pem" "$site/requests.log"; }
+    # shellcheck disable=SC2153  # bash sets it
+    mirror_pid=$MIRROR_PID
+    read -r mirror_port <&"${MIRROR[0]}" || die "the apt mirror did not start"
+}
+
+site_mirror_was_used() {
+    local log
+    kill "$mirror_pid"
+    wait "$mirror_pid" 2>/dev/null || true
+    mirror_pid=
+    grep -q '/site/debian/pool/main/g/gcc-12/.*\.deb$' "$work/site/requests.log" || die "gcc did not come from the site's mirror"
+    for log in "$home"/.slurm-factory/logs/rootfs-*/prepare.log; do
+        if grep '^Get:' "$log" | grep -v -q "https://localhost:$mirror_port/site/debian "; then
+            die "a package came from elsewhere than the site's mirror: see $log"
+        fi
+    done
+    if grep -rqs "localhost:$mirror_port" "$home"/.slurm-factory/rootfs/*/root/etc; then die "the rootfs remembers the mirror"; fi
+    step "the rootfs was prepared from a site's mirror behind a private CA"
 }
 
 # refused NAME EXPECTED PATTERN FLAG...: a build that ends with that code and says that
