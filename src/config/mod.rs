@@ -148,7 +148,10 @@ impl Settings {
     pub fn relative_to(mut self, file: &Path) -> Self {
         let folder = file.parent().unwrap_or(Path::new(""));
         let fix = |path: &mut PathBuf| *path = folder.join(&*path);
-        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources].into_iter().flatten().for_each(fix);
+        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources]
+            .into_iter()
+            .flatten()
+            .for_each(fix);
         self.spack_repos.iter_mut().flatten().for_each(fix);
         let is_path = |text: &str| !text.contains("://") && (text.starts_with("./") || text.starts_with("../"));
         let sources = [&mut self.spack_source, &mut self.spack_packages].into_iter().flatten();

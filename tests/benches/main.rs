@@ -1,11 +1,18 @@
 //! `cargo bench`: ours beside its peers, in one sitting, on the same machine and input. Prints ratios of processor time and of
 //! the least wall time; asserts nothing, because a time is no test.
 //!
-//! - image: pull from a loopback registry and unpack, against `skopeo copy` + `umoci unpack --rootless`
+//! - image: pull from a loopback registry and unpack, against `skopeo copy` + `umoci unpack --rootless`, `podman pull`,
+//!   `buildah pull`, and the floor: `curl | inflate | tar` with `openssl` hashing both streams
 //! - sandbox: start of `/bin/true` in a read-only rootfs, against `bwrap`
 //!
-//! Needs docker-registry, skopeo, umoci, bwrap, mmdebstrap (Debian's packages). Targets are fresh folders on tmpfs
-//! (`/dev/shm`). Both sides run as programs of their own, so that their processor time is counted alike.
+//! ```text
+//! cargo bench --bench peers               Debian's minbase (170 MB)
+//! cargo bench --bench peers -- large      also an image of 1 GB and 40,000 files (4 GB of memory, ten minutes)
+//! ```
+//!
+//! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, mmdebstrap, curl, openssl, isal, zstd (Debian's packages).
+//! Targets are fresh folders on tmpfs (`/dev/shm`). All sides run as programs of their own, so that their processor time
+//! is counted alike.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
@@ -15,7 +22,7 @@ use slurm_factory::report::Ctx;
 use slurm_factory::rootfs::{Limits, unpack};
 use slurm_factory::sandbox::{Backend, Io, Sandbox, Spec};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,6 +34,7 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("--ours-image") => ours_image(&args[2], Path::new(&args[3]), Path::new(&args[4])),
+        Some("--ours-again") => ours_again(&args[2], Path::new(&args[3])),
         Some("--ours-sandbox") => ours_sandbox(Path::new(&args[2])),
         _ => compare(),
     }
@@ -42,6 +50,17 @@ fn ours_image(reference: &str, cache: &Path, dest: &Path) {
     let pulled = image::pull(&resolved, &cache, &client, false, &ctx).unwrap();
     fs_err::create_dir_all(dest).unwrap();
     unpack(&pulled, dest, &Limits::default(), &ctx).unwrap();
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    println!("{}", usage.max_rss());
+}
+
+fn ours_again(reference: &str, cache: &Path) {
+    let ctx = Ctx::silent();
+    let cache = Cache::open(cache).unwrap();
+    let (reference, client): (Reference, _) = (reference.parse().unwrap(), ClientConfig::default());
+    let options = ResolveOptions { refresh: true, ..ResolveOptions::default() };
+    let resolved = image::resolve(&reference, Platform::host().unwrap(), &cache, &client, options, &ctx).unwrap();
+    image::pull(&resolved, &cache, &client, false, &ctx).unwrap();
 }
 
 fn ours_sandbox(root: &Path) {
@@ -72,10 +91,11 @@ fn measure(run: impl FnOnce()) -> Cost {
     Cost { cpu: children_cpu().saturating_sub(cpu), wall: start.elapsed() }
 }
 
-fn command(argv: &[&str]) {
+fn command(argv: &[&str]) -> String {
     let output = Command::new(argv[0]).args(&argv[1..]).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot start {}: {e}; it is a package of Debian", argv[0]));
     assert!(output.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn best(rounds: usize, mut run: impl FnMut(usize) -> Cost) -> Cost {
@@ -137,44 +157,135 @@ fn registry(work: &Path) -> Registry {
     Registry { child, address }
 }
 
+/// Packages that make an image of more than 1 GB and 40,000 files.
+const LARGE: &str = "build-essential,gfortran,git,cmake,clang,python3-dev,python3-numpy,openjdk-17-jdk-headless,\
+                     linux-headers-amd64,golang-go,perl-doc,texinfo,libboost-dev";
+
 fn compare() {
     let work =
         tempfile::Builder::new().prefix("slurm-factory-bench.").tempdir_in("/dev/shm").expect("/dev/shm, a tmpfs");
     let work = work.path();
-    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-    let me = text(std::env::current_exe().unwrap());
     let make = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/make-base-image.sh");
-    println!("making a base image ...");
-    command(&[make, &text(work.to_owned())]);
+    println!("making images ...");
+    command(&[make, &text(work)]);
     let registry = registry(work);
-    for (name, options) in [("gzip", vec![]), ("zstd", vec!["--dest-compress", "--dest-compress-format", "zstd"])] {
-        let layout = text(work.join(format!("layout-{name}")));
-        let mut copy = vec!["skopeo", "copy", "--quiet"];
-        copy.extend(options);
-        let (from, to) = (format!("oci:{}/oci:debian12", work.display()), format!("oci:{layout}:t"));
-        copy.extend([from.as_str(), to.as_str()]);
-        command(&copy);
-        let image = format!("{}/bench/{name}:t", registry.address);
-        command(&["skopeo", "copy", "--quiet", "--dest-tls-verify=false", &to, &format!("docker://{image}")]);
+    let small = format!("oci:{}/oci:debian12", work.display());
+    let mut images = vec![("minbase", small)];
+    if std::env::args().any(|a| a == "large") {
+        images.push(("large", large(work)));
     }
-    for name in ["gzip", "zstd"] {
-        let image = format!("{}/bench/{name}:t", registry.address);
-        let ours = best(ROUNDS, |round| {
-            let (cache, dest) = (work.join(format!("c-{name}-{round}")), work.join(format!("o-{name}-{round}")));
-            measure(|| command(&[&me, "--ours-image", &image, &text(cache), &text(dest)]))
-        });
-        let theirs = best(ROUNDS, |round| {
-            let (layout, dest) = (work.join(format!("l-{name}-{round}")), work.join(format!("u-{name}-{round}")));
-            measure(|| {
-                let to = format!("oci:{}:t", layout.display());
-                command(&["skopeo", "copy", "--quiet", "--src-tls-verify=false", &format!("docker://{image}"), &to]);
-                command(&["umoci", "unpack", "--rootless", "--image", &format!("{}:t", layout.display()), &text(dest)]);
-            })
-        });
-        row(&format!("image {name}"), ours, "skopeo+umoci", theirs);
+    for (image, from) in &images {
+        for (format, inflate) in [("gzip", "igzip -d -c"), ("zstd", "zstd -d -c -q")] {
+            let tag = format!("{image}-{format}");
+            // Through a layout: a registry that holds the gzip blobs would use them again.
+            let layout = format!("oci:{}:{tag}", work.join(format!("layout-{tag}")).display());
+            let mut copy = vec!["skopeo", "copy", "--quiet", "--dest-compress", "--dest-compress-format", format];
+            copy.extend(["--dest-compress-level", if format == "zstd" { "3" } else { "6" }, from, &layout]);
+            command(&copy);
+            let name = format!("{}/bench/{tag}:t", registry.address);
+            command(&["skopeo", "copy", "--quiet", "--dest-tls-verify=false", &layout, &format!("docker://{name}")]);
+            images_of_one_kind(work, &registry, &tag, inflate);
+        }
     }
-    let root = text(work.join("o-gzip-0"));
-    let ours = best(STARTS, |_| measure(|| command(&[&me, "--ours-sandbox", &root])));
+    sandbox_start(&text(&work.join("o-minbase-gzip-0")));
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn large(work: &Path) -> String {
+    let (tar, layout) = (text(&work.join("large.tar")), text(&work.join("large")));
+    command(&[
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        "--mode=root",
+        &format!("--include={LARGE}"),
+        "bookworm",
+        &tar,
+    ]);
+    let image = format!("{layout}:t");
+    command(&["umoci", "init", "--layout", &layout]);
+    command(&["umoci", "new", "--image", &image]);
+    command(&["umoci", "raw", "add-layer", "--image", &image, &tar]);
+    command(&["umoci", "config", "--image", &image, "--architecture", "amd64", "--os", "linux"]);
+    let listed = command(&["tar", "-tf", &tar]).lines().count();
+    println!("large: {listed} entries, {} MB", fs_err::metadata(&tar).unwrap().len() / 1_000_000);
+    fs_err::remove_file(&tar).unwrap();
+    format!("oci:{image}")
+}
+
+/// Ours and every peer on one image; each round in a folder that was never used, deleted after it.
+fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str) {
+    let me = text(&std::env::current_exe().unwrap());
+    let name = format!("{}/bench/{tag}:t", registry.address);
+    let source = format!("docker://{name}");
+    let fresh = |who: &str, round: usize| work.join(format!("{who}-{tag}-{round}"));
+    let mut memory = 0;
+    let mut ours = best(ROUNDS, |round| {
+        let (cache, dest) = (fresh("c", round), fresh("o", round));
+        let mut rss = String::new();
+        let cost = measure(|| rss = command(&[&me, "--ours-image", &name, &text(&cache), &text(&dest)]));
+        memory = memory.max(rss.trim().parse::<u64>().unwrap());
+        remove(&cache);
+        // The first one stays: the sandbox starts in it.
+        if round > 0 {
+            remove(&dest);
+        }
+        cost
+    });
+    println!("{tag:<22} ours: at most {} MB of memory", memory / 1000);
+    let peer = |who: &str, run: &dyn Fn(&Path)| {
+        let cost = best(ROUNDS, |round| {
+            let dir = fresh(who, round);
+            fs_err::create_dir_all(&dir).unwrap();
+            let cost = measure(|| run(&dir));
+            remove(&dir);
+            cost
+        });
+        row(tag, ours, who, cost);
+    };
+    peer("skopeo+umoci", &|dir| {
+        let layout = format!("{}/l:t", dir.display());
+        command(&["skopeo", "copy", "--quiet", "--src-tls-verify=false", &source, &format!("oci:{layout}")]);
+        command(&["umoci", "unpack", "--rootless", "--image", &layout, &text(&dir.join("u"))]);
+    });
+    for program in ["podman", "buildah"] {
+        peer(program, &|dir| {
+            let (root, run) = (text(&dir.join("root")), text(&dir.join("run")));
+            let storage = ["--root", &root, "--runroot", &run, "--storage-driver", "overlay"];
+            command(&[&[program], &storage[..], &["pull", "--quiet", "--tls-verify=false", &name]].concat());
+        });
+    }
+    let manifest = command(&["skopeo", "inspect", "--raw", "--tls-verify=false", &source]);
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let blob = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let url = format!("http://{}/v2/bench/{tag}/blobs/{blob}", registry.address);
+    peer("curl, inflate, tar", &|dir| {
+        let script = format!(
+            "set -o pipefail; curl -sf {url} | tee >(openssl dgst -sha256 >/dev/null) | {inflate} | \
+             tee >(openssl dgst -sha256 >/dev/null) | tar -x -C {}; wait",
+            dir.display()
+        );
+        command(&["bash", "-c", &script]);
+    });
+    // What is measured is the pull and the unpacking of an image that is not there; a second pull is another matter.
+    let cache = work.join(format!("again-{tag}"));
+    command(&[&me, "--ours-image", &name, &text(&cache), &text(&fresh("a", 0))]);
+    ours = best(ROUNDS, |_| measure(|| drop(command(&[&me, "--ours-again", &name, &text(&cache)]))));
+    println!("{tag:<22} ours: a second pull, the tag asked for again: {:.1} ms wall", ours.wall.as_secs_f64() * 1000.0);
+    remove(&fresh("a", 0));
+    remove(&cache);
+}
+
+fn remove(dir: &Path) {
+    slurm_factory::fsutil::remove_tree(dir).unwrap();
+}
+
+fn sandbox_start(root: &str) {
+    let me = text(&std::env::current_exe().unwrap());
+    let ours = best(STARTS, |_| measure(|| drop(command(&[&me, "--ours-sandbox", root]))));
     let theirs = best(STARTS, |_| {
         measure(|| {
             command(&[
@@ -184,7 +295,7 @@ fn compare() {
                 "--unshare-ipc",
                 "--unshare-uts",
                 "--ro-bind",
-                &root,
+                root,
                 "/",
                 "--proc",
                 "/proc",
