@@ -335,6 +335,9 @@ pub struct Execution {
 pub struct BuildPlan {
     /// SHA-256 of `identity` as compact JSON: the build's name.
     pub digest: PlanDigest,
+    /// SHA-256 of the part of `identity` that Spack works on: plans that differ only in how the result is named,
+    /// relocated and packed share an environment.
+    pub environment: PlanDigest,
     /// What decides the content.
     pub identity: Identity,
     /// What does not.
@@ -458,7 +461,16 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         source_mirrors: facts.source_mirrors,
         binary_mirrors: facts.binary_mirrors,
     };
-    Ok(BuildPlan { digest: digest_of(&identity)?, identity, execution })
+    let environment = Identity {
+        slurm_version: String::new(),
+        rules_digest: String::new(),
+        epoch: 0,
+        compression: Compression::Gzip,
+        // An image counts by its digest.
+        toolchain: ToolchainPlan { image: String::new(), ..identity.toolchain.clone() },
+        ..identity.clone()
+    };
+    Ok(BuildPlan { digest: digest_of(&identity)?, environment: digest_of(&environment)?, identity, execution })
 }
 
 fn target_of(platform: &str) -> Result<&'static str, PlanError> {
@@ -535,6 +547,20 @@ mod tests {
             make(&request(), other_image),
         ] {
             assert_ne!(changed.digest, base.digest);
+        }
+    }
+
+    #[test]
+    fn only_what_spack_sees_changes_the_environment() {
+        let base = make(&request(), facts());
+        let repacked = BuildRequest { compression: Compression::Zstd, ..request() };
+        let other_rules = Facts { rules_digest: "f".repeat(64), ..facts() };
+        assert_eq!(make(&repacked, facts()).environment, base.environment);
+        assert_eq!(make(&request(), other_rules).environment, base.environment);
+        let other_recipes = Facts { own_repo_digest: "f".repeat(64), ..facts() };
+        let smaller = BuildRequest { variant: Variant::Minimal, ..request() };
+        for changed in [make(&request(), other_recipes), make(&smaller, facts())] {
+            assert_ne!(changed.environment, base.environment);
         }
     }
 

@@ -8,9 +8,9 @@
 //!
 //! ```text
 //! SLOT/store/NAME-VERSION-HASH/     install tree
-//! SLOT/env/PLAN/spack.{yaml,lock}   one environment a plan
-//! SLOT/view/PLAN/view               symlink to view/PLAN/._view/HASH, hard links into the store
-//! SLOT/scope/PLAN/*.yaml            configuration
+//! SLOT/env/ID/spack.{yaml,lock}     one environment for all plans that ask Spack for the same
+//! SLOT/view/ID/view                 symlink to view/ID/._view/HASH, hard links into the store
+//! SLOT/scope/ID/*.yaml              configuration
 //! SLOT/stage/                       where Spack unpacks and builds
 //! SLOT/{misc,user,gnupg,home}/      Spack's caches, compiled Python, keyring, HOME
 //! ```
@@ -106,7 +106,7 @@ pub struct Failed {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.stage, self.failure.package.as_str(), self.failure.phase.as_str()) {
-            (Stage::Concretize, ..) => f.write_str("Spack found no way to satisfy the request")?,
+            (Stage::Concretize, ..) => f.write_str("Spack could not concretize the request")?,
             (Stage::Fetch, package, _) => {
                 write!(f, "the sources of {} cannot be had", if package.is_empty() { "a package" } else { package })?;
             }
@@ -217,6 +217,8 @@ impl Session<'_> {
             shown(&self.plan.identity.spack),
             shown(&self.plan.identity.spack_packages)
         ));
+        let name = format!("environment-{}", self.plan.environment.short());
+        let _lock = self.cache.lock(ctx, &name, "the same Spack environment")?;
         let environment = self.write_configuration(&slot)?;
         let json = serde_json::to_vec_pretty(&spec).map_err(io::Error::other)?;
         fsutil::write_atomic(&self.cache.dir(LAST_BUILD), &json, 0o600)?;

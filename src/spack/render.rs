@@ -56,20 +56,20 @@ pub struct Rendered {
     pub scope: BTreeMap<String, String>,
 }
 
-/// The path of this plan's environment, view and scope inside the sandbox.
+/// The path of the environment inside the sandbox.
 pub fn environment_dir(plan: &BuildPlan) -> String {
-    format!("{}/{}", inside::ENVIRONMENTS, plan.digest.short())
+    format!("{}/{}", inside::ENVIRONMENTS, plan.environment.short())
 }
 
-/// The path of the view inside the sandbox. Each plan's has a folder of its own: Spack makes the new symlink as
+/// The path of the view inside the sandbox. Each has a folder of its own: Spack makes the new symlink as
 /// `._view_link` beside the view, and builds that run at once would take each other's.
 pub fn view_dir(plan: &BuildPlan) -> String {
-    format!("{}/{}/view", inside::VIEWS, plan.digest.short())
+    format!("{}/{}/view", inside::VIEWS, plan.environment.short())
 }
 
 /// The path of the configuration scope inside the sandbox.
 pub fn scope_dir(plan: &BuildPlan) -> String {
-    format!("{}/{}", inside::SCOPES, plan.digest.short())
+    format!("{}/{}", inside::SCOPES, plan.environment.short())
 }
 
 /// Renders the files. `gcc` is the exact version of the rootfs's compiler.

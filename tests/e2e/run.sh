@@ -396,6 +396,7 @@ check_module() {
 check_store_reuse() {
     "${factory[@]}" build "${flags[@]}" --compression zstd >"$work/$kind-zstd.txt" 2>"$work/$kind-zstd.log"
     grep -q 'all packages were there' "$work/$kind-zstd.log" || die "a build that changes only the archive built packages again"
+    grep -q 'dependencies already chosen' "$work/$kind-zstd.log" || die "a build that changes only the archive concretized again"
     [[ $(tail -n 1 "$work/$kind-zstd.txt") == *.tar.zst ]] || die "no .tar.zst"
     step "a build with zstd reused everything"
 }
