@@ -142,10 +142,12 @@ impl Compression {
 
 /// The network inside the build sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// The host's.
     Host,
+    /// The host's while sources are fetched; none while packages are built.
+    FetchOnly,
     /// None but a loopback of its own.
     None,
 }
@@ -410,6 +412,13 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
             return Err(PlanError::Conflict(format!("{what}: {count} were given, at most {MOUNT_SLOTS} can be used")));
         }
     }
+    if let (Network::FetchOnly, Some(url)) = (request.network, facts.binary_mirrors.iter().find(|m| m.contains("://")))
+    {
+        return Err(PlanError::Conflict(format!(
+            "--network fetch-only builds without a network, and binary mirror {url} is read while building: use a folder, or \
+             --network host"
+        )));
+    }
     let variant = catalog.variants.get(request.variant.name()).ok_or_else(|| CatalogError::Unknown {
         what: "variant",
         asked: request.variant.name().to_owned(),
@@ -562,6 +571,16 @@ mod tests {
         for changed in [make(&request(), other_recipes), make(&smaller, facts())] {
             assert_ne!(changed.environment, base.environment);
         }
+    }
+
+    #[test]
+    fn a_binary_mirror_on_the_network_needs_one() {
+        let fetch_only = BuildRequest { network: Network::FetchOnly, ..request() };
+        let catalog = Catalog::embedded().unwrap();
+        let mirrored = |mirror: &str| Facts { binary_mirrors: vec![mirror.into()], ..facts() };
+        let error = plan(&fetch_only, &catalog, mirrored("https://example.org/b")).unwrap_err().to_string();
+        assert!(error.contains("https://example.org/b") && error.contains("--network host"), "{error}");
+        assert!(plan(&fetch_only, &catalog, mirrored("/site/b")).is_ok());
     }
 
     #[test]

@@ -155,8 +155,9 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
     };
     let network = match or(&settings.network, "host").as_str() {
         "host" => Network::Host,
+        "fetch-only" => Network::FetchOnly,
         "none" => Network::None,
-        other => return Err(bad("network", other, &["host", "none"])),
+        other => return Err(bad("network", other, &["host", "fetch-only", "none"])),
     };
     Ok(BuildRequest {
         slurm_version: or(&settings.slurm_version, &defaults.slurm),

@@ -165,7 +165,7 @@ pub struct WhatArgs {
     /// Shared memory inside the sandbox [default: 2G]
     #[arg(long, value_name = "SIZE")]
     pub shm_size: Option<String>,
-    /// Network inside the build sandbox: host or none [default: host]
+    /// Network inside the build sandbox: host, fetch-only (none while packages are built) or none [default: host]
     #[arg(long, value_name = "NETWORK")]
     pub network: Option<String>,
     /// What to publish: none, slurm-only or all [default: none]

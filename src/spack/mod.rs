@@ -220,7 +220,12 @@ impl Session<'_> {
         let name = format!("environment-{}", self.plan.environment.short());
         let _lock = self.cache.lock(ctx, &name, "the same Spack environment")?;
         let environment = self.write_configuration(&slot)?;
-        let json = serde_json::to_vec_pretty(&spec).map_err(io::Error::other)?;
+        // What packages are built in; what comes before may reach further.
+        let mut build = spec.clone();
+        if self.plan.execution.network != crate::plan::Network::Host {
+            build.network = Network::None;
+        }
+        let json = serde_json::to_vec_pretty(&build).map_err(io::Error::other)?;
         fsutil::write_atomic(&self.cache.dir(LAST_BUILD), &json, 0o600)?;
 
         let lock_file = environment.join("spack.lock");
@@ -245,8 +250,13 @@ impl Session<'_> {
 
         let timer = ctx.stage(Stage::Install, format!("{count} packages"));
         let jobs = self.plan.execution.jobs.to_string();
-        let installed =
-            self.spack(&spec, &slot, Stage::Install, &["install", "--only-concrete", "--fail-fast", "-j", &jobs], ctx)?;
+        let installed = self.spack(
+            &build,
+            &slot,
+            Stage::Install,
+            &["install", "--only-concrete", "--fail-fast", "-j", &jobs],
+            ctx,
+        )?;
         // Spack's exit code does not prove it: an environment that it takes for empty is installed without a word.
         if let Some(package) = missing(&slot, &packages)?.iter().find(|p| p.needed) {
             return Err(SpackError::NotInStore {
@@ -319,7 +329,7 @@ impl Session<'_> {
             spec = spec.ca_bundle(bundle);
         }
         spec.network = match execution.network {
-            crate::plan::Network::Host => Network::Host,
+            crate::plan::Network::Host | crate::plan::Network::FetchOnly => Network::Host,
             crate::plan::Network::None => Network::None,
         };
         spec.shm_size = execution.shm_size;

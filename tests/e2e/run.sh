@@ -161,6 +161,8 @@ one_user() {
     esac
     factory=(as "$user" "$stage/slurm-factory" --config "$stage/site.toml")
     flags=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
+    # One of the two builds without a network once the sources are there.
+    if [[ $kind == subuid ]]; then flags+=(--network fetch-only); fi
 
     check_interrupts
     began=$SECONDS
