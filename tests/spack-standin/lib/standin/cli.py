@@ -65,11 +65,12 @@ def _concretize(settings, options):
         with open(beside, "w", encoding="utf-8") as stream:
             json.dump(solve.to_lock(nodes, roots), stream, separators=(",", ":"))
         os.replace(beside, lock_path)
-        for each in settings.views:
-            view.update(each, nodes, [node.hash for node, _ in roots])
     say.message(f"Concretized {len(roots)} spec{'s' if len(roots) > 1 else ''}:")
     _show(nodes, sorted(node.hash for node, _ in roots), 0, set())
     say.line()
+    with _locked(settings.environment):
+        for each in settings.views:
+            view.update(each, nodes, [node.hash for node, _ in roots])
 
 
 def _show(nodes, hashes, depth, seen):
