@@ -14,7 +14,7 @@ use crate::fsutil;
 use crate::image::PulledImage;
 use crate::plan::HostAccess;
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, Ended, Io, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Io, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -124,7 +124,10 @@ fn remedy(tail: &[String]) -> &'static str {
          the site's mirror with --apt-mirror"
     } else if text.contains("No space left") {
         "\nthe cache's file system is full: free some space or choose another --cache-dir"
-    } else if text.contains("CERTIFICATE_VERIFY_FAILED") || text.contains("certificate verify failed") {
+    } else if text.contains("CERTIFICATE_VERIFY_FAILED")
+        || text.contains("certificate verify failed")
+        || text.contains("Certificate verification failed")
+    {
         "\nthe site's CA is not trusted inside: set SSL_CERT_FILE to a bundle that holds it"
     } else {
         ""
@@ -308,11 +311,18 @@ fn fill(
             "Dpkg::Options::=--force-unsafe-io",
             "-o",
             "Acquire::Retries=3",
+            // Without it an archive that cannot be reached is a warning, and every package is missing later.
+            "-o",
+            "APT::Update::Error-Mode=any",
         ];
         let parts = format!("Dir::Etc::sourceparts={APT_SOURCES}");
         let own = ["-o", "Dir::Etc::sourcelist=/dev/null", "-o", &parts];
         let own = own.iter().filter(|_| sources.is_some());
-        options.iter().chain(own).chain(args).map(|s| (*s).to_owned()).collect()
+        // apt asks neither OpenSSL nor its variables.
+        let trust = format!("Acquire::https::CaInfo={CA_BUNDLE_INSIDE}");
+        let trust = ["-o", &trust];
+        let trust = trust.iter().filter(|_| host.ca_bundle.is_some());
+        options.iter().chain(own).chain(trust).chain(args).map(|s| (*s).to_owned()).collect()
     };
     runner.run("apt-get update", &spec, &apt(&["update"]))?;
     let mut install = apt(&["install", "-y", "--no-install-recommends"]);

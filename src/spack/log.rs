@@ -192,6 +192,7 @@ fn error_line(line: &str) -> Option<(&str, bool)> {
         || text.contains("fatal error: ")
         || text.contains("undefined reference to")
         || text.contains("configure: error:")
+        || text.contains("No space left on device")
         || (text.starts_with("make") && text.contains("*** "));
     ((marked.is_some() && !text.is_empty()) || strong).then_some((text, strong))
 }
@@ -239,6 +240,19 @@ mod tests {
         assert_eq!((failure.package.as_str(), failure.phase.as_str()), ("slurm-24-11-5-1", "build"));
         assert_eq!(failure.errors, ["read_config.c:5:2: error: unknown type name 'foo'"]);
         assert_eq!(failure.log.as_deref(), Some("/slurm-factory.build/stage/x/spack-build-out.txt"));
+    }
+
+    #[test]
+    fn a_full_disk_is_seen_in_a_traceback() {
+        let mut progress = Progress::default();
+        for line in [
+            "Traceback (most recent call last):",
+            "  File \"x\", line 1, in copy",
+            "OSError: [Errno 28] No space left on device: 'a'",
+        ] {
+            progress.line(line);
+        }
+        assert_eq!(progress.failure().errors, ["OSError: [Errno 28] No space left on device: 'a'"]);
     }
 
     #[test]

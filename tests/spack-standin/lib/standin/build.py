@@ -154,7 +154,10 @@ class Build:
     def phase(self, name, step):
         """Runs a step and keeps its time."""
         started = time.monotonic()
-        step()
+        try:
+            step()
+        except OSError as problem:
+            raise BuildError(f"{type(problem).__name__}: {problem}") from problem
         self.times.append((name, time.monotonic() - started))
 
     def prepare(self):

@@ -115,7 +115,13 @@ def fetch(config, nodes, roots):
     """Brings the sources of everything that is not installed into the source cache, up to the first failure."""
     if all(_is_whole(nodes[hash]) for hash in roots):
         raise SpackError("No uninstalled specs in environment. Did you run `spack concretize` yet?")
-    for node in nodes.values():
+    seen, queue = [], list(roots)
+    while queue:
+        hash = queue.pop(0)
+        if hash not in seen:
+            seen.append(hash)
+            queue[:0] = nodes[hash].needs("build", "link", "run")
+    for node in (nodes[hash] for hash in seen):
         recipe = RECIPES.get(node.name)
         if recipe is not None and not _is_whole(node):
             try:
