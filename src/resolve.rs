@@ -228,7 +228,7 @@ pub fn resolve(
     let rules = Rules::embedded()?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
 
-    let reference: Reference = settings.image.as_deref().unwrap_or(&toolchain.image).parse()?;
+    let reference = image_reference(settings.image.as_deref().unwrap_or(&toolchain.image))?;
     let platform = Platform::host()?;
     let client = client_config(lookup, ctx);
     let options = ResolveOptions { offline: request.offline, refresh: false };
@@ -268,6 +268,16 @@ pub fn resolve(
         rules,
         probes: toolchain.external,
         build_dir,
+    })
+}
+
+/// An image's name as typed. A file is meant as seen from the current folder, whatever folder a later run is in.
+pub fn image_reference(text: &str) -> Result<Reference, BadReference> {
+    let reference: Reference = text.parse()?;
+    Ok(match std::env::current_dir() {
+        Ok(cwd) => reference.below(&cwd),
+        // A folder that was deleted: only an absolute path can be found then.
+        Err(_) => reference,
     })
 }
 

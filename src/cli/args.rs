@@ -141,7 +141,8 @@ pub struct WhatArgs {
     /// How the sandbox is made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
-    /// Image in place of the toolchain's: a registry reference, or oci:DIR[:TAG]
+    /// Image in place of the toolchain's: a registry reference, oci:DIR[:TAG], oci-archive:FILE[:TAG],
+    /// docker-archive:FILE[:NAME:TAG] or dir:ROOTFS
     #[arg(long, value_name = "REF")]
     pub image: Option<String>,
     /// Mirror of the distribution's package archive, URL or folder, in place of the addresses in the image
@@ -225,7 +226,7 @@ pub struct DoctorArgs {
 pub enum ImageVerb {
     /// Fetch an image into the cache and check every blob
     Pull {
-        /// A registry reference, or oci:DIR[:TAG]
+        /// A registry reference, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG] or dir:ROOTFS
         reference: String,
         /// Use no network; name what is missing
         #[arg(long)]
@@ -233,6 +234,39 @@ pub enum ImageVerb {
         /// Ask the registry again what a tag means
         #[arg(long, conflicts_with = "offline")]
         refresh: bool,
+    },
+    /// List the images that the cache knows: what a reference meant, how large it is, when it was used
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget images and delete what no other image needs
+    Remove {
+        /// References, or digests (six digits are enough)
+        #[arg(required = true, value_name = "REF|DIGEST")]
+        images: Vec<String>,
+    },
+    /// Write an image as an OCI layout that skopeo, podman and umoci read, with the same digests; it is pulled first when
+    /// it is not in the cache
+    Save {
+        /// The image
+        reference: String,
+        /// A folder (a layout that is there gets one more image), or a file that ends in .tar, .tar.gz or .tar.zst
+        #[arg(value_name = "DIR|FILE")]
+        target: PathBuf,
+        /// Name under which it travels, in place of its own
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Use no network; name what is missing
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Take all images of an OCI layout or an archive (OCI's or Docker's) into the cache, under the names that they have
+    Load {
+        /// A layout, or an archive: plain, gzip or zstd
+        #[arg(value_name = "DIR|FILE")]
+        source: PathBuf,
     },
 }
 

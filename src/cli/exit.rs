@@ -24,6 +24,7 @@ use crate::sandbox::SandboxError;
 use crate::sign::SignError;
 use crate::spack::{SourceError, SpackError};
 use crate::workflows::clean::CleanError;
+use crate::workflows::images::RemoveError;
 use crate::workflows::install::InstallError;
 use crate::workflows::verify::VerifyError;
 use anyhow::Error;
@@ -116,6 +117,9 @@ fn code(error: &Error) -> u8 {
     if let Some(e) = find::<ImageError>(error) {
         return image(e);
     }
+    if let Some(RemoveError::Unknown { .. } | RemoveError::Ambiguous { .. }) = find::<RemoveError>(error) {
+        return USAGE;
+    }
     if let Some(e) = find::<VerifyError>(error) {
         return verify(e);
     }
@@ -177,7 +181,11 @@ fn plan(_error: &PlanError) -> u8 {
 }
 
 fn image(error: &ImageError) -> u8 {
-    if matches!(error, ImageError::NotCached { .. }) { HOST } else { BUILD }
+    match error {
+        ImageError::NotCached { .. } => HOST,
+        ImageError::Target { .. } => USAGE,
+        _ => BUILD,
+    }
 }
 
 fn package(error: &PackageError) -> u8 {

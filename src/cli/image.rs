@@ -1,27 +1,170 @@
 //! `image`
 
 use super::args::{Global, ImageVerb};
-use super::{open_cache, print, settings, variable};
+use super::{exit, open_cache, print, print_json, settings, variable};
+use crate::cache::Cache;
 use crate::config::Settings;
-use crate::image::{self, Platform, Reference, ResolveOptions};
+use crate::image::{self, Memory, Name, Platform, PulledImage, Reference, ResolveOptions, Stored};
 use crate::report::{Ctx, Stage};
-use crate::resolve::client_config;
+use crate::resolve::{self, client_config};
+use crate::workflows::images;
 use anyhow::Result;
+use humansize::{BINARY, format_size};
+use jiff::Timestamp;
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
-/// `image pull`
+/// `image`
 pub fn run(global: &Global, verb: &ImageVerb, ctx: &Ctx) -> Result<ExitCode> {
-    let ImageVerb::Pull { reference, offline, refresh } = verb;
     let settings = settings(global, Settings::default())?;
-    let reference: Reference = reference.parse().map_err(|e| super::exit::Usage(format!("{e}")))?;
-    let (cache, _lock) = open_cache(&settings, ctx)?;
+    match verb {
+        ImageVerb::Pull { reference, offline, refresh } => {
+            let options = ResolveOptions { offline: *offline, refresh: *refresh };
+            pull(&settings, &parse(reference)?, options, ctx)
+        }
+        ImageVerb::List { json } => list(&settings, *json, ctx),
+        ImageVerb::Remove { images } => remove(&settings, images, ctx),
+        ImageVerb::Save { reference, target, name, offline } => {
+            let options = ResolveOptions { offline: *offline, refresh: false };
+            save(&settings, &parse(reference)?, options, target, name.as_deref(), ctx)
+        }
+        ImageVerb::Load { source } => load(&settings, source, ctx),
+    }
+}
+
+fn parse(text: &str) -> Result<Reference> {
+    resolve::image_reference(text).map_err(|e| exit::Usage(e.to_string()).into())
+}
+
+fn pulled(cache: &Cache, reference: &Reference, options: ResolveOptions, ctx: &Ctx) -> Result<PulledImage> {
     let client = client_config(&variable, ctx);
     let timer = ctx.stage(Stage::Image, reference.to_string());
-    let options = ResolveOptions { offline: *offline, refresh: *refresh };
-    let resolved = image::resolve(&reference, Platform::host()?, &cache, &client, options, ctx)?;
-    let pulled = image::pull(&resolved, &cache, &client, *offline, ctx)?;
+    let resolved = image::resolve(reference, Platform::host()?, cache, &client, options, ctx)?;
+    let pulled = image::pull(&resolved, cache, &client, options.offline, ctx)?;
     timer.done(format!("{} layers", pulled.layers().len()));
+    Ok(pulled)
+}
+
+fn pull(settings: &Settings, reference: &Reference, options: ResolveOptions, ctx: &Ctx) -> Result<ExitCode> {
+    let (cache, _lock) = open_cache(settings, ctx)?;
+    let pulled = pulled(&cache, reference, options, ctx)?;
     ctx.reporter.finish();
-    print(&format!("{}\n", resolved.digest()))?;
+    print(&format!("{}\n", pulled.resolved().digest()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(settings: &Settings, as_json: bool, ctx: &Ctx) -> Result<ExitCode> {
+    let (cache, _lock) = open_cache(settings, ctx)?;
+    let mut rows: Vec<(Memory, Stored)> = Vec::new();
+    for memory in image::list(&cache)? {
+        let stored = image::stored(&cache, memory.image())?;
+        rows.push((memory, stored));
+    }
+    ctx.reporter.finish();
+    if as_json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(memory, stored)| {
+                let image = memory.image();
+                json!({
+                    "reference": image.reference().to_string(),
+                    "platform": image.platform().to_string(),
+                    "digest": image.digest(),
+                    "bytes": stored.bytes,
+                    "whole": stored.whole,
+                    "resolved_at": image.when(),
+                    "used_at": memory.used(),
+                })
+            })
+            .collect();
+        print_json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let width = rows.iter().map(|(m, _)| m.image().reference().to_string().chars().count()).max().unwrap_or(0).max(9);
+    let mut text = format!(
+        "{:width$}  {:11}  {:12}  {:>10}  {:20}  {:20}\n",
+        "REFERENCE", "PLATFORM", "DIGEST", "SIZE", "RESOLVED", "USED"
+    );
+    for (memory, stored) in &rows {
+        let image = memory.image();
+        let size = if stored.whole { format_size(stored.bytes, BINARY) } else { "not whole".to_owned() };
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "{:width$}  {:11}  {:12}  {size:>10}  {:20}  {:20}",
+            image.reference().to_string(),
+            image.platform().to_string(),
+            image.digest().short(),
+            seconds(image.when()),
+            seconds(memory.used()),
+        );
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Nobody reads nanoseconds.
+fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
+fn remove(settings: &Settings, images: &[String], ctx: &Ctx) -> Result<ExitCode> {
+    // Not `open_cache`: what it holds would keep every blob.
+    let cache = Cache::open(&resolve::cache_dir(settings, &variable)?)?;
+    let cwd = std::env::current_dir().unwrap_or_default();
+    let removed = images::remove(&cache, images, &cwd)?;
+    ctx.reporter.finish();
+    for memory in &removed.forgotten {
+        print(&format!("{} {}\n", memory.image().reference(), memory.image().digest()))?;
+    }
+    match removed.collected {
+        Some(collected) => ctx.note(format!("freed {}", format_size(collected.bytes, BINARY))),
+        None => ctx.note(
+            "another run uses this cache, so nothing is freed yet; the next `image remove` or `clean` does".to_owned(),
+        ),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn save(
+    settings: &Settings,
+    reference: &Reference,
+    options: ResolveOptions,
+    target: &Path,
+    name: Option<&str>,
+    ctx: &Ctx,
+) -> Result<ExitCode> {
+    let name = match name {
+        None => Name::of(reference),
+        Some(text) => match text.parse() {
+            Ok(named @ Reference::Registry(_)) => Name::of(&named),
+            Ok(_) => return Err(exit::Usage(format!("--name: `{text}` is no name of a registry")).into()),
+            Err(e) => return Err(exit::Usage(format!("--name: {e}")).into()),
+        },
+    };
+    let (cache, _lock) = open_cache(settings, ctx)?;
+    let pulled = pulled(&cache, reference, options, ctx)?;
+    let timer = ctx.stage(Stage::Image, target.display().to_string());
+    image::save(&pulled, &name, target, ctx)?;
+    timer.done(format!("{}, {}", name.tag().unwrap_or("without a tag"), format_size(pulled.size(), BINARY)));
+    ctx.reporter.finish();
+    print(&format!("{}\n", pulled.resolved().digest()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(settings: &Settings, source: &Path, ctx: &Ctx) -> Result<ExitCode> {
+    let source = std::path::absolute(source)?;
+    let (cache, _lock) = open_cache(settings, ctx)?;
+    let timer = ctx.stage(Stage::Image, source.display().to_string());
+    let loaded = image::load(&source, Platform::host()?, &cache, ctx)?;
+    timer.done(format!("{} images", loaded.len()));
+    ctx.reporter.finish();
+    for image in &loaded {
+        for reference in &image.references {
+            print(&format!("{reference} {}\n", image.image.resolved().digest()))?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }

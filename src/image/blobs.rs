@@ -77,6 +77,20 @@ impl BlobStore {
         }
     }
 
+    /// The folders that hold whole blobs and blobs under way.
+    pub fn dirs(&self) -> [&Path; 2] {
+        [&self.whole, &self.partial]
+    }
+
+    /// Like [`BlobStore::read`], but changes nothing.
+    pub fn peek(&self, digest: &Digest, max: u64) -> Result<Option<Vec<u8>>, ImageError> {
+        match read_small(&self.path(digest), max) {
+            Ok(bytes) => Ok((Digest::of(&bytes) == *digest).then_some(bytes)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::FileTooLarge) => Ok(None),
+            Err(e) => Err(ImageError::Io(e)),
+        }
+    }
+
     /// Deletes a blob that turned out to be damaged.
     pub fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
         fsutil::remove_tree(&self.path(digest)).map_err(ImageError::Io)

@@ -207,7 +207,7 @@ mod tests {
     fn registry(text: &str) -> RegistryReference {
         match text.parse().unwrap() {
             Reference::Registry(r) => r,
-            Reference::Layout(_) => panic!("{text}"),
+            _ => panic!("{text}"),
         }
     }
 

@@ -174,15 +174,33 @@ pub enum ImageError {
         /// Why, or what would be.
         reason: &'static str,
     },
-    /// A layout on disk without the image.
-    #[error("the OCI layout `{dir}`: no {what}; {available}")]
-    NotInLayout {
-        /// The layout.
-        dir: PathBuf,
+    /// A layout or archive on disk without the image.
+    #[error("{place}: no {what}; {available}")]
+    NotThere {
+        /// The layout, archive or folder, with what it is.
+        place: String,
         /// What was looked for.
         what: String,
         /// What there is.
         available: String,
+    },
+    /// A file or folder that is not what its reference says, or is damaged.
+    #[error("`{path}` cannot be used as {wanted}: {reason}")]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// `an image archive`, `a root file system`.
+        wanted: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Where an image cannot be saved to.
+    #[error("cannot save to `{path}`: {reason}")]
+    Target {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
     },
     /// Offline, and something is missing.
     #[error(

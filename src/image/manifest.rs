@@ -209,7 +209,8 @@ fn available(images: &[&Descriptor]) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-fn is_attestation(descriptor: &Descriptor) -> bool {
+/// Whether the entry describes another image (where it was built, what is in it) and is none itself.
+pub fn is_attestation(descriptor: &Descriptor) -> bool {
     descriptor.platform().as_ref().is_some_and(|p| {
         *p.os() == Os::Other("unknown".to_owned()) && *p.architecture() == Arch::Other("unknown".to_owned())
     }) || descriptor.annotations().as_ref().is_some_and(|a| a.contains_key("vnd.docker.reference.type"))

@@ -13,26 +13,44 @@
 //!
 //! Formats: OCI image-spec 1.1, OCI distribution-spec 1.1, Docker image manifest V2 schema 2.
 //!
+//! Images also come from files and leave as files: [`load`] and [`save`], and the references `oci:`, `oci-archive:`,
+//! `docker-archive:` and `dir:` (`local`). What is remembered, and so kept, is `memory`'s business.
+//!
 //! The public functions are synchronous; what is asynchronous runs on a runtime of their own.
 
+mod archive;
 mod blobs;
 mod client;
 mod digest;
+mod docker_archive;
 mod error;
+mod folder;
 mod layout;
+mod load;
+mod local;
 mod manifest;
+mod memory;
 mod platform;
 mod pull;
 mod reference;
 mod registry;
 mod resolve;
+mod save;
 mod source;
+pub(crate) mod tar;
+mod tarball;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_candidates};
 pub use digest::{BadDigest, Digest};
 pub use error::ImageError;
+pub use load::{Loaded, load};
 pub use manifest::{Compression, Layer};
+pub use memory::{Collected, Memory, Stored, collect, list, stored};
 pub use platform::Platform;
 pub use pull::{PulledImage, pull};
-pub use reference::{BadReference, LayoutReference, Reference, RegistryReference};
-pub use resolve::{ResolveOptions, ResolvedImage, list, resolve};
+pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
+pub use resolve::{ResolveOptions, ResolvedImage, resolve};
+pub use save::{Name, save};
+pub use tar::TarError;

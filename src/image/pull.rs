@@ -4,7 +4,7 @@ use super::blobs::{BlobStore, Wanted};
 use super::client::ClientConfig;
 use super::manifest::{self, Document, Layer, MAX_CONFIG, MAX_MANIFEST};
 use super::source::{self, Fetcher, Progress, Source};
-use super::{ImageError, Reference, ResolvedImage};
+use super::{Digest, ImageError, Reference, ResolvedImage};
 use crate::cache::Cache;
 use crate::report::Ctx;
 use oci_spec::image::{ImageConfiguration, ImageManifest};
@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 pub struct PulledImage {
     resolved: ResolvedImage,
     manifest: ImageManifest,
+    manifest_size: u64,
+    config_digest: Digest,
     config: ImageConfiguration,
     layers: Vec<Layer>,
     store: BlobStore,
@@ -62,6 +64,23 @@ impl PulledImage {
         self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size()))
     }
 
+    /// Every blob that makes up the image: digest and size, the manifest first, no blob twice.
+    pub fn blobs(&self) -> Vec<(Digest, u64)> {
+        let mut blobs =
+            vec![(*self.resolved.digest(), self.manifest_size), (self.config_digest, self.manifest.config().size())];
+        for layer in &self.layers {
+            if !blobs.contains(&(*layer.digest(), layer.size())) {
+                blobs.push((*layer.digest(), layer.size()));
+            }
+        }
+        blobs
+    }
+
+    /// Where a blob of [`PulledImage::blobs`] is.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.store.path(digest)
+    }
+
     /// Where a layer's blob is.
     pub fn layer_path(&self, layer: &Layer) -> PathBuf {
         self.store.path(layer.digest())
@@ -85,6 +104,7 @@ fn look(cache: &Cache, image: &ResolvedImage) -> Result<Presence, ImageError> {
         return Ok(Presence::Lacking(format!("the manifest {}", image.digest())));
     };
     let manifest = single(&bytes, &name)?;
+    let manifest_size = bytes.len() as u64;
     let config_digest = manifest::digest_of(manifest.config(), "the configuration's descriptor", &name)?;
     let Some(bytes) = store.read(&config_digest, MAX_CONFIG)? else {
         return Ok(Presence::Lacking(format!("the configuration {config_digest}")));
@@ -100,7 +120,16 @@ fn look(cache: &Cache, image: &ResolvedImage) -> Result<Presence, ImageError> {
     if !missing.is_empty() {
         return Ok(Presence::Lacking(format!("the layer {}", missing.join(", "))));
     }
-    Ok(Presence::Whole(Box::new(PulledImage { resolved: image.clone(), manifest, config, layers, store })))
+    let resolved = image.clone();
+    Ok(Presence::Whole(Box::new(PulledImage {
+        resolved,
+        manifest,
+        manifest_size,
+        config_digest,
+        config,
+        layers,
+        store,
+    })))
 }
 
 fn single(bytes: &[u8], name: &str) -> Result<ImageManifest, ImageError> {
@@ -114,7 +143,8 @@ fn single(bytes: &[u8], name: &str) -> Result<ImageManifest, ImageError> {
     }
 }
 
-/// Brings everything of the image that is not yet in the cache. Offline, only a layout on disk is read.
+/// Brings everything of the image that is not yet in the cache. Offline, only files and folders of this machine are
+/// read.
 pub fn pull(
     image: &ResolvedImage,
     cache: &Cache,
@@ -129,15 +159,15 @@ pub fn pull(
         }
         Presence::Lacking(_) => {}
     }
-    let source = Source::open(image.reference(), client)?;
-    source::run(ctx, fetch(image, BlobStore::new(cache), source, client, ctx))?;
+    let source = Source::open(image.reference(), cache, client, ctx)?;
+    source::run(ctx, fetch(image, BlobStore::new(cache), &Arc::new(source), client, ctx))?;
     PulledImage::open(cache, image)
 }
 
-async fn fetch(
+pub(super) async fn fetch(
     image: &ResolvedImage,
     store: BlobStore,
-    source: Source,
+    source: &Arc<Source>,
     client: &ClientConfig,
     ctx: &Ctx,
 ) -> Result<(), ImageError> {
@@ -164,7 +194,7 @@ async fn fetch(
 
     let total = layers.values().fold(config.size, |sum, wanted| sum.saturating_add(wanted.size));
     let fetcher = Arc::new(Fetcher {
-        source,
+        source: source.clone(),
         store,
         progress: Progress::new(ctx, total),
         retries: client.retries,

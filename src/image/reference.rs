@@ -10,10 +10,17 @@
 //! oci:/srv/images/base                      the only image of an OCI layout on disk
 //! oci:/srv/images/base:24.04                one of several
 //! oci:/srv/images/base@sha256:447b...
+//! oci-archive:/srv/base.tar.zst             the same layout as one file: a tar archive, plain, gzip or zstd
+//! oci-archive:/srv/base.tar:24.04           one of several
+//! docker-archive:/srv/base.tar              what `docker save` and `podman save` write
+//! docker-archive:/srv/base.tar:ubuntu:24.04 one of several, by its name; or by its place: `:@0`
+//! dir:/srv/rootfs                           a folder that is a root file system already
 //! ```
 //!
 //! Grammar: the distribution project's `reference` package as its documentation gives it (the first part is a
-//! registry when it holds a `.` or a `:` or is `localhost`); layouts: OCI image-spec `image-layout.md`.
+//! registry when it holds a `.` or a `:` or is `localhost`); layouts: OCI image-spec `image-layout.md`; archives:
+//! containers-transports(5), where the first `:` ends the file's name, as a tag may hold one. `dir:` is not what that
+//! page calls so (its own transport of loose blobs): such a folder is recognised and refused with what to type.
 
 use super::Digest;
 use std::fmt;
@@ -31,6 +38,12 @@ pub enum Reference {
     Registry(RegistryReference),
     /// In an OCI layout on disk.
     Layout(LayoutReference),
+    /// In an OCI layout that is one archive.
+    OciArchive(LayoutReference),
+    /// In what `docker save` writes.
+    DockerArchive(DockerArchiveReference),
+    /// A root file system.
+    Folder(PathBuf),
 }
 
 /// An image in a registry.
@@ -42,12 +55,28 @@ pub struct RegistryReference {
     digest: Option<Digest>,
 }
 
-/// An image in an OCI layout.
+/// An image in an OCI layout: a folder, or an archive of one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LayoutReference {
-    dir: PathBuf,
+    path: PathBuf,
     tag: Option<String>,
     digest: Option<Digest>,
+}
+
+/// An image in a Docker archive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DockerArchiveReference {
+    path: PathBuf,
+    which: Option<Which>,
+}
+
+/// Which image of a Docker archive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Which {
+    /// The one that has this name among its `RepoTags`.
+    Named(RegistryReference),
+    /// The one at this place in `manifest.json`, from 0.
+    At(usize),
 }
 
 /// Why a text names no image.
@@ -65,7 +94,44 @@ impl Reference {
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Registry(r) => r.digest.as_ref(),
-            Self::Layout(l) => l.digest.as_ref(),
+            Self::Layout(l) | Self::OciArchive(l) => l.digest.as_ref(),
+            Self::DockerArchive(_) | Self::Folder(_) => None,
+        }
+    }
+
+    /// The file or folder of this machine that holds the image; `None` for one in a registry.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Layout(l) | Self::OciArchive(l) => Some(&l.path),
+            Self::DockerArchive(d) => Some(&d.path),
+            Self::Folder(path) => Some(path),
+        }
+    }
+
+    /// The same image whatever folder the program is in later: a relative path is one below `cwd`.
+    #[must_use]
+    pub fn below(mut self, cwd: &Path) -> Self {
+        match &mut self {
+            Self::Registry(_) => {}
+            Self::Layout(LayoutReference { path, .. })
+            | Self::OciArchive(LayoutReference { path, .. })
+            | Self::DockerArchive(DockerArchiveReference { path, .. })
+            | Self::Folder(path) => *path = cwd.join(path.strip_prefix(".").unwrap_or(path)),
+        }
+        self
+    }
+
+    /// The image's tag, when the reference names it by one.
+    pub fn tag(&self) -> Option<&str> {
+        match self {
+            Self::Registry(r) => r.tag(),
+            Self::Layout(l) | Self::OciArchive(l) => l.tag(),
+            Self::DockerArchive(d) => match &d.which {
+                Some(Which::Named(name)) => name.tag(),
+                _ => None,
+            },
+            Self::Folder(_) => None,
         }
     }
 }
@@ -84,6 +150,16 @@ impl RegistryReference {
     /// The tag; a reference without tag and digest means `latest`.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+
+    /// The digest when the reference pins one.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// The same name without a pinned digest; `None` when nothing would be left to name it by.
+    pub(crate) fn unpinned(&self) -> Option<Self> {
+        self.tag.is_some().then(|| Self { digest: None, ..self.clone() })
     }
 
     /// What the registry is asked for: the digest when there is one, else the tag.
@@ -113,9 +189,14 @@ impl RegistryReference {
 }
 
 impl LayoutReference {
-    /// The layout's folder.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The image `tag` or `digest` of the layout at `path`.
+    pub(crate) fn new(path: &Path, tag: Option<&str>, digest: Option<Digest>) -> Self {
+        Self { path: path.to_owned(), tag: tag.map(str::to_owned), digest }
+    }
+
+    /// The layout's folder or archive.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The digest, when the reference pins one.
@@ -126,6 +207,23 @@ impl LayoutReference {
     /// The value of `org.opencontainers.image.ref.name` that is looked for.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+}
+
+impl DockerArchiveReference {
+    /// One image of the archive at `path`.
+    pub(crate) fn new(path: &Path, which: Option<Which>) -> Self {
+        Self { path: path.to_owned(), which }
+    }
+
+    /// The archive.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which of its images; `None` means the only one.
+    pub fn which(&self) -> Option<&Which> {
+        self.which.as_ref()
     }
 }
 
@@ -147,10 +245,22 @@ fn parse(text: &str) -> Result<Reference, String> {
     if let Some(rest) = text.strip_prefix("oci:") {
         return parse_layout(rest).map(Reference::Layout);
     }
-    for kind in ["oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:"] {
+    if let Some(rest) = text.strip_prefix("oci-archive:") {
+        return parse_oci_archive(rest).map(Reference::OciArchive);
+    }
+    if let Some(rest) = text.strip_prefix("docker-archive:") {
+        return parse_docker_archive(rest).map(Reference::DockerArchive);
+    }
+    if let Some(rest) = text.strip_prefix("dir:") {
+        if rest.is_empty() {
+            return Err("the folder's name is missing after `dir:`".to_owned());
+        }
+        return Ok(Reference::Folder(PathBuf::from(rest)));
+    }
+    for kind in ["docker-daemon:", "containers-storage:"] {
         if text.starts_with(kind) {
             return Err(format!(
-                "`{kind}` is not supported; unpack it into an OCI layout first (skopeo copy {text} oci:DIR:TAG)"
+                "`{kind}` is not supported; copy it into an OCI layout first (skopeo copy {text} oci:DIR:TAG)"
             ));
         }
     }
@@ -184,7 +294,43 @@ fn parse_layout(text: &str) -> Result<LayoutReference, String> {
     if tag.is_some_and(str::is_empty) {
         return Err("the tag after `:` is empty".to_owned());
     }
-    Ok(LayoutReference { dir: PathBuf::from(dir), tag: tag.map(str::to_owned), digest })
+    Ok(LayoutReference { path: PathBuf::from(dir), tag: tag.map(str::to_owned), digest })
+}
+
+fn parse_oci_archive(text: &str) -> Result<LayoutReference, String> {
+    let (text, digest) = match text.rfind("@sha256:") {
+        Some(at) => (&text[..at], split_digest(&text[at..])?.1),
+        None => (text, None),
+    };
+    let (path, tag) = split_file(text)?;
+    Ok(LayoutReference { path, tag: tag.map(str::to_owned), digest })
+}
+
+fn parse_docker_archive(text: &str) -> Result<DockerArchiveReference, String> {
+    let (path, which) = split_file(text)?;
+    let which = match which {
+        None => None,
+        Some(which) => Some(match which.strip_prefix('@') {
+            Some(place) => Which::At(place.parse().map_err(|_| format!("`@{place}` is not a place: write @0, @1"))?),
+            None => Which::Named(parse_registry(which)?),
+        }),
+    };
+    Ok(DockerArchiveReference { path, which })
+}
+
+/// The first `:` ends the file's name.
+fn split_file(text: &str) -> Result<(PathBuf, Option<&str>), String> {
+    let (path, rest) = match text.split_once(':') {
+        Some((path, rest)) => (path, Some(rest)),
+        None => (text, None),
+    };
+    if path.is_empty() {
+        return Err("the file's name is missing after the `:`".to_owned());
+    }
+    if rest.is_some_and(str::is_empty) {
+        return Err("the tag after `:` is empty".to_owned());
+    }
+    Ok((PathBuf::from(path), rest))
 }
 
 fn parse_registry(text: &str) -> Result<RegistryReference, String> {
@@ -216,6 +362,11 @@ fn parse_registry(text: &str) -> Result<RegistryReference, String> {
         (tag, _) => tag,
     };
     Ok(RegistryReference { host: host.to_owned(), repository, tag: tag.map(str::to_owned), digest })
+}
+
+/// Whether a text can only be an image's whole name, with its registry, and no mere tag.
+pub(crate) fn is_whole_name(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(host, _)| is_host(host)) && parse_registry(text).is_ok()
 }
 
 fn is_host(part: &str) -> bool {
@@ -281,26 +432,46 @@ fn check_tag(tag: &str) -> Result<(), String> {
     if fine { Ok(()) } else { Err(format!("`{tag}` is not a tag (letters, digits, `_`, `.`, `-`; at most 128)")) }
 }
 
+impl fmt::Display for RegistryReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.repository)?;
+        tag_and_digest(f, self.tag.as_deref(), self.digest.as_ref())
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (tag, digest) = match self {
-            Self::Registry(r) => {
-                write!(f, "{}/{}", r.host, r.repository)?;
-                (&r.tag, &r.digest)
-            }
+        match self {
+            Self::Registry(r) => r.fmt(f),
             Self::Layout(l) => {
-                write!(f, "oci:{}", l.dir.display())?;
-                (&l.tag, &l.digest)
+                write!(f, "oci:{}", l.path.display())?;
+                tag_and_digest(f, l.tag.as_deref(), l.digest.as_ref())
             }
-        };
-        if let Some(tag) = tag {
-            write!(f, ":{tag}")?;
+            Self::OciArchive(l) => {
+                write!(f, "oci-archive:{}", l.path.display())?;
+                tag_and_digest(f, l.tag.as_deref(), l.digest.as_ref())
+            }
+            Self::DockerArchive(d) => {
+                write!(f, "docker-archive:{}", d.path.display())?;
+                match &d.which {
+                    None => Ok(()),
+                    Some(Which::Named(name)) => write!(f, ":{name}"),
+                    Some(Which::At(place)) => write!(f, ":@{place}"),
+                }
+            }
+            Self::Folder(path) => write!(f, "dir:{}", path.display()),
         }
-        if let Some(digest) = digest {
-            write!(f, "@{digest}")?;
-        }
-        Ok(())
     }
+}
+
+fn tag_and_digest(f: &mut fmt::Formatter<'_>, tag: Option<&str>, digest: Option<&Digest>) -> fmt::Result {
+    if let Some(tag) = tag {
+        write!(f, ":{tag}")?;
+    }
+    if let Some(digest) = digest {
+        write!(f, "@{digest}")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -327,10 +498,32 @@ mod tests {
             ("oci:/a:x/b", "oci:/a:x/b"),
             ("oci:rel:24.04", "oci:rel:24.04"),
             (&format!("oci:/a@b@{DIGEST}"), &format!("oci:/a@b@{DIGEST}")),
+            ("oci-archive:/a.tar", "oci-archive:/a.tar"),
+            ("oci-archive:a.tar:localhost/x:t", "oci-archive:a.tar:localhost/x:t"),
+            (&format!("oci-archive:a.tar:t@{DIGEST}"), &format!("oci-archive:a.tar:t@{DIGEST}")),
+            ("docker-archive:a.tar", "docker-archive:a.tar"),
+            ("docker-archive:a.tar:ubuntu", "docker-archive:a.tar:docker.io/library/ubuntu:latest"),
+            ("docker-archive:a.tar:h:5000/u:1", "docker-archive:a.tar:h:5000/u:1"),
+            ("docker-archive:a.tar:@1", "docker-archive:a.tar:@1"),
+            ("dir:/srv/root:fs", "dir:/srv/root:fs"),
         ] {
             let parsed: Reference = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(parsed.to_string(), want);
             assert_eq!(want.parse::<Reference>().unwrap(), parsed, "{want}");
+        }
+    }
+
+    #[test]
+    fn a_relative_file_is_made_absolute_and_a_registry_is_left_alone() {
+        let cwd = Path::new("/work");
+        for (text, want) in [
+            ("oci:a:t", "oci:/work/a:t"),
+            ("oci-archive:./a.tar", "oci-archive:/work/a.tar"),
+            ("docker-archive:/a.tar:@0", "docker-archive:/a.tar:@0"),
+            ("dir:../r", "dir:/work/../r"),
+            ("ubuntu:24.04", "docker.io/library/ubuntu:24.04"),
+        ] {
+            assert_eq!(text.parse::<Reference>().unwrap().below(cwd).to_string(), want);
         }
     }
 
@@ -353,7 +546,12 @@ mod tests {
             ("ubuntu@md5:12", "sha256"),
             ("oci:", "folder"),
             ("oci:a:", "tag"),
-            ("oci-archive:x.tar", "skopeo"),
+            ("docker-daemon:x:1", "skopeo"),
+            ("oci-archive:", "file"),
+            ("oci-archive:x.tar:", "tag"),
+            ("docker-archive:x.tar:@x", "place"),
+            ("docker-archive:x.tar:A b", "not a part"),
+            ("dir:", "folder"),
             ("a\nb", "character"),
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();

@@ -1,13 +1,15 @@
-//! Where the documents and blobs of an image come from: a registry or a layout on disk, behind one face.
+//! Where the documents and blobs of an image come from: a registry, or a file or folder of this machine, behind one
+//! face.
 
 use super::blobs::{Begin, BlobStore, Partial, Wanted};
 use super::client::ClientConfig;
-use super::layout::Layout;
+use super::local::{self, Local};
 use super::registry::Registry;
 use super::{Digest, ImageError, Platform, Reference};
+use crate::cache::Cache;
 use crate::fsutil;
 use crate::report::{Ctx, Event, Stage};
-use std::io::Read;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,17 +28,22 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 pub enum Source {
     /// A repository of a registry.
     Registry(Box<Registry>),
-    /// A layout on disk.
-    Layout(Layout),
+    /// A file or folder of this machine.
+    Local(Box<dyn Local>),
 }
 
 impl Source {
     /// Sets up the way to the image; nothing is sent yet.
-    pub fn open(reference: &Reference, client: &ClientConfig) -> Result<Self, ImageError> {
-        let name = reference.to_string();
-        match reference {
-            Reference::Registry(r) => Registry::new(r, &name, client).map(|r| Self::Registry(Box::new(r))),
-            Reference::Layout(l) => Layout::open(l, &name).map(Self::Layout),
+    pub fn open(reference: &Reference, cache: &Cache, client: &ClientConfig, ctx: &Ctx) -> Result<Self, ImageError> {
+        match (local::open(reference, cache, ctx)?, reference) {
+            (Some(local), _) => Ok(Self::Local(local)),
+            (None, Reference::Registry(r)) => {
+                Registry::new(r, &reference.to_string(), client).map(|r| Self::Registry(Box::new(r)))
+            }
+            (None, _) => Err(ImageError::Client {
+                what: reference.to_string(),
+                reason: "neither a registry nor a file".to_owned(),
+            }),
         }
     }
 
@@ -44,7 +51,13 @@ impl Source {
     pub async fn start(&self, platform: Platform, store: &BlobStore) -> Result<Digest, ImageError> {
         match self {
             Self::Registry(r) => store.put(&r.named_manifest().await?),
-            Self::Layout(l) => l.find(platform),
+            Self::Local(l) => {
+                let digest = l.find(platform)?;
+                for document in l.made() {
+                    store.put(&document)?;
+                }
+                Ok(digest)
+            }
         }
     }
 
@@ -52,7 +65,7 @@ impl Source {
     pub async fn manifest(&self, digest: &Digest, store: &BlobStore) -> Result<Vec<u8>, ImageError> {
         let (bytes, place) = match self {
             Self::Registry(r) => (r.manifest(&digest.to_string()).await?, r.manifest_url(&digest.to_string())),
-            Self::Layout(l) => (l.manifest(digest)?, l.blob_path(digest).display().to_string()),
+            Self::Local(l) => (l.manifest(digest)?, l.place(digest)),
         };
         let actual = Digest::of(&bytes);
         if actual != *digest {
@@ -71,14 +84,14 @@ impl Source {
     fn place(&self, digest: &Digest) -> String {
         match self {
             Self::Registry(r) => r.blob_url(digest),
-            Self::Layout(l) => format!("`{}`", l.blob_path(digest).display()),
+            Self::Local(l) => l.place(digest),
         }
     }
 }
 
 /// Fetches blobs into the store; shared by the tasks that fetch them side by side.
 pub struct Fetcher {
-    pub source: Source,
+    pub source: Arc<Source>,
     pub store: BlobStore,
     pub progress: Progress,
     pub retries: u32,
@@ -102,9 +115,9 @@ impl Fetcher {
         let mut taken_up = partial.len() > 0;
         self.progress.add(partial.len(), wanted);
         loop {
-            match &self.source {
+            match &*self.source {
                 Source::Registry(registry) => self.download(registry, wanted, &mut partial, &place).await?,
-                Source::Layout(layout) => self.copy(layout, wanted, &mut partial, &place).await?,
+                Source::Local(local) => self.copy(&**local, wanted, &mut partial, &place).await?,
             }
             if taken_up && !partial.is_right() {
                 // What an earlier run left may be damaged (a power cut): once more from the start.
@@ -163,17 +176,22 @@ impl Fetcher {
 
     async fn copy(
         &self,
-        layout: &Layout,
+        local: &dyn Local,
         wanted: &Wanted,
         partial: &mut Partial,
         place: &str,
     ) -> Result<(), ImageError> {
-        let mut file = layout.blob(&wanted.digest)?;
+        let mut file = local.blob(&wanted.digest, wanted.size)?;
         self.progress.sub(partial.len());
         partial.restart()?;
         let mut buffer = vec![0; COPY_CHUNK];
         loop {
-            let n = file.read(&mut buffer).map_err(ImageError::Io)?;
+            let n = match file.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                // A folder's reader says more than that it cannot be read.
+                Err(e) => return Err(e.downcast::<ImageError>().unwrap_or_else(ImageError::Io)),
+                Ok(n) => n,
+            };
             if n == 0 {
                 return Ok(());
             }

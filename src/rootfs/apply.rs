@@ -32,8 +32,8 @@
 //! destination must be a staging directory that is dropped on any error.
 
 use super::stream::{Bounds, Broken, Ended, LayerStream};
-use super::tar::{Entry, Kind, Segment, TarError, TarReader};
 use super::tree::{self, Tree};
+use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader};
 use crate::image::{Compression, Digest, ImageError, Layer, PulledImage};
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use fs_err as fs;
@@ -907,8 +907,8 @@ fn show(name: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Member, archive};
     use super::*;
+    use crate::image::testing::{Member, archive};
     use std::io::Write;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -5,11 +5,8 @@ mod apply;
 mod apt;
 mod prepare;
 mod stream;
-mod tar;
-#[cfg(test)]
-mod testing;
 mod tree;
 
+pub use crate::image::TarError;
 pub use apply::{Limits, UnpackError, UnpackReport, unpack};
 pub use prepare::{Meta, PrepareError, Recipe, Rootfs, prepare};
-pub use tar::TarError;

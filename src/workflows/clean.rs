@@ -4,12 +4,15 @@
 //! |---|---|---|---|
 //! | half-made entries of killed runs | goes | goes | goes |
 //! | logs, build stages | goes | older ones | goes |
-//! | prepared root file systems, image blobs, Spack trees, stores | stays | older ones | goes |
+//! | blobs that no remembered image needs | goes | goes | goes |
+//! | images | stays | those not used for so long | goes |
+//! | prepared root file systems, Spack trees, stores | stays | older ones | goes |
 //! | finished packages | stays | older ones | stays |
 //! | source archives, binary cache, keys | stays | stays | stays |
 
 use crate::cache::{Cache, CacheError, Lock};
 use crate::fsutil;
+use crate::image::{self, ImageError};
 use crate::report::{Ctx, Interrupted};
 use fs_err as fs;
 use std::io;
@@ -25,6 +28,9 @@ pub enum CleanError {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The images cannot be read or deleted.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// A file operation failed.
     #[error("clean: {0}")]
     Io(#[from] io::Error),
@@ -58,7 +64,7 @@ pub const IN_USE: &str = "in-use";
 
 /// Deletes.
 pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result<Cleaned, CleanError> {
-    let _alone: Lock = cache.try_lock(IN_USE)?.ok_or(CleanError::InUse)?;
+    let alone: Lock = cache.try_lock(IN_USE)?.ok_or(CleanError::InUse)?;
     let mut cleaned = Cleaned::default();
     if !scope.dry_run {
         for part in ["rootfs", "spack", "builds", "blobs", "images"] {
@@ -74,7 +80,6 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         for part in ["rootfs", "spack", "images"] {
             victims.extend(children(&cache.dir(part))?);
         }
-        victims.extend(children(&cache.dir("blobs").join("sha256"))?);
         victims.extend(children(build_dir)?);
     }
     if scope.older_than.is_some() && !scope.full {
@@ -93,6 +98,12 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         }
         cleaned.paths.push(path);
     }
+    // What is forgotten in a trial run is still there.
+    let mut kept = image::list(cache)?;
+    kept.retain(|memory| !cleaned.paths.iter().any(|path| path == memory.path()));
+    let blobs = image::collect(cache, &kept, scope.dry_run, &alone)?;
+    cleaned.bytes += blobs.bytes;
+    cleaned.paths.extend(blobs.paths);
     Ok(cleaned)
 }
 

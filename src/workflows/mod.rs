@@ -2,6 +2,7 @@
 
 pub mod clean;
 pub mod finished;
+pub mod images;
 pub mod install;
 pub mod payload;
 pub mod verify;

@@ -146,6 +146,12 @@ impl<R: BufRead> TarReader<R> {
         &mut self.input
     }
 
+    /// Where the current member's stored data lies: its offset from where this reader began, and how many bytes of it
+    /// were not read yet.
+    pub fn data_range(&self) -> (u64, u64) {
+        (self.position, self.data)
+    }
+
     /// The next member; what is left of the last one's data is skipped. `None` at the end of the archive.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_data()?;
