@@ -252,7 +252,7 @@ impl Partial {
                 place: place.to_owned(),
                 expected: Box::new(self.wanted.digest),
                 actual: Box::new(actual),
-                remedy: "the registry or something on the way damaged it; try again or use another mirror",
+                remedy: "it was damaged at its source or on the way; try again, or take it from elsewhere (a mirror, a new copy)",
             });
         }
         fs::rename(&self.path, &self.target).map_err(ImageError::Io)

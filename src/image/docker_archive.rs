@@ -277,8 +277,8 @@ impl Local for DockerArchive {
     }
 
     fn place(&self, digest: &Digest) -> String {
-        match self.known(digest) {
-            Some(Blob::Member(member)) => format!("`{member}` in {}", show_archive(self.archive.path())),
+        match self.get(digest) {
+            Ok(Blob::Member(member)) => format!("`{member}` in {}", show_archive(self.archive.path())),
             _ => show_archive(self.archive.path()),
         }
     }

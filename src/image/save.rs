@@ -12,6 +12,9 @@
 //! The whole name makes the image travel under it: after `image load`, `ubuntu:24.04` means the same image as where
 //! it was saved. When the name pins an index, the index comes along as a blob that nothing else names, as proof.
 //!
+//! A Docker manifest is not made into an OCI one, as that would be another digest; skopeo and umoci, which look for OCI
+//! manifests only, do not see such an image in a layout.
+//!
 //! A layout that is there already gets one more entry; one with the same tag for the same platform is replaced. An
 //! archive is written whole, beside its place, and renamed.
 
@@ -28,6 +31,8 @@ use sha2::{Digest as _, Sha256};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const OCI_LAYOUT: &str = "{\"imageLayoutVersion\": \"1.0.0\"}";
 
@@ -99,6 +104,9 @@ pub fn save(image: &PulledImage, name: &Name, target: &Path, ctx: &Ctx) -> Resul
         blobs.push(Blob { digest: *pinned, size: meta.len(), from: image.blob_path(pinned) });
     }
     let entry = entry(image, name);
+    if entry["mediaType"] != OCI_MANIFEST {
+        ctx.note("its manifest is Docker's and is kept as it is, so that its digest stays the same: `image load`, oci: and oci-archive: read it, skopeo and umoci look for OCI manifests only");
+    }
     let mut progress = Progress { ctx, done: 0, total: blobs.iter().map(|b| b.size).sum() };
     match packing(target) {
         Some(packing) if !target.is_dir() => to_archive(&blobs, &entry, target, &packing, &mut progress),
@@ -108,11 +116,8 @@ pub fn save(image: &PulledImage, name: &Name, target: &Path, ctx: &Ctx) -> Resul
 
 /// The image's line in index.json.
 fn entry(image: &PulledImage, name: &Name) -> Value {
-    let media_type = image
-        .manifest()
-        .media_type()
-        .as_ref()
-        .map_or_else(|| "application/vnd.oci.image.manifest.v1+json".to_owned(), ToString::to_string);
+    let media_type =
+        image.manifest().media_type().as_ref().map_or_else(|| OCI_MANIFEST.to_owned(), ToString::to_string);
     let (digest, size) = image.blobs().first().copied().unwrap_or((*image.resolved().digest(), 0));
     let mut entry = json!({
         "mediaType": media_type,

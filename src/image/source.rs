@@ -74,7 +74,7 @@ impl Source {
                 place,
                 expected: Box::new(*digest),
                 actual: Box::new(actual),
-                remedy: "the registry or something on the way damaged it; try again or use another mirror",
+                remedy: "it was damaged at its source or on the way; try again, or take it from elsewhere (a mirror, a new copy)",
             });
         }
         store.put(&bytes)?;

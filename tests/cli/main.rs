@@ -253,3 +253,39 @@ fn clean_of_an_empty_cache_is_fine_and_says_what_it_freed() {
     assert_eq!(answer.code, 0, "{}", answer.err);
     assert!(answer.err.contains("freed"), "{}", answer.err);
 }
+
+#[test]
+fn images_travel_between_caches() {
+    let world = World::new();
+    let root = world.dir.path().join("rootfs/etc");
+    fs_err::create_dir_all(&root).unwrap();
+    fs_err::write(root.join("f"), "f").unwrap();
+    let image = |cache: &str, args: &[&str]| {
+        let answer = world.run(&[&["--cache-dir", cache, "-q", "image"], args].concat());
+        assert_eq!(answer.code, 0, "{args:?}: {}", answer.err);
+        answer.out
+    };
+    let digest = image("a", &["pull", "dir:rootfs"]);
+    let name = "registry.test/site/base:1";
+    assert_eq!(image("a", &["save", "dir:rootfs", "base.tar.zst", "--name", name]), digest);
+    assert_eq!(image("b", &["load", "base.tar.zst"]), format!("{name} {digest}"));
+    assert_eq!(image("b", &["pull", name, "--offline"]), digest);
+
+    let list: serde_json::Value = serde_json::from_str(&image("b", &["list", "--json"])).unwrap();
+    assert_eq!((list[0]["reference"].as_str(), list[0]["digest"].as_str()), (Some(name), Some(digest.trim())));
+    assert!(list[0]["whole"] == true && list[0]["bytes"].as_u64().unwrap() > 1000 && list[0]["used_at"].is_string());
+    let table = image("b", &["list"]);
+    assert!(table.lines().count() == 2 && table.contains(&digest[7..19]), "{table}");
+
+    // A relative name means the same image from everywhere, and nothing when it never was one.
+    let elsewhere = world.path("rootfs");
+    fs_err::rename(world.path("rootfs"), world.path("moved")).unwrap();
+    assert_eq!(image("a", &["pull", &format!("dir:{elsewhere}")]), digest);
+    assert_eq!(image("a", &["remove", "dir:./rootfs"]), format!("dir:{elsewhere} {digest}"));
+    world.refuses(&["--cache-dir", "a", "image", "pull", "dir:rootfs"], 4, &["not there", &elsewhere]);
+    world.refuses(&["--cache-dir", "a", "image", "remove", "dir:rootfs"], 2, &["dir:rootfs", "image list"]);
+    world.refuses(&["--cache-dir", "b", "image", "save", name, "moved"], 2, &["other things", ".tar"]);
+    world.refuses(&["--cache-dir", "b", "image", "save", name, "x", "--name", "a b"], 2, &["--name", "a b"]);
+    world.refuses(&["--cache-dir", "b", "image", "save", "site/none:1", "x", "--offline"], 3, &["image pull"]);
+    world.refuses(&["--cache-dir", "b", "image", "load", "moved/etc/f"], 4, &["moved/etc/f"]);
+}

@@ -4,12 +4,16 @@
 //! | file         | what is shown                                                                     |
 //! |--------------|-----------------------------------------------------------------------------------|
 //! | pull.rs      | tags, digests, indexes, layouts; what a registry or a disk can get wrong           |
+//! | files.rs    | archives of skopeo, podman and docker, folders; hostile and damaged ones          |
+//! | travel.rs   | saved and loaded, listed and removed, while others pull                          |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
 
+mod files;
 mod protocol;
 mod pull;
 mod support;
+mod travel;
 mod unpack;

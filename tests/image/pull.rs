@@ -2,7 +2,8 @@
 
 use crate::protocol::tunnel;
 use crate::support::{
-    Registry, Site, again_in_a_process, architecture, make_image, make_layer, quick, run, small_image,
+    OFFLINE, Registry, Site, again_in_a_process, architecture, contains, make_image, make_layer, quick, run,
+    small_image,
 };
 use fs_err as fs;
 use slurm_factory::image::{self, ClientConfig, Credentials, ImageError, Login, ResolveOptions};
@@ -11,15 +12,6 @@ use slurm_factory::rootfs::{Limits, UnpackError, unpack};
 use slurm_factory::secret::Secret;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
-
-const OFFLINE: ResolveOptions = ResolveOptions { offline: true, refresh: false };
-
-fn contains(error: &impl std::fmt::Display, parts: &[&str]) {
-    let text = error.to_string();
-    for part in parts {
-        assert!(text.contains(part), "`{part}` is not in: {text}");
-    }
-}
 
 #[test]
 fn a_tag_is_resolved_once_and_then_needs_no_registry() {
@@ -45,7 +37,8 @@ fn a_tag_is_resolved_once_and_then_needs_no_registry() {
         assert_eq!(*resolved.digest(), digest);
         image::pull(&resolved, &site.cache, &quick(), true, &Ctx::silent()).unwrap();
     }
-    let names: Vec<String> = image::list(&site.cache).unwrap().iter().map(|i| i.reference().to_string()).collect();
+    let names: Vec<String> =
+        image::list(&site.cache).unwrap().iter().map(|m| m.image().reference().to_string()).collect();
     assert_eq!(names, [name.clone(), pinned]);
     let refreshed = site.resolve(&name, ResolveOptions { offline: false, refresh: true });
     contains(&refreshed.unwrap_err(), &["cannot reach", &name]);

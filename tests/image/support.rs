@@ -25,6 +25,26 @@ pub fn run(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> 
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Never ask a registry.
+pub const OFFLINE: ResolveOptions = ResolveOptions { offline: true, refresh: false };
+
+/// The text says all of these.
+pub fn contains(error: &impl std::fmt::Display, parts: &[&str]) {
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+/// podman with a store of its own, which needs no particular kernel or host configuration for what it is used for.
+pub fn podman(site: &Site) -> impl Fn(&[&str]) -> String {
+    let [root, state] = ["podman-root", "podman-state"].map(|name| site.path(name).display().to_string());
+    move |args| {
+        let start = ["--root", &root, "--runroot", &state, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
+        run("podman", start.into_iter().chain(args.iter().copied()))
+    }
+}
+
 /// Runs one test of this binary in a process of its own, under `wrapper` and with more in its environment.
 pub fn again_in_a_process(test: &str, env: &[(&str, &str)], wrapper: &[&str]) {
     let this = std::env::current_exe().unwrap();
