@@ -122,6 +122,9 @@ fn prepared_rootfs(
         ctx.stage(Stage::Rootfs, &toolchain.name).cached(format!("{} with GCC {}", toolchain.name, rootfs.meta().gcc));
         return Ok(rootfs);
     }
+    if let Some(rootfs) = rootfs::restore(&recipe.id(), resolved.image.platform(), cache, ctx)? {
+        return Ok(rootfs);
+    }
     if resolved.request.offline {
         return Err(PrepareError::Offline { toolchain: toolchain.name.clone() }.into());
     }

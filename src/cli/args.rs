@@ -256,8 +256,12 @@ pub enum ImageVerb {
         #[arg(value_name = "DIR|FILE")]
         target: PathBuf,
         /// Name under which it travels, in place of its own
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "prepared")]
         name: Option<String>,
+        /// The root file system that was prepared from it, with the build tools, in place of the image itself: where it is
+        /// loaded, `build` needs no package mirror
+        #[arg(long)]
+        prepared: bool,
         /// Use no network; name what is missing
         #[arg(long)]
         offline: bool,

@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::image::{self, Memory, Name, Platform, PulledImage, Reference, ResolveOptions, Stored};
 use crate::report::{Ctx, Stage};
 use crate::resolve::{self, client_config};
+use crate::rootfs::{self, Rootfs};
 use crate::workflows::images;
 use anyhow::Result;
 use humansize::{BINARY, format_size};
@@ -26,7 +27,11 @@ pub fn run(global: &Global, verb: &ImageVerb, ctx: &Ctx) -> Result<ExitCode> {
         }
         ImageVerb::List { json } => list(&settings, *json, ctx),
         ImageVerb::Remove { images } => remove(&settings, images, ctx),
-        ImageVerb::Save { reference, target, name, offline } => {
+        ImageVerb::Save { reference, target, prepared: true, offline, .. } => {
+            let options = ResolveOptions { offline: *offline, refresh: false };
+            save_prepared(&settings, &parse(reference)?, options, target, ctx)
+        }
+        ImageVerb::Save { reference, target, name, offline, .. } => {
             let options = ResolveOptions { offline: *offline, refresh: false };
             save(&settings, &parse(reference)?, options, target, name.as_deref(), ctx)
         }
@@ -154,12 +159,45 @@ fn save(
     Ok(ExitCode::SUCCESS)
 }
 
+fn save_prepared(
+    settings: &Settings,
+    reference: &Reference,
+    options: ResolveOptions,
+    target: &Path,
+    ctx: &Ctx,
+) -> Result<ExitCode> {
+    let (cache, _lock) = open_cache(settings, ctx)?;
+    let client = client_config(&variable, ctx);
+    let base = image::resolve(reference, Platform::host()?, &cache, &client, options, ctx)?;
+    let found = Rootfs::of_image(&cache, &base.digest().to_string())?;
+    let Some(rootfs) = found.first() else {
+        let text =
+            format!("no rootfs prepared from {reference} is in the cache; run `slurm-factory build` with it once");
+        return Err(exit::HostFault(text).into());
+    };
+    if found.len() > 1 {
+        ctx.note(format!("{} were prepared from it; the newest is saved: {}", found.len(), rootfs.id()));
+    }
+    let timer = ctx.stage(Stage::Image, format!("the rootfs prepared from {reference}"));
+    let image = rootfs::as_image(rootfs, &base, &cache, ctx)?;
+    image::save(&image, &Name::of(image.resolved().reference()), target, ctx)?;
+    timer.done(format!("{}, {}", target.display(), format_size(image.size(), BINARY)));
+    ctx.reporter.finish();
+    print(&format!("{}\n", image.resolved().digest()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn load(settings: &Settings, source: &Path, ctx: &Ctx) -> Result<ExitCode> {
     let source = std::path::absolute(source)?;
     let (cache, _lock) = open_cache(settings, ctx)?;
     let timer = ctx.stage(Stage::Image, source.display().to_string());
     let loaded = image::load(&source, Platform::host()?, &cache, ctx)?;
     timer.done(format!("{} images", loaded.len()));
+    for image in &loaded {
+        if let Some(base) = rootfs::adopt(image, &cache)? {
+            ctx.note(format!("a prepared rootfs: builds on {base} use it and need no package mirror"));
+        }
+    }
     ctx.reporter.finish();
     for image in &loaded {
         for reference in &image.references {

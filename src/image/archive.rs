@@ -292,7 +292,8 @@ impl Archive {
 
     /// Where the member lies, links followed; `None` when there is none of this name.
     fn find(&self, name: &str) -> Result<Option<(u64, u64)>, ImageError> {
-        let mut at = name.as_bytes().to_vec();
+        // A name that leads elsewhere is not the name of a member.
+        let Ok(mut at) = normal(name.as_bytes()) else { return Ok(None) };
         for _ in 0..=MAX_LINKS {
             match self.members.get(&at) {
                 None => return Ok(None),
@@ -464,7 +465,10 @@ mod tests {
             assert_eq!(archive.small(name, 100).unwrap().unwrap(), b"content", "{name}");
         }
         assert_eq!(archive.small("b", 0).unwrap().unwrap(), b"");
-        assert!(archive.small("c", 9).unwrap().is_none());
+        for name in ["c", "../b", "/b"] {
+            assert!(archive.small(name, 9).unwrap().is_none(), "{name}");
+        }
+        assert!(archive.small("./b", 9).unwrap().is_some());
         for (name, part) in [("a/f", "7 bytes"), ("out", "regular"), ("loop", "8 times"), ("twice", "more than one")] {
             let error = archive.small(name, 6).unwrap_err().to_string();
             assert!(error.contains(part), "{name}: {error}");

@@ -164,6 +164,11 @@ fn read(path: &Path) -> Result<Option<Memory>, ImageError> {
     }))
 }
 
+/// Makes `reference` mean the image with this digest, in place of what it meant.
+pub fn name_again(cache: &Cache, reference: &Reference, platform: Platform, digest: Digest) -> Result<(), ImageError> {
+    remember(cache, &ResolvedImage::new(reference.clone(), platform, digest, Timestamp::now()), None)
+}
+
 /// Writes down what a reference means.
 pub fn remember(cache: &Cache, image: &ResolvedImage, stamp: Option<String>) -> Result<(), ImageError> {
     let file = File {

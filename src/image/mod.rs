@@ -28,6 +28,7 @@ mod folder;
 mod layout;
 mod load;
 mod local;
+mod made;
 mod manifest;
 mod memory;
 mod platform;
@@ -46,8 +47,9 @@ pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_cand
 pub use digest::{BadDigest, Digest};
 pub use error::ImageError;
 pub use load::{Loaded, load};
+pub use made::{Labels, make};
 pub use manifest::{Compression, Layer};
-pub use memory::{Collected, Memory, Stored, collect, list, stored};
+pub use memory::{Collected, Memory, Stored, collect, list, name_again as remember, recall, stored};
 pub use platform::Platform;
 pub use pull::{PulledImage, pull};
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};

@@ -1,12 +1,14 @@
 //! From a pulled image to a root file system that Spack can work in: `apply` unpacks layers, `prepare` installs
-//! the build tools.
+//! the build tools, `travel` carries the result to other sites as an image.
 
 mod apply;
 mod apt;
 mod prepare;
 mod stream;
+mod travel;
 mod tree;
 
 pub use crate::image::TarError;
 pub use apply::{Limits, UnpackError, UnpackReport, unpack};
 pub use prepare::{Meta, PrepareError, Recipe, Rootfs, prepare};
+pub use travel::{adopt, as_image, restore};

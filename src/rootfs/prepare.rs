@@ -84,7 +84,7 @@ pub enum PrepareError {
     },
     /// It is needed, not there, and nothing may be fetched.
     #[error(
-        "the prepared rootfs for toolchain {toolchain} is not in the cache and --offline was given; run `slurm-factory build` once with a network"
+        "the prepared rootfs for toolchain {toolchain} is not in the cache and --offline was given; run `slurm-factory build` once with a network, or load one from elsewhere (`image save --prepared`, `image load`)"
     )]
     Offline {
         /// The toolchain.
@@ -212,6 +212,28 @@ impl Rootfs {
     /// What is in it.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Those that were prepared from the image with this manifest, the newest first.
+    pub fn of_image(cache: &Cache, image_digest: &str) -> Result<Vec<Self>, PrepareError> {
+        let entries = match fs::read_dir(cache.dir("rootfs")) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let id = name.to_str().filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+            if let Some(rootfs) =
+                id.and_then(|id| Self::open(cache, id)).filter(|r| r.meta.image_digest == image_digest)
+            {
+                let written = fs::metadata(fsutil::parent_of(&rootfs.root).join("meta.json"))?.modified()?;
+                found.push((written, rootfs));
+            }
+        }
+        found.sort_by_key(|(written, _)| std::cmp::Reverse(*written));
+        Ok(found.into_iter().map(|(_, rootfs)| rootfs).collect())
     }
 
     /// The rootfs with this identity, if it is in the cache.

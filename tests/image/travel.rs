@@ -10,7 +10,7 @@ use slurm_factory::image::{
     self, Digest, ImageError, Loaded, Memory, Name, Platform, PulledImage, Reference, Stored, load, save,
 };
 use slurm_factory::report::Ctx;
-use slurm_factory::rootfs::{Limits, unpack};
+use slurm_factory::rootfs::{self, Limits, Rootfs, unpack};
 use slurm_factory::workflows::clean::{IN_USE, Scope, clean};
 use slurm_factory::workflows::images::{RemoveError, Removed, remove};
 use std::path::Path;
@@ -386,4 +386,58 @@ fn removing_while_others_pull_and_unpack() {
         assert!(results.iter().all(Result::is_ok));
     });
     assert!(kept > 0, "it was removed in the middle of a pull or an unpack: {freed} {kept}");
+}
+
+#[test]
+fn a_prepared_rootfs_travels_as_an_image() {
+    let site = Site::new();
+    let base = site.pull(&small_image(&site, "layout", architecture())).unwrap();
+    // As `prepare` leaves it: a tree, and what was found in it.
+    let id = Digest::of(b"a recipe").hex();
+    let entry = site.cache.dir("rootfs").join(&id);
+    fs::create_dir_all(entry.join("root/usr/bin")).unwrap();
+    fs::write(entry.join("root/usr/bin/gcc"), "gcc").unwrap();
+    std::os::unix::fs::symlink("usr/bin", entry.join("root/bin")).unwrap();
+    let image_digest = base.resolved().digest().to_string();
+    let meta = json!({"image_digest": image_digest, "gcc": "13.3.0", "versions": {"perl": "5.38"},
+        "packages": {"gcc": "4:13"}, "glibc": "2.39", "unpacked": {}});
+    fs::write(entry.join("meta.json"), meta.to_string()).unwrap();
+
+    let found = Rootfs::of_image(&site.cache, &image_digest).unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(Rootfs::of_image(&site.cache, "sha256:other").unwrap().is_empty());
+    let silent = Ctx::silent();
+    let image = rootfs::as_image(&found[0], base.resolved(), &site.cache, &silent).unwrap();
+    let again = rootfs::as_image(&found[0], base.resolved(), &site.cache, &silent).unwrap();
+    assert_eq!(image.resolved().digest(), again.resolved().digest(), "the same tree, the same digest");
+    let (layout, archive) = (site.path("prepared"), site.path("prepared.tar.zst"));
+    saved(&image, &layout);
+    saved(&image, &archive);
+    let name = format!("{}:{}", layout.display(), &id[..32]);
+    let seen = run("skopeo", ["inspect", "--format={{.Digest}} {{.Labels}}", &format!("oci:{name}")]);
+    assert!(seen.starts_with(&image.resolved().digest().to_string()) && seen.contains(&id), "{seen}");
+    let bundle = site.path("bundle");
+    run("umoci", ["unpack", "--rootless", "--image", &name, bundle.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(bundle.join("rootfs/usr/bin/gcc")).unwrap(), "gcc");
+
+    for source in [&layout, &archive] {
+        let other = Site::new();
+        let platform = Platform::host().unwrap();
+        let restore = |id: &str| rootfs::restore(id, platform, &other.cache, &silent).unwrap();
+        assert!(restore(&id).is_none());
+        let images = loaded(&other, source).unwrap();
+        let adopted = rootfs::adopt(&images[0], &other.cache).unwrap().unwrap();
+        assert_eq!(adopted, *base.resolved().reference());
+        // The base's name has its digest again, the image itself is not needed.
+        assert_eq!(names(&other).len(), 2);
+        assert!(restore(&Digest::of(b"another recipe").hex()).is_none());
+        // The same first digits are not the same recipe.
+        assert!(restore(&format!("{}{}", &id[..32], "0".repeat(32))).is_none());
+        let restored = restore(&id).unwrap();
+        assert_eq!((restored.id(), restored.meta()), (id.as_str(), found[0].meta()));
+        assert_eq!(fs::read_to_string(restored.root().join("bin/gcc")).unwrap(), "gcc");
+        assert!(restore(&id).is_some(), "it is there now");
+    }
+    let plain = loaded(&Site::new(), &site.path("layout")).unwrap();
+    assert!(rootfs::adopt(&plain[0], &site.cache).unwrap().is_none(), "any other image is just an image");
 }
