@@ -208,7 +208,8 @@ interrupt() {
     wait "$pid" || status=$?
     [[ $status -eq $expected ]] || die "after SIG$signal the build ended with $status, not $expected"
     sleep 1
-    left=$(pgrep --uid "$user" --list-full || true)
+    # What has ended and waits for init to take note of it is nothing that was left.
+    left=$(pgrep --uid "$user" --list-full | grep -v '<defunct>$' || true)
     # Rootless podman keeps one process of its own for as long as the user is logged in: `podman` and no argument.
     if [[ $kind == podman ]]; then left=$(grep -v -x '[0-9]* podman' <<<"$left" || true); fi
     [[ -z $left ]] || die "SIG$signal left processes: $left"
