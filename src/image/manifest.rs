@@ -76,7 +76,7 @@ impl Layer {
         &self.diff_id
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn for_test(blob: &[u8], compression: Compression, diff_id: Digest) -> Self {
         let size = blob.len() as u64;
         Self { digest: Digest::of(blob), size, media_type: String::new(), compression, diff_id }

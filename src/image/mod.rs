@@ -25,6 +25,8 @@ mod digest;
 mod docker_archive;
 mod error;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod layout;
 mod load;
 mod local;
@@ -40,7 +42,7 @@ mod save;
 mod source;
 pub(crate) mod tar;
 mod tarball;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 
 pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_candidates};

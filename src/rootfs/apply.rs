@@ -253,7 +253,7 @@ struct Parent {
     depth: u32,
 }
 
-struct Unpacker<'a> {
+pub(super) struct Unpacker<'a> {
     dest: PathBuf,
     tree: Tree,
     limits: Limits,
@@ -310,7 +310,7 @@ impl<T> Tried<T> for rustix::io::Result<T> {
 }
 
 impl<'a> Unpacker<'a> {
-    fn new(dest: &Path, limits: Limits, total: u64, ctx: &'a Ctx) -> Result<Self, UnpackError> {
+    pub(super) fn new(dest: &Path, limits: Limits, total: u64, ctx: &'a Ctx) -> Result<Self, UnpackError> {
         if fs::read_dir(dest).map_err(UnpackError::Io)?.next().is_some() {
             return Err(UnpackError::NotEmpty { dest: dest.to_owned() });
         }
@@ -338,7 +338,14 @@ impl<'a> Unpacker<'a> {
         })
     }
 
-    fn layer(&mut self, layer: &Layer, path: &Path) -> Result<(), UnpackError> {
+    /// Resolves names by hand even where the kernel could.
+    #[cfg(fuzzing)]
+    pub(super) fn walk(&mut self) {
+        let tree = Tree::open(&self.dest).expect("it was opened before");
+        self.tree = tree.by_walking();
+    }
+
+    pub(super) fn layer(&mut self, layer: &Layer, path: &Path) -> Result<(), UnpackError> {
         self.ctx.check()?;
         self.fresh = (self.report.layers > 0).then(HashSet::new);
         self.report.layers += 1;
@@ -778,7 +785,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Gives directories their modes and times, from the deepest up.
-    fn finish(self) -> Result<UnpackReport, UnpackError> {
+    pub(super) fn finish(self) -> Result<UnpackReport, UnpackError> {
         self.ctx.check()?;
         let root = tree::open_dir(self.tree.root(), b".");
         root.and_then(|root| self.finish_dir(&root)).map_err(|e| {

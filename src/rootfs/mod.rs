@@ -3,6 +3,8 @@
 
 mod apply;
 mod apt;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod prepare;
 mod stream;
 mod travel;

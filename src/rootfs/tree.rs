@@ -52,7 +52,7 @@ impl Tree {
     }
 
     /// Resolves by hand even where the kernel could.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn by_walking(mut self) -> Self {
         self.resolver = Resolver::Walk;
         self

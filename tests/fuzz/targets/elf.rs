@@ -1,0 +1,15 @@
+//! An ELF file, given any bytes: an edit is refused or gives a file on which the same edit changes nothing.
+#![no_main]
+use slurm_factory::elf::{Edit, Edited, SearchPath, Strip, edit};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    for search_path in [SearchPath::Rpath(b"$ORIGIN/../lib:$ORIGIN/../lib64".to_vec()), SearchPath::Remove] {
+        for strip in [Strip::Keep, Strip::Debug] {
+            let asked = Edit { search_path: search_path.clone(), strip };
+            if let Ok(Edited::Changed(new)) = edit(bytes, &asked) {
+                let again = edit(&new, &asked).expect("what was written can be read");
+                assert!(matches!(again, Edited::Unchanged), "twice is not the same as once");
+            }
+        }
+    }
+});
