@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
 use assert_cmd::Command;
+use slurm_factory::catalog::Catalog;
+use slurm_factory::rootfs::Recipe;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -288,4 +290,59 @@ fn images_travel_between_caches() {
     world.refuses(&["--cache-dir", "b", "image", "save", name, "x", "--name", "a b"], 2, &["--name", "a b"]);
     world.refuses(&["--cache-dir", "b", "image", "save", "site/none:1", "x", "--offline"], 3, &["image pull"]);
     world.refuses(&["--cache-dir", "b", "image", "load", "moved/etc/f"], 4, &["moved/etc/f"]);
+}
+
+#[test]
+fn a_loaded_prepared_rootfs_is_what_an_offline_build_uses() {
+    let world = World::new();
+    let base = "registry.test/site/base:1";
+    fs_err::create_dir_all(world.dir.path().join("base/etc")).unwrap();
+    for (cache, args) in [
+        ("a", ["save", "dir:base", "base.tar", "--name", base].as_slice()),
+        ("a", &["load", "base.tar"]),
+        ("a", &["pull", base, "--offline"]),
+    ] {
+        let answer = world.run(&[&["--cache-dir", cache, "-q", "image"], args].concat());
+        assert_eq!(answer.code, 0, "{args:?}: {}", answer.err);
+    }
+    let digest = world.run(&["--cache-dir", "a", "-q", "image", "pull", base, "--offline"]).out.trim().to_owned();
+    let save = ["--cache-dir", "a", "image", "save", "--prepared", base, "prepared.tar.gz"];
+    world.refuses(&save, 3, &[base, "slurm-factory build"]);
+
+    // As a build leaves it; what it is called follows from the image and the toolchain.
+    let toolchain = Catalog::embedded().unwrap().toolchain("debian12").unwrap();
+    let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
+    packages.sort();
+    packages.dedup();
+    let recipe = Recipe {
+        toolchain: &toolchain.name,
+        image: base,
+        image_digest: &digest,
+        os_release: &toolchain.os_release,
+        packages: &packages,
+        requirements: &toolchain.requirements,
+        probes: &toolchain.external,
+    };
+    let entry = world.dir.path().join("a/rootfs").join(recipe.id());
+    fs_err::create_dir_all(entry.join("root/usr/bin")).unwrap();
+    let meta = serde_json::json!({"image_digest": digest, "gcc": "12.2.0", "versions": {}, "packages": {},
+        "glibc": "2.36", "unpacked": {}});
+    fs_err::write(entry.join("meta.json"), meta.to_string()).unwrap();
+    assert_eq!(world.run(&save).code, 0);
+
+    // Another site: no registry, no package mirror, Spack as trees. The build gets as far as Spack, which is none.
+    for tree in ["spack", "packages"] {
+        fs_err::create_dir_all(world.dir.path().join(tree).join("x")).unwrap();
+    }
+    let build = [
+        ["--cache-dir", "b", "build", "--offline"].as_slice(),
+        &["--toolchain", "debian12", "--image", base, "--spack-source", "spack", "--spack-packages", "packages"],
+    ]
+    .concat();
+    world.refuses(&build, 3, &["offline", base]);
+    let loaded = world.run(&["--cache-dir", "b", "image", "load", "prepared.tar.gz"]);
+    assert!(loaded.code == 0 && loaded.err.contains(base), "{}", loaded.err);
+    let answer = world.run(&build);
+    assert!(answer.code != 0 && answer.err.contains("unpacked as it was saved, GCC 12.2.0"), "{}", answer.err);
+    assert!(world.dir.path().join("b/rootfs").join(recipe.id()).join("root/usr/bin").is_dir());
 }
