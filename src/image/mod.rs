@@ -43,6 +43,7 @@ mod source;
 pub(crate) mod tar;
 mod tarball;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
 pub(crate) mod testing;
 
 pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_candidates};

@@ -225,11 +225,15 @@ for ((turn = 0; turn < 100; turn++)); do
             [[ $(readlink "/proc/$candidate/exe") == "$tree/sbin/slurmstepd" ]] && step_pid=$candidate
         fi 2>/dev/null
     done
-    [[ -n $step_pid ]] && break
+    # The one of the job before may be about to end: ours lives on.
+    if [[ -n $step_pid ]]; then
+        sleep 1
+        [[ -r /proc/$step_pid/maps ]] && grep -q . "/proc/$step_pid/maps" 2>/dev/null && break
+        step_pid=
+    fi
     sleep 0.1
 done
 [[ -n $step_pid ]] || fail "no slurmstepd of the tree runs while a job does"
-sleep 1
 check_libraries slurmstepd "$step_pid"
 for name in munged slurmctld slurmd; do
     check_libraries "$name" "${pids[$name]}"

@@ -17,20 +17,48 @@ if ((${#targets[@]} == 0)); then
 fi
 
 build=${CARGO_TARGET_DIR:-$here/../../target}/fuzz
-export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-arg=-Wl,-z,nostart-stop-gc"
 host=$(rustc -vV | sed -n 's/^host: //p')
 # With a target named, the flags are for the fuzzed code alone and not for build scripts.
 cargo build --locked --release --quiet --manifest-path "$here/Cargo.toml" --target "$host" --target-dir "$build"
 
+# What libFuzzer starts from: archives of each form and a few libraries, made here.
+seeds=$build/seeds
+if [[ ! -d $seeds ]]; then
+    rm -rf "$seeds.part"
+    mkdir -p "$seeds.part/archive" "$seeds.part/elf" "$seeds.part/tree/folder"
+    (
+        cd "$seeds.part/tree"
+        echo text >file
+        ln file hard
+        ln -s folder/none link
+        truncate -s 200K sparse && printf x | dd of=sparse bs=1 seek=100000 conv=notrunc status=none
+        touch "folder/$(printf 'n%.0s' {1..200})" && mkfifo pipe
+    )
+    for format in gnu posix ustar v7 oldgnu; do
+        tar --create --sparse --format="$format" --directory="$seeds.part/tree" --file="$seeds.part/archive/$format.tar" . 2>/dev/null || true
+    done
+    code='int answer(void) { return 42; }'
+    for flags in "" -Wl,-rpath,/a/b -Wl,-z,separate-code "-Wl,--enable-new-dtags -Wl,-rpath,/x" -Wl,--hash-style=sysv -g; do
+        name=$(printf '%s' "$flags" | tr -c 'a-z0-9\n' _)
+        # shellcheck disable=SC2086  # several flags
+        gcc -x c -shared -fPIC -nostdlib -Os $flags -o "$seeds.part/elf/lib$name.so" - <<<"$code"
+    done
+    rm -rf "$seeds.part/tree"
+    mv "$seeds.part" "$seeds"
+fi
+
 for target in "${targets[@]}"; do
     found=$build/corpus/$target
     mkdir -p "$found" "$here/artifacts/$target"
     corpora=("$found")
-    if [[ -d $here/corpus/$target ]]; then corpora+=("$here/corpus/$target"); fi
+    for folder in "$here/corpus/$target" "$seeds/$target"; do
+        if [[ -d $folder ]]; then corpora+=("$folder"); fi
+    done
     log=$build/$target.log
-    if ! "$build/$host/release/$target" "${corpora[@]}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
+    if ! "$build/$host/release/$target" "${corpora[@]}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=262144 \
         -artifact_prefix="$here/artifacts/$target/" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         printf 'fuzz: %s FAILED; the input is in tests/fuzz/artifacts/%s\n' "$target" "$target" >&2
