@@ -246,6 +246,7 @@ pub fn plan(
     lookup: Lookup<'_>,
     ctx: &Ctx,
 ) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
+    resolve::check(settings, flags, cache, lookup, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
     Ok((resolved.plan, there))

@@ -201,6 +201,7 @@ pub fn check(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     plan::check(&request(settings, flags, &catalog)?, &catalog)?;
     backend(settings)?;
+    local(settings, lookup)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
         if let Some(there) = path.ancestors().find(|p| p.is_dir())
@@ -208,6 +209,29 @@ pub fn check(
         {
             return Err(ResolveError::NoExec { path });
         }
+    }
+    Ok(())
+}
+
+/// Files and folders of this machine that settings name: told before anybody else is asked for anything.
+fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<(), ResolveError> {
+    folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?;
+    folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?;
+    folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?;
+    settings.apt_sources.as_deref().map(apt_sources).transpose()?;
+    for repo in settings.spack_repos.iter().flatten() {
+        source::recipe_repo(repo)?;
+    }
+    for (key, source) in [("spack-source", &settings.spack_source), ("spack-packages", &settings.spack_packages)] {
+        if let Some(path) = source.as_deref().filter(|s| s.starts_with(['/', '.'])).map(Path::new)
+            && !path.exists()
+        {
+            return Err(ResolveError::NoFolder { key, path: path.to_owned() });
+        }
+    }
+    if let Some(path) = &settings.key {
+        let passphrase = lookup(PASSPHRASE).map(Secret::new);
+        SigningKey::from_file(path, passphrase.as_ref())?;
     }
     Ok(())
 }

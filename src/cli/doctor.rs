@@ -61,7 +61,7 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     if args.json {
         print_json(&Answer { can_build, sandbox: backend, findings: &findings })?;
     } else {
-        print(&describe(&findings, backend))?;
+        print(&describe(&findings, backend.filter(|_| can_build)))?;
     }
     Ok(if can_build { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
@@ -122,8 +122,11 @@ fn describe(findings: &[Finding], backend: Option<&str>) -> String {
         let _ = writeln!(text, "{word:>5}  {finding}");
     }
     let _ = match backend {
-        Some(backend) => writeln!(text, "\nbuilds run in: {backend}"),
-        None => writeln!(text, "\nbuilds cannot run here; what to do is said above"),
+        Some(backend) => writeln!(
+            text,
+            "\nbuilds can run here, in {backend}\n(registry, package archive and Spack's repositories were not asked)"
+        ),
+        None => writeln!(text, "\nbuilds cannot run here as it is; what to do is said at FAIL"),
     };
     text
 }

@@ -3,7 +3,7 @@
 use super::args::{Global, VerifyArgs};
 use super::{exit, open_cache, print, print_json, settings};
 use crate::config::Settings;
-use crate::package::Trust;
+use crate::package::{Difference, Trust};
 use crate::relocate::Rules;
 use crate::relocate::verify::Findings;
 use crate::report::Ctx;
@@ -35,53 +35,84 @@ struct Answer<'a> {
     fit: bool,
     signer: Option<&'a str>,
     sha256: Option<&'a str>,
-    fill_in: Vec<String>,
+    fill_in: &'a [String],
+    differences: &'a [Difference],
     #[serde(flatten)]
     findings: &'a Findings,
+}
+
+/// What a package and a tree have in common for whoever asks.
+#[derive(Default)]
+struct Checked {
+    findings: Findings,
+    signer: Option<Fingerprint>,
+    sha256: Option<String>,
+    fill_in: Vec<String>,
+    /// Why the signature or the sums say nothing.
+    unsure: Option<&'static str>,
+    differences: Vec<Difference>,
+}
+
+fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
+    let verified = verify::tree(&args.path, rules, ctx)?;
+    let (unsure, fill_in) = match &verified.package {
+        None => ("it holds no package's manifest.json: only what is in the files is checked", Vec::new()),
+        Some(tree) => (
+            "every file is checked against the manifest.json in it, which anyone could change: verify the package for the signature",
+            if tree.record().is_none() { tree.manifest().facts.fill_in.clone() } else { Vec::new() },
+        ),
+    };
+    let (findings, differences) = (verified.findings, verified.differences);
+    Ok(Checked { findings, differences, fill_in, unsure: Some(unsure), ..Checked::default() })
+}
+
+fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
+    let keyring = keyring(global, &args.key, ctx)?;
+    let verified = verify::package(&args.path, Trust::Require(&keyring), rules, ctx)?;
+    Ok(Checked {
+        signer: verified.signer,
+        sha256: Some(verified.package.sha256().to_owned()),
+        fill_in: verified.package.manifest().facts.fill_in.clone(),
+        findings: verified.findings,
+        ..Checked::default()
+    })
 }
 
 /// `verify`
 pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     let rules = Rules::embedded()?;
-    let path = args.path.display().to_string();
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();
-    let (findings, signer, sha256, fill_in): (Findings, Option<Fingerprint>, Option<String>, Vec<String>) = if is_tree {
-        ctx.warn("a tree on disk has no signature and no sums; only what is in it is checked");
-        (verify::tree(&args.path, &rules, ctx)?, None, None, Vec::new())
-    } else {
-        let keyring = keyring(global, &args.key, ctx)?;
-        let verified = verify::package(&args.path, Trust::Require(&keyring), &rules, ctx)?;
-        let sum = verified.package.sha256().to_owned();
-        let fill_in = verified.package.manifest().facts.fill_in.clone();
-        (verified.findings, verified.signer, Some(sum), fill_in)
-    };
+    let checked = if is_tree { check_tree(args, &rules, ctx)? } else { check_package(global, args, &rules, ctx)? };
+    if let Some(unsure) = checked.unsure {
+        ctx.warn(format!("a tree has no signature; {unsure}"));
+    }
     ctx.reporter.finish();
-    let fit = findings.problems.is_empty();
+    let fit = checked.findings.problems.is_empty() && checked.differences.is_empty();
     if args.json {
         print_json(&Answer {
-            path,
+            path: args.path.display().to_string(),
             fit,
-            signer: signer.as_ref().map(Fingerprint::as_str),
-            sha256: sha256.as_deref(),
-            fill_in,
-            findings: &findings,
+            signer: checked.signer.as_ref().map(Fingerprint::as_str),
+            sha256: checked.sha256.as_deref(),
+            fill_in: &checked.fill_in,
+            differences: &checked.differences,
+            findings: &checked.findings,
         })?;
     } else {
-        print(&describe(&findings, signer.as_ref(), sha256.as_deref(), &fill_in))?;
+        print(&describe(&checked))?;
     }
     if fit {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(exit::Unfit(format!(
-        "{}: {} problems\n  {}",
-        args.path.display(),
-        findings.problems.len(),
-        verify::list(&findings)
-    ))
-    .into())
+    let changed = checked.differences.iter().map(|d| format!("{}: {}", d.path, d.problem));
+    let found = verify::list(&checked.findings);
+    let lines: Vec<String> = changed.chain((!found.is_empty()).then_some(found)).collect();
+    let count = checked.findings.problems.len() + checked.differences.len();
+    Err(exit::Unfit(format!("{}: {count} problems\n  {}", args.path.display(), lines.join("\n  "))).into())
 }
 
-fn describe(findings: &Findings, signer: Option<&Fingerprint>, sha256: Option<&str>, fill_in: &[String]) -> String {
+fn describe(checked: &Checked) -> String {
+    let Checked { findings, signer, sha256, fill_in, .. } = checked;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
         // Writing to a string does not fail.
@@ -102,7 +133,9 @@ fn describe(findings: &Findings, signer: Option<&Fingerprint>, sha256: Option<&s
     for leak in &findings.allowed {
         row("names build", &format!("{} ({} times): {}", leak.path.display(), leak.count, leak.reason));
     }
-    if fill_in.is_empty() {
+    if fill_in.is_empty() && sha256.is_none() {
+        // A tree was unpacked already.
+    } else if fill_in.is_empty() {
         row("unpacking", "plain tar -x gives a working tree");
     } else {
         row("unpacking", &format!("{} files wait for `slurm-factory install` to fill in a folder:", fill_in.len()));

@@ -269,7 +269,7 @@ fn unreachable_hint(reason: &str) -> &'static str {
     if reason.contains("certificate") || reason.contains("unknownissuer") {
         "its certificate is not trusted: name the site's CA bundle with SSL_CERT_FILE"
     } else if reason.contains("dns") || reason.contains("lookup") {
-        "check the host's name, and https_proxy if this machine has no direct way out"
+        "check the host's name, and https_proxy if this machine has no direct way out; or use a mirror or an OCI layout (oci:DIR)"
     } else {
         "check the address, and https_proxy if this machine has no direct way out; or use a mirror or an OCI layout (oci:DIR)"
     }

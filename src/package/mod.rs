@@ -164,7 +164,7 @@ pub enum PackageError {
     },
     /// No signature where one is required.
     #[error(
-        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from, or have the check left out"
+        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from (`install --allow-unsigned` goes without)"
     )]
     NotSigned {
         /// The archive.

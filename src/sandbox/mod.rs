@@ -56,7 +56,7 @@ pub use probe::{Trial, Try};
 pub use run::{Ended, Exit, Io};
 pub use spec::{
     Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Mount, Network, Overlay,
-    Spec, Tmpfs, User,
+    PATH_INSIDE, Spec, Tmpfs, User,
 };
 pub use wire::{Failure, Step};
 

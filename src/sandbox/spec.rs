@@ -167,7 +167,8 @@ pub struct Spec {
     pub grace_ms: u64,
 }
 
-const PATH_INSIDE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The search path inside.
+pub const PATH_INSIDE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const GIB: u64 = 1 << 30;
 
 impl Spec {

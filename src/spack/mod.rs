@@ -30,7 +30,7 @@ use crate::cache::{Cache, CacheError};
 use crate::fsutil;
 use crate::plan::{BuildPlan, HostAccess, inside};
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, Ended, Io, Network, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, Ended, Io, Network, PATH_INSIDE, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use log::{Progress, Step};
 use sha2::{Digest, Sha256};
@@ -225,8 +225,7 @@ impl Session<'_> {
         if self.plan.execution.network != crate::plan::Network::Host {
             build.network = Network::None;
         }
-        let json = serde_json::to_vec_pretty(&build).map_err(io::Error::other)?;
-        fsutil::write_atomic(&self.cache.dir(LAST_BUILD), &json, 0o600)?;
+        self.remember_for_shell(&build, &environment)?;
 
         let lock_file = environment.join("spack.lock");
         let timer = ctx.stage(Stage::Concretize, &self.plan.identity.spec);
@@ -348,6 +347,19 @@ impl Session<'_> {
         let environment = on_host(slot, &render::environment_dir(self.plan));
         fsutil::write_atomic(&environment.join("spack.yaml"), rendered.spack_yaml.as_bytes(), 0o644)?;
         Ok(environment)
+    }
+
+    /// Keeps the sandbox for `slurm-factory shell`, which begins in the environment's folder and has a `spack` that means
+    /// this environment.
+    fn remember_for_shell(&self, build: &Spec, environment: &Path) -> Result<(), SpackError> {
+        let inside = render::environment_dir(self.plan);
+        let (scope, spack) = (render::scope_dir(self.plan), inside::SPACK);
+        let script = format!("#!/bin/sh\nexec {spack}/bin/spack -C {scope} -e {inside} \"$@\"\n");
+        fsutil::write_atomic(&environment.join("bin/spack"), script.as_bytes(), 0o755)?;
+        let mut shell = build.clone().env("PATH", format!("{inside}/bin:{PATH_INSIDE}"));
+        shell.cwd = inside.into();
+        let json = serde_json::to_vec_pretty(&shell).map_err(io::Error::other)?;
+        Ok(fsutil::write_atomic(&self.cache.dir(LAST_BUILD), &json, 0o600)?)
     }
 
     /// Runs one Spack command in the environment, follows its output, keeps it in a log. Returns how many

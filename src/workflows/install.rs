@@ -204,7 +204,7 @@ fn keep(tree: &Tree, package: &Package, prefix: &Path, record: &Record, ctx: &Ct
             wanted: describe(package.manifest()),
         });
     }
-    let differences = tree.differences(false, ctx)?;
+    let differences = tree.differences(true, ctx)?;
     if !differences.is_empty() {
         return Err(InstallError::Changed { prefix: prefix.to_owned(), differences });
     }

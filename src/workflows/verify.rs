@@ -1,7 +1,8 @@
 //! Checks a package or a tree as whoever gets it would: signature, sums, every entry against the manifest,
 //! library closure, leaked build paths, glibc floor.
 
-use crate::package::{Package, PackageError, Trust};
+use crate::package::manifest::ManifestError;
+use crate::package::{Difference, Package, PackageError, Tree, Trust};
 use crate::plan::inside;
 use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Inspector};
@@ -72,12 +73,28 @@ pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Resul
     Ok(Verified { package, signer, findings: inspector.finish() })
 }
 
-/// Checks a tree on disk: an unpacked package, or the view alone.
-pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
+/// A tree on disk, and what was found in it.
+pub struct VerifiedTree {
+    /// What was found.
+    pub findings: Findings,
+    /// The package that was unpacked there; nothing when the tree has no manifest.
+    pub package: Option<Tree>,
+    /// What is not as that package's manifest says, content included.
+    pub differences: Vec<Difference>,
+}
+
+/// Checks a tree on disk: an unpacked package, against its manifest too, or the view alone.
+pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<VerifiedTree, VerifyError> {
+    let package = match Tree::open(dir) {
+        // Somebody else's manifest.json is nobody's package.
+        Err(PackageError::Manifest { source: ManifestError::NotOurs(_), .. }) => None,
+        opened => opened?,
+    };
+    let differences = package.as_ref().map_or(Ok(Vec::new()), |tree| tree.differences(true, ctx))?;
     let view = dir.join(VIEW);
     let mut inspector = Inspector::new(rules, inside::ROOT);
     feed_tree(&mut inspector, if view.is_dir() { &view } else { dir }, ctx)?;
-    Ok(inspector.finish())
+    Ok(VerifiedTree { findings: inspector.finish(), package, differences })
 }
 
 /// Feeds a tree to an inspector.

@@ -189,6 +189,7 @@ one_user() {
     check_relocation
     check_install
     check_module
+    check_shell
     check_store_reuse
 }
 
@@ -403,6 +404,15 @@ check_module() {
         [[ $found == "$expected" ]] || die "module load slurm (SLURM_INSTALL_PREFIX='$prefix') finds sinfo at '$found'"
     done
     step "module load slurm under real Lmod"
+}
+
+# The last build's sandbox, as Spack saw it, with a `spack` that means its environment.
+check_shell() {
+    local found
+    found=$("${factory[@]}" shell -- sh -c 'id -un; pwd; ls; spack --no-such-option >/dev/null 2>&1 || echo refused' </dev/null)
+    [[ $found == builder$'\n'/slurm-factory.build/env/*spack.lock*refused ]] || [[ $kind == podman && $found == *spack.lock*refused ]] ||
+        die "shell shows: $found"
+    step "shell opens the sandbox of the last build"
 }
 
 # Another variant of the same Slurm takes rootfs, Spack and dependencies as they are.
