@@ -5,15 +5,19 @@
 //! sandbox is started by `sandbox`, whose helper is our own program and is spawned through here too.
 
 use crate::report::Interrupt;
+use crate::secret::Secret;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// How many lines of output an error carries.
 const TAIL_LINES: usize = 20;
@@ -47,6 +51,14 @@ pub enum ProcessError {
         /// The system's reason.
         source: io::Error,
     },
+    /// It did not end in time and was killed.
+    #[error("`{argv}` did not end within {} s and was killed", after.as_secs())]
+    TimedOut {
+        /// The command line, for reading only.
+        argv: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// We were told to stop while it ran.
     #[error(transparent)]
     Interrupted(#[from] crate::report::Interrupted),
@@ -70,6 +82,8 @@ pub struct Program {
     argv: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     cwd: Option<PathBuf>,
+    input: Vec<u8>,
+    timeout: Option<Duration>,
 }
 
 /// What a program printed.
@@ -100,7 +114,7 @@ impl Program {
         let mut env: Vec<_> =
             PASSED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
         env.push(("LC_ALL".into(), "C.UTF-8".into()));
-        Self { argv: vec![program.as_ref().into()], env, cwd: None }
+        Self { argv: vec![program.as_ref().into()], env, cwd: None, input: Vec::new(), timeout: None }
     }
 
     /// Adds one argument.
@@ -131,6 +145,30 @@ impl Program {
         self
     }
 
+    /// Gives it the caller's whole environment but for our own variables, some of which hold secrets: for the
+    /// user's own programs, which look for their agents, profiles and displays there.
+    #[must_use]
+    pub fn with_callers_environment(mut self) -> Self {
+        let ours = |name: &OsStr| name.as_encoded_bytes().starts_with(b"SLURM_FACTORY_");
+        self.env = std::env::vars_os().filter(|(name, _)| !ours(name)).collect();
+        self
+    }
+
+    /// Writes this to its standard input, which is empty otherwise. Not for secrets, and for short texts only:
+    /// they are written before anything is read.
+    #[must_use]
+    pub fn input(mut self, text: &str) -> Self {
+        self.input = text.as_bytes().to_vec();
+        self
+    }
+
+    /// Kills it, and what it started, when it has not ended after this time.
+    #[must_use]
+    pub fn timeout(mut self, after: Duration) -> Self {
+        self.timeout = Some(after);
+        self
+    }
+
     /// The command line for reading: never parsed again.
     pub fn display(&self) -> String {
         self.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -153,6 +191,29 @@ impl Program {
         Ok(Output { stdout })
     }
 
+    /// Runs it to its end whatever its status, and returns whether it succeeded and what it printed, at most
+    /// `max` bytes of it. Its output is nowhere else: not in an error, not in a log.
+    pub fn secret_output(&self, interrupt: &Interrupt, max: usize) -> Result<(bool, Secret<Vec<u8>>), ProcessError> {
+        // The whole room at once: a buffer that grows leaves copies behind.
+        let mut stdout = Secret::new(Vec::with_capacity(max));
+        let ended = self.run(interrupt, |reader| {
+            let mut chunk = Secret::new(vec![0; max]);
+            loop {
+                let n = reader.read(chunk.expose_mut())?;
+                let room = max - stdout.expose().len();
+                stdout.expose_mut().extend_from_slice(&chunk.expose()[..n.min(room)]);
+                if n == 0 {
+                    return Ok(());
+                }
+            }
+        });
+        match ended {
+            Ok(()) => Ok((true, stdout)),
+            Err(ProcessError::Failed { .. }) => Ok((false, stdout)),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Runs it, handing its standard output to `consume` as it comes; a status other than 0 is an error.
     ///
     /// The program gets a process group of its own, so that a signal to us ends it and what it started.
@@ -164,8 +225,10 @@ impl Program {
         interrupt.check()?;
         let argv = self.display();
         tracing::debug!(%argv, "start on the host");
+        let stdin = if self.input.is_empty() { Stdio::null() } else { Stdio::piped() };
         let mut child = self
             .command()
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -175,6 +238,11 @@ impl Program {
         let _guard = interrupt.on_signal(move |_| {
             let _ = kill(group, Signal::SIGTERM);
         });
+        let watchdog = self.timeout.map(|after| Watchdog::start(group, after));
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that does not read it is no error of its own: it may not need it.
+            let _ = stdin.write_all(&self.input);
+        }
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let stderr = child.stderr.take().map(|stderr| {
             let tail = tail.clone();
@@ -188,13 +256,48 @@ impl Program {
         if let Some(thread) = stderr {
             let _ = thread.join();
         }
+        let late = watchdog.is_some_and(Watchdog::stop);
         interrupt.check()?;
+        if let (true, Some(after)) = (late, self.timeout) {
+            return Err(ProcessError::TimedOut { argv, after });
+        }
         let ended_by_us = consumed.is_err() && status.signal() == Some(15);
         if !status.success() && !ended_by_us {
             let tail = tail.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
             return Err(ProcessError::Failed { argv, status, tail });
         }
         consumed.map_err(|source| ProcessError::Io { argv, source })
+    }
+}
+
+/// Kills a process group when it has not been stopped in time.
+struct Watchdog {
+    stop: std::sync::mpsc::Sender<()>,
+    fired: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Watchdog {
+    fn start(group: Pid, after: Duration) -> Self {
+        let (stop, stopped) = channel();
+        let fired = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let fired = fired.clone();
+            move || {
+                if stopped.recv_timeout(after) == Err(RecvTimeoutError::Timeout) {
+                    fired.store(true, Ordering::SeqCst);
+                    let _ = kill(group, Signal::SIGKILL);
+                }
+            }
+        });
+        Self { stop, fired, thread }
+    }
+
+    /// Whether it had to kill.
+    fn stop(self) -> bool {
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+        self.fired.load(Ordering::SeqCst)
     }
 }
 
@@ -233,6 +336,22 @@ mod tests {
     fn an_unknown_program_says_what_to_do() {
         let error = Program::new("no-such-program-xyz").output(&Interrupt::new()).unwrap_err();
         assert!(error.to_string().contains("in PATH?"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let start = std::time::Instant::now();
+        let program = Program::new("sh").args(["-c", "sleep 30 & wait"]).timeout(Duration::from_millis(300));
+        let error = program.output(&Interrupt::new()).unwrap_err();
+        assert!(matches!(error, ProcessError::TimedOut { .. }), "{error}");
+        assert!(start.elapsed().as_secs() < 10);
+    }
+
+    #[test]
+    fn secret_output_is_bounded_and_in_no_error() {
+        let program = Program::new("sh").args(["-c", "cat; cat /dev/zero | head -c 100000; exit 1"]).input("hello");
+        let (fine, output) = program.secret_output(&Interrupt::new(), 1000).unwrap();
+        assert!(!fine && output.expose().len() == 1000 && output.expose().starts_with(b"hello"));
     }
 
     #[test]

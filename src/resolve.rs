@@ -5,9 +5,7 @@ use crate::cache::{Cache, CacheError};
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::{ConfigError, Settings, parse_size};
 use crate::fsutil;
-use crate::image::{
-    BadReference, ClientConfig, Credentials, ImageError, Platform, Reference, ResolveOptions, ResolvedImage,
-};
+use crate::image::{BadReference, ClientConfig, ImageError, Platform, RegistriesError, ResolveOptions, ResolvedImage};
 use crate::plan::{
     self, BuildPlan, BuildRequest, Compression, Facts, HostAccess, Network, PlanError, Publish, Variant,
 };
@@ -20,6 +18,10 @@ use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+mod registries;
+
+pub use registries::image_reference;
 
 /// Why a plan could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,12 @@ pub enum ResolveError {
     /// Not an image reference.
     #[error(transparent)]
     Reference(#[from] BadReference),
+    /// What is configured about registries cannot be used.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    /// A file that is named or that must count cannot be read; the error names it.
+    #[error("configuration: {0}")]
+    Unreadable(#[source] io::Error),
     /// The image could not be looked up.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -252,9 +260,9 @@ pub fn resolve(
     let rules = Rules::embedded()?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
 
-    let reference = image_reference(settings.image.as_deref().unwrap_or(&toolchain.image))?;
+    let (reference, client) =
+        image_reference(settings.image.as_deref().unwrap_or(&toolchain.image), settings, lookup, ctx)?;
     let platform = Platform::host()?;
-    let client = client_config(lookup, ctx);
     let options = ResolveOptions { offline: request.offline, refresh: false };
     let image = crate::image::resolve(&reference, platform, cache, &client, options, ctx)?;
 
@@ -292,16 +300,6 @@ pub fn resolve(
         rules,
         probes: toolchain.external,
         build_dir,
-    })
-}
-
-/// An image's name as typed. A file is meant as seen from the current folder, whatever folder a later run is in.
-pub fn image_reference(text: &str) -> Result<Reference, BadReference> {
-    let reference: Reference = text.parse()?;
-    Ok(match std::env::current_dir() {
-        Ok(cwd) => reference.below(&cwd),
-        // A folder that was deleted: only an absolute path can be found then.
-        Err(_) => reference,
     })
 }
 
@@ -371,21 +369,6 @@ pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>, ctx: &C
             dir
         }
     }
-}
-
-/// How registries are reached: proxies, the site's CA, credentials that containers' tools or docker keep.
-pub fn client_config(lookup: Lookup<'_>, ctx: &Ctx) -> ClientConfig {
-    let mut client = ClientConfig::from_environment(lookup);
-    client.extra_ca_files.extend(lookup("SSL_CERT_FILE").map(PathBuf::from).filter(|p| p.is_file()));
-    // The first file wins for a registry that several name, so the best comes last.
-    for path in crate::image::auth_file_candidates(lookup).iter().rev() {
-        let Ok(text) = fs::read_to_string(path) else { continue };
-        match Credentials::from_auth_file(&text) {
-            Ok(credentials) => client.credentials.merge(credentials),
-            Err(e) => ctx.warn(format!("{} is not used: {e}", path.display())),
-        }
-    }
-    client
 }
 
 /// What of the host the sandboxes may use: its CA bundle, proxies, pip's index settings.

@@ -3,6 +3,7 @@
 //! [`Secret`] has neither `Debug` with content nor `Display`; its memory is zeroed when it is dropped.
 //! Reading it takes a call that can be searched for: [`Secret::expose`].
 
+use serde::{Deserialize, Deserializer};
 use zeroize::{Zeroize, Zeroizing};
 
 /// A value that is zeroed on drop and that cannot be printed by accident.
@@ -17,6 +18,17 @@ impl<T: Zeroize> Secret<T> {
     /// The value itself. Every call is a place to review.
     pub fn expose(&self) -> &T {
         &self.0
+    }
+
+    /// The value itself, to be filled in.
+    pub fn expose_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<'de, T: Zeroize + Deserialize<'de>> Deserialize<'de> for Secret<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        T::deserialize(from).map(Self::new)
     }
 }
 

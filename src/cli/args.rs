@@ -18,7 +18,7 @@ pub struct Cli {
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Show the output of the programs that are run
+    /// Show the output of the programs that are run, and which file decided what about registries
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
     /// Show warnings and errors only

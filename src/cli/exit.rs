@@ -13,7 +13,7 @@
 use super::args::Format;
 use crate::cache::CacheError;
 use crate::config::ConfigError;
-use crate::image::ImageError;
+use crate::image::{ImageError, RegistriesError};
 use crate::package::PackageError;
 use crate::pipeline::BuildError;
 use crate::plan::PlanError;
@@ -117,6 +117,9 @@ fn code(error: &Error) -> u8 {
     if let Some(e) = find::<ImageError>(error) {
         return image(e);
     }
+    if let Some(e) = find::<RegistriesError>(error) {
+        return registries(e);
+    }
     if let Some(RemoveError::Unknown { .. } | RemoveError::Ambiguous { .. }) = find::<RemoveError>(error) {
         return USAGE;
     }
@@ -160,6 +163,7 @@ fn resolve(error: &ResolveError) -> u8 {
         | ResolveError::Reference(_)
         | ResolveError::AptSources { .. }
         | ResolveError::NoFolder { .. } => USAGE,
+        ResolveError::Registries(e) => registries(e),
         ResolveError::Plan(e) => plan(e),
         ResolveError::Image(e) => image(e),
         ResolveError::Source(SourceError::Git { .. } | SourceError::Io(_)) | ResolveError::Rules(_) => BUILD,
@@ -168,6 +172,7 @@ fn resolve(error: &ResolveError) -> u8 {
         ) => USAGE,
         ResolveError::Source(_)
         | ResolveError::Config(_)
+        | ResolveError::Unreadable(_)
         | ResolveError::Cache(_)
         | ResolveError::Sign(_)
         | ResolveError::Sandbox(_)
@@ -182,9 +187,20 @@ fn plan(_error: &PlanError) -> u8 {
 
 fn image(error: &ImageError) -> u8 {
     match error {
-        ImageError::NotCached { .. } => HOST,
+        ImageError::NotCached { .. } | ImageError::Client { .. } => HOST,
         ImageError::Target { .. } => USAGE,
+        ImageError::Registries(e) => registries(e),
         _ => BUILD,
+    }
+}
+
+fn registries(error: &RegistriesError) -> u8 {
+    match error {
+        RegistriesError::Ambiguous { .. } | RegistriesError::Reference(_) => USAGE,
+        RegistriesError::Parse { .. }
+        | RegistriesError::Version1 { .. }
+        | RegistriesError::Blocked { .. }
+        | RegistriesError::Location { .. } => HOST,
     }
 }
 

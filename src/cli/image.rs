@@ -4,9 +4,9 @@ use super::args::{Global, ImageVerb};
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::cache::Cache;
 use crate::config::Settings;
-use crate::image::{self, Memory, Name, Platform, PulledImage, Reference, ResolveOptions, Stored};
+use crate::image::{self, ClientConfig, Memory, Name, Platform, PulledImage, Reference, ResolveOptions, Stored};
 use crate::report::{Ctx, Stage};
-use crate::resolve::{self, client_config};
+use crate::resolve::{self, image_reference};
 use crate::rootfs::{self, Rootfs};
 use crate::workflows::images;
 use anyhow::Result;
@@ -23,38 +23,44 @@ pub fn run(global: &Global, verb: &ImageVerb, ctx: &Ctx) -> Result<ExitCode> {
     match verb {
         ImageVerb::Pull { reference, offline, refresh } => {
             let options = ResolveOptions { offline: *offline, refresh: *refresh };
-            pull(&settings, &parse(reference)?, options, ctx)
+            pull(&settings, reference, options, ctx)
         }
         ImageVerb::List { json } => list(&settings, *json, ctx),
         ImageVerb::Remove { images } => remove(&settings, images, ctx),
         ImageVerb::Save { reference, target, prepared: true, offline, .. } => {
             let options = ResolveOptions { offline: *offline, refresh: false };
-            save_prepared(&settings, &parse(reference)?, options, target, ctx)
+            save_prepared(&settings, reference, options, target, ctx)
         }
         ImageVerb::Save { reference, target, name, offline, .. } => {
             let options = ResolveOptions { offline: *offline, refresh: false };
-            save(&settings, &parse(reference)?, options, target, name.as_deref(), ctx)
+            save(&settings, reference, options, target, name.as_deref(), ctx)
         }
         ImageVerb::Load { source } => load(&settings, source, ctx),
     }
 }
 
-fn parse(text: &str) -> Result<Reference> {
-    resolve::image_reference(text).map_err(|e| exit::Usage(e.to_string()).into())
-}
-
-fn pulled(cache: &Cache, reference: &Reference, options: ResolveOptions, ctx: &Ctx) -> Result<PulledImage> {
-    let client = client_config(&variable, ctx);
+fn pulled(
+    cache: &Cache,
+    reference: &Reference,
+    client: &ClientConfig,
+    options: ResolveOptions,
+    ctx: &Ctx,
+) -> Result<PulledImage> {
     let timer = ctx.stage(Stage::Image, reference.to_string());
-    let resolved = image::resolve(reference, Platform::host()?, cache, &client, options, ctx)?;
-    let pulled = image::pull(&resolved, cache, &client, options.offline, ctx)?;
+    let resolved = image::resolve(reference, Platform::host()?, cache, client, options, ctx)?;
+    let pulled = image::pull(&resolved, cache, client, options.offline, ctx)?;
     timer.done(format!("{} layers", pulled.layers().len()));
     Ok(pulled)
 }
 
-fn pull(settings: &Settings, reference: &Reference, options: ResolveOptions, ctx: &Ctx) -> Result<ExitCode> {
+fn pull(settings: &Settings, reference: &str, options: ResolveOptions, ctx: &Ctx) -> Result<ExitCode> {
+    let (reference, client) = image_reference(reference, settings, &variable, ctx)?;
+    if let (Reference::Registry(reference), false) = (&reference, options.offline) {
+        // What is blocked is refused also when it is in the cache: a pull was asked for.
+        client.registries.route(reference)?;
+    }
     let (cache, _lock) = open_cache(settings, ctx)?;
-    let pulled = pulled(&cache, reference, options, ctx)?;
+    let pulled = pulled(&cache, &reference, &client, options, ctx)?;
     ctx.reporter.finish();
     print(&format!("{}\n", pulled.resolved().digest()))?;
     Ok(ExitCode::SUCCESS)
@@ -135,14 +141,15 @@ fn remove(settings: &Settings, images: &[String], ctx: &Ctx) -> Result<ExitCode>
 
 fn save(
     settings: &Settings,
-    reference: &Reference,
+    reference: &str,
     options: ResolveOptions,
     target: &Path,
     name: Option<&str>,
     ctx: &Ctx,
 ) -> Result<ExitCode> {
+    let (reference, client) = image_reference(reference, settings, &variable, ctx)?;
     let name = match name {
-        None => Name::of(reference),
+        None => Name::of(&reference),
         Some(text) => match text.parse() {
             Ok(named @ Reference::Registry(_)) => Name::of(&named),
             Ok(_) => return Err(exit::Usage(format!("--name: `{text}` is no name of a registry")).into()),
@@ -150,7 +157,7 @@ fn save(
         },
     };
     let (cache, _lock) = open_cache(settings, ctx)?;
-    let pulled = pulled(&cache, reference, options, ctx)?;
+    let pulled = pulled(&cache, &reference, &client, options, ctx)?;
     let timer = ctx.stage(Stage::Image, target.display().to_string());
     image::save(&pulled, &name, target, ctx)?;
     timer.done(format!("{}, {}", name.tag().unwrap_or("without a tag"), format_size(pulled.size(), BINARY)));
@@ -161,14 +168,14 @@ fn save(
 
 fn save_prepared(
     settings: &Settings,
-    reference: &Reference,
+    reference: &str,
     options: ResolveOptions,
     target: &Path,
     ctx: &Ctx,
 ) -> Result<ExitCode> {
+    let (reference, client) = image_reference(reference, settings, &variable, ctx)?;
     let (cache, _lock) = open_cache(settings, ctx)?;
-    let client = client_config(&variable, ctx);
-    let base = image::resolve(reference, Platform::host()?, &cache, &client, options, ctx)?;
+    let base = image::resolve(&reference, Platform::host()?, &cache, &client, options, ctx)?;
     let found = Rootfs::of_image(&cache, &base.digest().to_string())?;
     let Some(rootfs) = found.first() else {
         let text =

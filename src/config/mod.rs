@@ -2,11 +2,12 @@
 //!
 //! Order, later wins: built-in, `/etc/slurm-factory/config.toml`, the user's
 //! `~/.config/slurm-factory/config.toml`, the project's `./slurm-factory.toml` (or `--config FILE` in place of
-//! the three), `SLURM_FACTORY_*` variables, flags. Scalars and lists replace; `catalog` merges entry by entry.
+//! the three), `SLURM_FACTORY_*` variables, flags. Scalars and lists replace; `catalog` and `registries` merge entry by
+//! entry.
 //! This module takes text and values; the command line reads the files.
 
 use crate::catalog::Overlay;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -125,9 +126,27 @@ pub struct Settings {
     /// Binary mirrors: URLs or folders of Spack buildcaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary_mirrors: Option<Vec<String>>,
+    /// How registries are reached: for each layer that says something, the lowest first, a table with the keys of
+    /// containers-registries.conf(5). What it means is the image stage's business.
+    #[serde(skip_serializing, deserialize_with = "one_layer")]
+    pub registries: Vec<RegistriesLayer>,
     /// Additions to the catalog.
     #[serde(skip_serializing_if = "is_default")]
     pub catalog: Overlay,
+}
+
+/// What one layer says about registries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegistriesLayer {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Its `[registries]`.
+    pub table: Table,
+}
+
+fn one_layer<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<RegistriesLayer>, D::Error> {
+    // Whoever reads the layer knows where it stands.
+    Table::deserialize(from).map(|table| vec![RegistriesLayer { origin: Origin::BuiltIn, table }])
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -137,10 +156,12 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl Settings {
     /// Reads a layer from a file's text.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|e| ConfigError::Parse {
+        let mut layer: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
             origin: Origin::File(path.to_owned()),
             message: e.to_string().trim().to_owned(),
-        })
+        })?;
+        layer.registries.iter_mut().for_each(|part| part.origin = Origin::File(path.to_owned()));
+        Ok(layer)
     }
 
     /// Makes the relative paths of a layer relative to the folder of the file that it came from.
@@ -212,6 +233,11 @@ impl Merged {
     /// Lays `layer` over what is there.
     pub fn add(&mut self, origin: Origin, mut layer: Settings) -> Result<(), ConfigError> {
         let catalog = std::mem::take(&mut layer.catalog);
+        let mut registries = std::mem::take(&mut self.settings.registries);
+        if !layer.registries.is_empty() {
+            registries.append(&mut layer.registries);
+            self.origins.insert("registries".into(), origin.clone());
+        }
         let fail = |message: String| ConfigError::Parse { origin: origin.clone(), message };
         let mut low = std::mem::take(&mut self.settings.catalog);
         let mut table = Table::try_from(&self.settings).map_err(|e| fail(e.to_string()))?;
@@ -225,6 +251,7 @@ impl Merged {
         }
         low.add(catalog);
         self.settings.catalog = low;
+        self.settings.registries = registries;
         Ok(())
     }
 
@@ -279,6 +306,18 @@ mod tests {
         merged.add(Origin::Flag, layer("[catalog.pins]\nmunge = '@0.5.16'")).unwrap();
         assert_eq!(merged.settings.catalog.pins["munge"], "@0.5.16");
         assert_eq!(merged.settings.catalog.pins["curl"], "@8");
+    }
+
+    #[test]
+    fn every_layer_may_say_something_about_registries() {
+        let mut merged = Merged::default();
+        merged.add(Origin::File("t.toml".into()), layer("[registries.aliases]\na = 'x/a'")).unwrap();
+        merged.add(Origin::Flag, layer("jobs = 8")).unwrap();
+        merged.add(Origin::Flag, layer("[[registries.registry]]\nlocation = 'x'")).unwrap();
+        let tables: Vec<_> = merged.settings.registries.iter().map(|l| l.table.keys().next().unwrap()).collect();
+        assert_eq!(tables, ["aliases", "registry"]);
+        assert_eq!(merged.settings.registries[0].origin, Origin::File("t.toml".into()));
+        assert_eq!(merged.settings.jobs, Some(8));
     }
 
     #[test]

@@ -237,14 +237,14 @@ impl Partial {
         }
     }
 
-    /// Checks size and digest and makes it a blob. What fails is forgotten, never kept under the blob's name.
-    pub fn commit(mut self, place: &str) -> Result<(), ImageError> {
+    /// Checks size and digest. What is wrong is forgotten, so that it can be fetched again.
+    pub fn check(&mut self, place: &str) -> Result<(), ImageError> {
         if self.len != self.wanted.size {
             let error = self.wrong_size(self.len, place);
             self.restart()?;
             return Err(error);
         }
-        let actual = Digest::finish(std::mem::take(&mut self.hasher));
+        let actual = Digest::finish(self.hasher.clone());
         if actual != self.wanted.digest {
             self.restart()?;
             return Err(ImageError::DigestMismatch {
@@ -255,6 +255,12 @@ impl Partial {
                 remedy: "it was damaged at its source or on the way; try again, or take it from elsewhere (a mirror, a new copy)",
             });
         }
+        Ok(())
+    }
+
+    /// Checks size and digest and makes it a blob. What fails is forgotten, never kept under the blob's name.
+    pub fn commit(mut self, place: &str) -> Result<(), ImageError> {
+        self.check(place)?;
         fs::rename(&self.path, &self.target).map_err(ImageError::Io)
     }
 }

@@ -1,5 +1,7 @@
 //! Why an image cannot be had: each case names the thing, the place, the cause, and what to do about it.
 
+use super::helper::HelperError;
+use super::registries::RegistriesError;
 use super::{BadReference, Digest, Platform};
 use crate::cache::CacheError;
 use crate::fsutil;
@@ -50,6 +52,31 @@ pub enum ImageError {
         reason: String,
         /// What to do.
         hint: &'static str,
+    },
+    /// A program that knows logins failed.
+    #[error("{program} was asked for the login of {host} ({origin}): {source}")]
+    Helper {
+        /// `docker-credential-NAME`
+        program: String,
+        /// The registry.
+        host: String,
+        /// What named it: file and key.
+        origin: String,
+        /// Why.
+        source: Box<HelperError>,
+    },
+    /// What is configured about registries forbids it or makes no sense.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    /// Of several places none has it.
+    #[error("none of the places that are configured for `{reference}` has {what}:{}", list(failures))]
+    NoPlace {
+        /// The image.
+        reference: String,
+        /// `its manifest`, `the layer sha256:...`.
+        what: String,
+        /// Each place, and what it said.
+        failures: Vec<(String, ImageError)>,
     },
     /// No such repository, tag or digest.
     #[error("the registry has no {what} of `{reference}` ({url}): {reason}; check its name and tag")]
@@ -238,6 +265,36 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether another place could do better: it is not this machine's fault, and nobody told us to stop.
+    pub(crate) fn may_be_elsewhere(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Unauthorized { .. }
+                | Self::Helper { .. }
+                | Self::NotFound { .. }
+                | Self::RateLimited { .. }
+                | Self::Server { .. }
+                | Self::Cut { .. }
+                | Self::DigestMismatch { .. }
+                | Self::SizeMismatch { .. }
+                | Self::Malformed { .. }
+                | Self::Unsupported { .. }
+        )
+    }
+
+    /// Whether the place would fail for anything else as well.
+    pub(crate) fn is_of_the_whole_place(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Unauthorized { .. }
+                | Self::Helper { .. }
+                | Self::RateLimited { .. }
+                | Self::Server { .. }
+        )
+    }
+
     /// An I/O error on `path`, told apart from a full disk.
     pub(crate) fn io(error: io::Error, verb: &str, path: &Path, what: &str, needed: u64) -> Self {
         match error.kind() {
@@ -267,12 +324,16 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
 fn unreachable_hint(reason: &str) -> &'static str {
     let reason = reason.to_ascii_lowercase();
     if reason.contains("certificate") || reason.contains("unknownissuer") {
-        "its certificate is not trusted: name the site's CA bundle with SSL_CERT_FILE"
+        "its certificate is not trusted: name the site's CA bundle with SSL_CERT_FILE, or put it into /etc/containers/certs.d/HOST[:PORT]/ca.crt"
     } else if reason.contains("dns") || reason.contains("lookup") {
         "check the host's name, and https_proxy if this machine has no direct way out; or use a mirror or an OCI layout (oci:DIR)"
     } else {
         "check the address, and https_proxy if this machine has no direct way out; or use a mirror or an OCI layout (oci:DIR)"
     }
+}
+
+fn list(failures: &[(String, ImageError)]) -> String {
+    failures.iter().map(|(place, error)| format!("\n  {place}: {error}")).collect::<Vec<_>>().concat()
 }
 
 fn wait_hint(after: Option<Duration>) -> String {

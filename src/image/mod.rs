@@ -21,12 +21,14 @@
 mod archive;
 mod blobs;
 mod client;
+mod credentials;
 mod digest;
 mod docker_archive;
 mod error;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod helper;
 mod layout;
 mod load;
 mod local;
@@ -36,6 +38,7 @@ mod memory;
 mod platform;
 mod pull;
 mod reference;
+mod registries;
 mod registry;
 mod resolve;
 mod save;
@@ -45,10 +48,14 @@ mod tarball;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(fuzzing, allow(dead_code))]
 pub(crate) mod testing;
+mod tls;
+mod token;
 
-pub use client::{AuthFileError, ClientConfig, Credentials, Login, auth_file_candidates};
+pub use client::ClientConfig;
+pub use credentials::{AuthFile, AuthFileError, Credentials, Login};
 pub use digest::{BadDigest, Digest};
 pub use error::ImageError;
+pub use helper::HelperError;
 pub use load::{Loaded, load};
 pub use made::{Labels, make};
 pub use manifest::{Compression, Layer};
@@ -56,6 +63,7 @@ pub use memory::{Collected, Memory, Stored, collect, list, name_again as remembe
 pub use platform::Platform;
 pub use pull::{PulledImage, pull};
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
+pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys};
 pub use resolve::{ResolveOptions, ResolvedImage, resolve};
 pub use save::{Name, save};
 pub use tar::TarError;

@@ -152,7 +152,7 @@ impl RegistryReference {
         self.tag.as_deref()
     }
 
-    /// The digest when the reference pins one.
+    /// The digest, when the reference pins one.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -176,7 +176,8 @@ impl RegistryReference {
         if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host }
     }
 
-    /// Whether the registry is this machine itself, the only one that is spoken to without TLS.
+    /// Whether the registry is this machine itself, the only one that is spoken to without TLS unless it is
+    /// configured otherwise.
     pub fn is_loopback(&self) -> bool {
         let host = match self.host.strip_prefix('[') {
             Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -269,6 +270,26 @@ fn parse(text: &str) -> Result<Reference, String> {
         return Err("it is a URL; write HOST[:PORT]/NAME[:TAG] without the scheme".to_owned());
     }
     parse_registry(name).map(Reference::Registry)
+}
+
+/// The `oci:` or `docker://` before a name, when there is one: such a text is no short name.
+pub(super) fn transport(text: &str) -> Option<&str> {
+    const KNOWN: [&str; 7] =
+        ["docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:"];
+    KNOWN.into_iter().find(|kind| text.starts_with(kind)).or_else(|| text.contains("://").then_some("://"))
+}
+
+/// Reads `HOST[:PORT]/NAME[:TAG][@DIGEST]`, whose first part is always a registry.
+pub(super) fn parse_full(text: &str) -> Result<RegistryReference, BadReference> {
+    let bad = |reason: String| BadReference { text: text.to_owned(), reason };
+    let (host, rest) = text.split_once('/').ok_or_else(|| bad("there is no name after the registry".to_owned()))?;
+    check_host(host).map_err(bad)?;
+    if is_host(host) {
+        return parse_registry(text).map_err(bad);
+    }
+    // A host without a dot, as inside a site. The grammar takes it for a part of a name.
+    let parsed = parse_registry(&format!("localhost/{rest}")).map_err(bad)?;
+    Ok(RegistryReference { host: host.to_owned(), ..parsed })
 }
 
 fn split_digest(text: &str) -> Result<(&str, Option<Digest>), String> {
@@ -369,11 +390,13 @@ pub(crate) fn is_whole_name(text: &str) -> bool {
     text.split_once('/').is_some_and(|(host, _)| is_host(host)) && parse_registry(text).is_ok()
 }
 
-fn is_host(part: &str) -> bool {
+/// Whether the first part of a name is a registry.
+pub(super) fn is_host(part: &str) -> bool {
     part.contains('.') || part.contains(':') || part == "localhost" || part.bytes().any(|b| b.is_ascii_uppercase())
 }
 
-fn check_host(host: &str) -> Result<(), String> {
+/// `HOST[:PORT]`
+pub(super) fn check_host(host: &str) -> Result<(), String> {
     let (name, port) = if let Some(rest) = host.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or_else(|| format!("`{host}` lacks a `]`"))?;
         address.parse::<Ipv6Addr>().map_err(|_| format!("`{address}` is not an IPv6 address"))?;
@@ -468,10 +491,7 @@ fn tag_and_digest(f: &mut fmt::Formatter<'_>, tag: Option<&str>, digest: Option<
     if let Some(tag) = tag {
         write!(f, ":{tag}")?;
     }
-    if let Some(digest) = digest {
-        write!(f, "@{digest}")?;
-    }
-    Ok(())
+    digest.map_or(Ok(()), |digest| write!(f, "@{digest}"))
 }
 
 #[cfg(test)]

@@ -6,57 +6,69 @@
 //! 401 WWW-Authenticate: Bearer|Basic    a token for `repository:NAME:pull`, then the same request again
 //! ```
 //!
-//! Protocol: OCI distribution-spec, "Pull"; tokens: the distribution project's "Token Authentication". Getting
-//! a token is `oci_distribution`'s work, and so are the error documents. The two GETs are made here, because
-//! sizes must be bounded, `Retry-After` and `Range` seen, and every answer turned into an error that names the
-//! image. Nothing that comes from here is trusted: [`super::blobs`] checks digest and size.
+//! Layers are fetched side by side with one token. When it expires they all learn it at once: the first asks for
+//! a new one, the others wait for it. A token is given up only when a request that has just got it is refused.
+//!
+//! Protocol: OCI distribution-spec, "Pull". Sizes are bounded, and every answer that is no success becomes an
+//! error that names the image. Nothing that comes from here is trusted: [`super::blobs`] checks digest and size.
 
 use super::client::ClientConfig;
+use super::credentials::{Candidate, Kind, Login};
 use super::error::chain;
+use super::helper;
 use super::manifest::{ACCEPTED, MAX_MANIFEST};
-use super::{Digest, ImageError, RegistryReference};
-use fs_err as fs;
-use oci_distribution::client::{Certificate, CertificateEncoding, ClientProtocol};
+use super::registries::Endpoint;
+use super::tls::Way;
+use super::token::{self, Challenge};
+use super::{Digest, ImageError};
+use crate::report::Ctx;
+use crate::secret::Secret;
 use oci_distribution::errors::OciEnvelope;
-use oci_distribution::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
-use std::sync::{Mutex, PoisonError};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{OnceCell, RwLock};
-
-const USER_AGENT: &str = concat!("slurm-factory/", env!("CARGO_PKG_VERSION"));
+use tokio::sync::{Mutex, OnceCell};
 
 /// How much of an answer's body an error quotes.
 const QUOTED: usize = 200;
-
-/// Always reached directly: a proxy cannot know this machine's own services.
-const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
-
-const EVERY_HOST: &str = "*,0.0.0.0/0,::/0";
 
 /// The longest wait that a registry may ask for between two tries.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// A repository and the way to it.
 pub struct Registry {
-    http: reqwest::Client,
-    /// Made when a registry first asks for a token: reading the system's certificates once more takes a while.
-    tokens: OnceCell<oci_distribution::Client>,
-    token_config: Mutex<Option<oci_distribution::client::ClientConfig>>,
-    image: oci_distribution::Reference,
-    login: RegistryAuth,
-    base: String,
-    wanted: String,
+    endpoint: Endpoint,
+    way: Way,
+    /// Made when it is first needed: reading the system's certificates takes a while.
+    http: OnceCell<reqwest::Client>,
+    /// For a token server of another name than an insecure registry's.
+    verifying: OnceCell<reqwest::Client>,
+    scheme: OnceCell<&'static str>,
+    /// Where its login may be, and which it is once that is known.
+    candidates: Vec<Candidate>,
+    login: OnceCell<Option<Arc<Login>>>,
+    /// The image as it was asked for.
     reference: String,
-    authorization: RwLock<Option<Authorization>>,
+    authorization: RwLock<Granted>,
+    /// Held by the one who asks for a new token.
+    renewing: Mutex<()>,
     retries: u32,
+    ctx: Ctx,
+}
+
+/// What is sent with a request, and its number: the first is 0, with nothing.
+#[derive(Clone, Default)]
+struct Granted {
+    number: u64,
+    authorization: Option<Authorization>,
 }
 
 #[derive(Clone)]
 enum Authorization {
-    Bearer(String),
-    Basic(String, String),
+    Bearer(Arc<Secret<String>>),
+    Basic(Arc<Login>),
 }
 
 /// The body of a blob from `offset` on.
@@ -74,75 +86,55 @@ impl BlobBody {
 }
 
 impl Registry {
-    /// Sets up the client; nothing is sent yet.
-    pub fn new(reference: &RegistryReference, full_name: &str, config: &ClientConfig) -> Result<Self, ImageError> {
-        let plain = reference.is_loopback();
-        let certificates = load_certificates(config)?;
-        let no_proxy = match config.no_proxy.as_deref() {
-            Some("*") => EVERY_HOST.to_owned(),
-            Some(hosts) => format!("{hosts},{LOOPBACK}"),
-            None => LOOPBACK.to_owned(),
-        };
-        let http = http_client(config, &certificates, &no_proxy, plain)?;
-        let direct = config.https_proxy.is_none() && config.http_proxy.is_none();
-        let token_config = oci_distribution::client::ClientConfig {
-            protocol: if plain {
-                ClientProtocol::HttpsExcept(vec![reference.api_host().to_owned()])
-            } else {
-                ClientProtocol::Https
-            },
-            extra_root_certificates: certificates
-                .into_iter()
-                .map(|data| Certificate { encoding: CertificateEncoding::Pem, data })
-                .collect(),
-            read_timeout: Some(config.read_timeout),
-            connect_timeout: Some(config.connect_timeout),
-            user_agent: USER_AGENT,
-            https_proxy: config.https_proxy.as_ref().map(|p| p.expose().clone()),
-            // Without any proxy of ours this client would ask the environment; one that no host uses says no.
-            http_proxy: if direct {
-                Some("http://127.0.0.1:9".to_owned())
-            } else {
-                config.http_proxy.as_ref().map(|p| p.expose().clone())
-            },
-            no_proxy: Some(if direct { EVERY_HOST.to_owned() } else { no_proxy }),
-            ..oci_distribution::client::ClientConfig::default()
-        };
-        let login = config.credentials.lookup(reference).map_or(RegistryAuth::Anonymous, |login| {
-            RegistryAuth::Basic(login.user.clone(), login.password.expose().clone())
-        });
-        let scheme = if plain { "http" } else { "https" };
+    /// Reads certificates; nothing is sent yet. `retries` is how often a request is tried again.
+    pub fn new(
+        endpoint: Endpoint,
+        full_name: &str,
+        config: &ClientConfig,
+        retries: u32,
+        ctx: &Ctx,
+    ) -> Result<Self, ImageError> {
+        let way = Way::new(&endpoint.reference, config)?;
+        if let Some(folder) = &way.folder {
+            for path in &folder.unreadable {
+                ctx.detail(format!("certificates in {} cannot be read, and are passed over", path.display()));
+            }
+            ctx.detail(format!("certificates in {}: {}", folder.path.display(), folder.contents()));
+        }
         Ok(Self {
-            http,
-            tokens: OnceCell::new(),
-            token_config: Mutex::new(Some(token_config)),
-            image: oci_distribution::Reference::with_tag(
-                reference.api_host().to_owned(),
-                reference.repository().to_owned(),
-                "latest".to_owned(),
-            ),
-            login,
-            base: format!("{scheme}://{}/v2/{}", reference.api_host(), reference.repository()),
-            wanted: reference.wanted(),
+            candidates: config.credentials.candidates(&endpoint.reference),
+            endpoint,
+            way,
+            http: OnceCell::new(),
+            verifying: OnceCell::new(),
+            scheme: OnceCell::new(),
+            login: OnceCell::new(),
             reference: full_name.to_owned(),
-            authorization: RwLock::new(None),
-            retries: config.retries,
+            authorization: RwLock::default(),
+            renewing: Mutex::default(),
+            retries,
+            ctx: ctx.clone(),
         })
+    }
+
+    /// Which place this is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// The manifest or index that the reference names.
     pub async fn named_manifest(&self) -> Result<Vec<u8>, ImageError> {
-        self.manifest(&self.wanted).await
+        self.manifest(&self.endpoint.reference.wanted()).await
     }
 
     /// The manifest or index that `wanted` (a tag or a digest) names, not yet checked.
     pub async fn manifest(&self, wanted: &str) -> Result<Vec<u8>, ImageError> {
-        let url = format!("{}/manifests/{wanted}", self.base);
+        let path = format!("manifests/{wanted}");
         let accept = ACCEPTED.join(", ");
         let what = if wanted.starts_with("sha256:") { format!("manifest {wanted}") } else { "image".to_owned() };
         let mut attempt = 0;
         loop {
-            let response = self.get(&url, &what, Some(&accept), 0).await?;
+            let response = self.get(&path, &what, Some(&accept), 0).await?;
             match read_bounded(response, MAX_MANIFEST).await {
                 Ok(Some(body)) => return Ok(body),
                 Ok(None) => {
@@ -152,7 +144,7 @@ impl Registry {
                         reason: format!("it is larger than the {MAX_MANIFEST} bytes that are accepted"),
                     });
                 }
-                Err(error) if attempt == self.retries => return Err(self.unreachable(&url, &error)),
+                Err(error) if attempt == self.retries => return Err(self.unreachable(&self.url(&path), &error)),
                 Err(_) => {
                     tokio::time::sleep(backoff(attempt)).await;
                     attempt += 1;
@@ -163,8 +155,7 @@ impl Registry {
 
     /// The blob's body from `offset` on, not yet checked.
     pub async fn blob(&self, digest: &Digest, offset: u64) -> Result<BlobBody, ImageError> {
-        let url = self.blob_url(digest);
-        let response = self.get(&url, &format!("blob {digest}"), None, offset).await?;
+        let response = self.get(&format!("blobs/{digest}"), &format!("blob {digest}"), None, offset).await?;
         let offset =
             if response.status() == StatusCode::PARTIAL_CONTENT && starts_at(&response, offset) { offset } else { 0 };
         Ok(BlobBody { response, offset })
@@ -172,29 +163,88 @@ impl Registry {
 
     /// Where a blob is, for messages.
     pub fn blob_url(&self, digest: &Digest) -> String {
-        format!("{}/blobs/{digest}", self.base)
+        self.url(&format!("blobs/{digest}"))
     }
 
     /// Where a manifest is, for messages.
     pub fn manifest_url(&self, wanted: &str) -> String {
-        format!("{}/manifests/{wanted}", self.base)
+        self.url(&format!("manifests/{wanted}"))
+    }
+
+    fn url(&self, path: &str) -> String {
+        let reference = &self.endpoint.reference;
+        let scheme = self.scheme.get().copied().unwrap_or_else(|| if self.is_plain() { "http" } else { "https" });
+        format!("{scheme}://{}/v2/{}/{path}", reference.api_host(), reference.repository())
+    }
+
+    /// Whether it is spoken to without TLS from the start: this machine's own, of which nothing says otherwise.
+    fn is_plain(&self) -> bool {
+        self.endpoint.reference.is_loopback() && self.endpoint.insecure.is_none() && self.way.folder.is_none()
+    }
+
+    fn is_insecure(&self) -> bool {
+        self.endpoint.insecure == Some(true)
+    }
+
+    async fn client(&self) -> Result<&reqwest::Client, ImageError> {
+        let make = || async { self.way.client(self.is_insecure(), self.is_plain() || self.is_insecure()) };
+        self.http.get_or_try_init(make).await
+    }
+
+    /// Finds out whether an insecure registry speaks TLS. All others do, or do not, by what is configured.
+    async fn settle_scheme(&self) -> Result<(), ImageError> {
+        let settle = || async {
+            if self.is_plain() {
+                return Ok("http");
+            }
+            if !self.is_insecure() {
+                return Ok("https");
+            }
+            let http = self.client().await?;
+            let mut reasons = Vec::new();
+            for scheme in ["https", "http"] {
+                let url = format!("{scheme}://{}/v2/", self.endpoint.reference.api_host());
+                match http.get(&url).send().await {
+                    // Whatever it says, it speaks.
+                    Ok(_) => {
+                        self.ctx.detail(format!("{}: insecure, speaks {scheme}", self.endpoint.reference.host()));
+                        return Ok(scheme);
+                    }
+                    Err(e) => reasons.push(format!("{scheme}: {}", chain(&e.without_url()))),
+                }
+            }
+            let url = format!("https://{}/v2/ and http://", self.endpoint.reference.api_host());
+            Err(self.unreachable(&url, &reasons.join("; ")))
+        };
+        self.scheme.get_or_try_init(settle).await.map(|_| ())
+    }
+
+    fn granted(&self) -> Granted {
+        self.authorization.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A GET that is authorised when the registry asks for it, and repeated when the failure may pass.
-    async fn get(&self, url: &str, what: &str, accept: Option<&str>, mut offset: u64) -> Result<Response, ImageError> {
+    async fn get(&self, path: &str, what: &str, accept: Option<&str>, mut offset: u64) -> Result<Response, ImageError> {
+        self.settle_scheme().await?;
+        let http = self.client().await?;
+        let url = self.url(path);
         let mut attempt = 0;
-        let mut refused = false;
+        // The grant that was got for this very request.
+        let mut fresh = None;
         loop {
-            let mut request = self.http.get(url);
+            let granted = self.granted();
+            let mut request = http.get(&url);
             if let Some(accept) = accept {
                 request = request.header(ACCEPT, accept);
             }
             if offset > 0 {
                 request = request.header(RANGE, format!("bytes={offset}-"));
             }
-            match &*self.authorization.read().await {
-                Some(Authorization::Bearer(token)) => request = request.bearer_auth(token),
-                Some(Authorization::Basic(user, password)) => request = request.basic_auth(user, Some(password)),
+            match &granted.authorization {
+                Some(Authorization::Bearer(token)) => request = request.bearer_auth(token.expose()),
+                Some(Authorization::Basic(login)) => {
+                    request = request.basic_auth(&login.user, Some(login.password.expose()));
+                }
                 None => {}
             }
             let (wait, error) = match request.send().await {
@@ -206,18 +256,16 @@ impl Registry {
                     offset = 0;
                     continue;
                 }
-                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !refused => {
-                    // No token yet, or one that has expired: once.
-                    refused = true;
-                    drop(response);
-                    self.authorise(url).await?;
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && fresh != Some(granted.number) => {
+                    // No token yet, or one that has expired.
+                    fresh = self.authorise(&url, granted.number, response).await?;
                     continue;
                 }
                 Ok(response) => {
                     let status = response.status();
                     let wait = retry_after(response.headers());
                     let passing = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-                    let error = self.refusal(url, what, response).await;
+                    let error = self.refusal(&url, what, response).await;
                     if !passing {
                         return Err(error);
                     }
@@ -226,7 +274,7 @@ impl Registry {
                 Err(error) => {
                     // Nobody listening, no such host, an untrusted certificate: the same the next time.
                     let passing = error.is_timeout() || !error.is_connect();
-                    let error = self.unreachable(url, &chain(&error.without_url()));
+                    let error = self.unreachable(&url, &chain(&error.without_url()));
                     if !passing {
                         return Err(error);
                     }
@@ -236,40 +284,147 @@ impl Registry {
             if attempt == self.retries || wait.is_some_and(|w| w > MAX_WAIT) {
                 return Err(error);
             }
-            tokio::time::sleep(wait.unwrap_or_else(|| backoff(attempt))).await;
+            tokio::time::sleep(wait.map_or_else(|| backoff(attempt), after)).await;
             attempt += 1;
+            // What was fresh has aged.
+            fresh = None;
         }
     }
 
-    async fn token_client(&self) -> Result<&oci_distribution::Client, ImageError> {
-        self.tokens
-            .get_or_try_init(|| async {
-                let config =
-                    self.token_config.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-                oci_distribution::Client::try_from(config).map_err(|e| client_error("TLS", with_ca_hint(&chain(&e))))
-            })
-            .await
+    /// Gets what the registry asks for in its 401, unless another request has got it already since the grant
+    /// `used`. Returns the number of the new grant when it is ours.
+    async fn authorise(&self, url: &str, used: u64, response: Response) -> Result<Option<u64>, ImageError> {
+        let challenge = Challenge::of(response.headers());
+        let _renewing = self.renewing.lock().await;
+        if self.granted().number != used {
+            return Ok(None);
+        }
+        let login = self.login(url).await?;
+        let authorization = match (challenge, login) {
+            (Some(Challenge::Bearer { realm, service }), login) => {
+                let token = self.token(url, &realm, service.as_deref(), login.as_deref()).await?;
+                Authorization::Bearer(Arc::new(token))
+            }
+            // An identity token is no password: it is good for a token server alone.
+            (_, Some(login)) if !login.is_identity_token() => Authorization::Basic(login),
+            _ => return Err(self.refusal(url, "image", response).await),
+        };
+        let number = used + 1;
+        *self.authorization.write().unwrap_or_else(PoisonError::into_inner) =
+            Granted { number, authorization: Some(authorization) };
+        Ok(Some(number))
     }
 
-    /// Asks for a token, or settles for user and password when that is what the registry wants.
-    async fn authorise(&self, url: &str) -> Result<(), ImageError> {
-        let operation = oci_distribution::RegistryOperation::Pull;
-        let granted = self.token_client().await?.auth(&self.image, &self.login, operation).await;
-        let found = match granted {
-            Ok(Some(token)) => Some(Authorization::Bearer(token)),
-            Ok(None) => match &self.login {
-                RegistryAuth::Basic(user, password) => Some(Authorization::Basic(user.clone(), password.clone())),
-                RegistryAuth::Anonymous | RegistryAuth::Bearer(_) => None,
-            },
-            Err(oci_distribution::errors::OciDistributionError::RequestError(e)) => {
-                return Err(self.unreachable(url, &format!("asking for a token: {}", chain(&e.without_url()))));
+    /// The registry's login, looked for when it is first asked for one.
+    async fn login(&self, url: &str) -> Result<Option<Arc<Login>>, ImageError> {
+        self.login.get_or_try_init(|| self.find_login(url)).await.cloned()
+    }
+
+    async fn find_login(&self, url: &str) -> Result<Option<Arc<Login>>, ImageError> {
+        let host = self.endpoint.reference.host();
+        let mut failed = None;
+        for candidate in &self.candidates {
+            let found = match &candidate.kind {
+                Kind::Login(login) => Ok(Some(login.clone())),
+                Kind::Helper(name) => {
+                    let (ask, at, interrupt) = (name.clone(), host.to_owned(), self.ctx.interrupt.clone());
+                    let asked = tokio::task::spawn_blocking(move || helper::ask(&ask, &at, &interrupt)).await;
+                    asked.map_err(|e| self.unreachable(url, &e.to_string()))?.map(|login| login.map(Arc::new)).map_err(
+                        |source| ImageError::Helper {
+                            program: helper::program(name),
+                            host: host.to_owned(),
+                            origin: candidate.origin.clone(),
+                            source: Box::new(source),
+                        },
+                    )
+                }
+            };
+            let by = match &candidate.kind {
+                Kind::Login(_) => String::new(),
+                Kind::Helper(name) => format!("{} of ", helper::program(name)),
+            };
+            match found {
+                Ok(Some(login)) => {
+                    self.ctx.detail(format!("login for {host}: {by}{}", candidate.origin));
+                    return Ok(Some(login));
+                }
+                Ok(None) => self.ctx.detail(format!("no login for {host}: {by}{}", candidate.origin)),
+                Err(error) => {
+                    self.ctx.detail(error.to_string());
+                    failed.get_or_insert(error);
+                }
             }
-            Err(e) => {
-                return Err(self.unauthorized(url, &quote(&format!("asking for a token: {}", chain(&e)))));
-            }
+        }
+        // Only when nobody else knows one is it an error that a helper failed.
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        self.ctx.detail(format!("no login for {host} is configured"));
+        Ok(None)
+    }
+
+    /// Asks the token server.
+    async fn token(
+        &self,
+        url: &str,
+        realm: &str,
+        service: Option<&str>,
+        login: Option<&Login>,
+    ) -> Result<Secret<String>, ImageError> {
+        let refuse = |why: &str| self.unauthorized(url, &format!("asking for a token at {}: {why}", quote(realm)));
+        let realm_url = Url::parse(realm).map_err(|_| refuse("it is not a URL"))?;
+        match realm_url.scheme() {
+            "https" => {}
+            // A registry that is spoken to in the clear may have such a token server; a login goes nowhere else.
+            "http" if self.scheme.get() == Some(&"http") || self.is_insecure() => {}
+            _ => return Err(refuse("it is not an https address")),
+        }
+        let own = self.endpoint.reference.api_host();
+        let own = Url::parse(&format!("https://{own}/")).ok();
+        let same_host = own.is_some_and(|own| own.host_str() == realm_url.host_str());
+        let http = if self.is_insecure() && !same_host {
+            // Nobody said that this one may be anybody.
+            let make = || async { self.way.client(false, realm_url.scheme() == "http") };
+            self.verifying.get_or_try_init(make).await?
+        } else {
+            self.client().await?
         };
-        *self.authorization.write().await = found;
-        Ok(())
+        let request = || token::request(http, &realm_url, service, self.endpoint.reference.repository(), login);
+        let response = self.send(realm, request).await?;
+        let status = response.status();
+        let body = read_bounded(response, token::MAX_ANSWER).await.ok().flatten().unwrap_or_default();
+        let body = Secret::new(body);
+        if status != StatusCode::OK {
+            return Err(refuse(&explain(status, body.expose())));
+        }
+        token::read(body.expose()).ok_or_else(|| refuse("its answer holds no token"))
+    }
+
+    /// Sends a request that needs no authorization of ours, and again when the failure may pass.
+    async fn send(&self, url: &str, request: impl Fn() -> RequestBuilder) -> Result<Response, ImageError> {
+        let mut attempt = 0;
+        loop {
+            let sent = request().send().await;
+            let last = attempt == self.retries;
+            let wait = match sent {
+                Ok(response) => {
+                    let wait = retry_after(response.headers());
+                    let passing =
+                        response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error();
+                    if !passing || last || wait.is_some_and(|w| w > MAX_WAIT) {
+                        return Ok(response);
+                    }
+                    wait
+                }
+                Err(error) if last || (error.is_connect() && !error.is_timeout()) => {
+                    let reason = chain(&error.without_url());
+                    return Err(self.unreachable(url, &format!("asking for a token: {reason}")));
+                }
+                Err(_) => None,
+            };
+            tokio::time::sleep(wait.map_or_else(|| backoff(attempt), after)).await;
+            attempt += 1;
+        }
     }
 
     fn unreachable(&self, url: &str, reason: &str) -> ImageError {
@@ -277,11 +432,11 @@ impl Registry {
     }
 
     fn unauthorized(&self, url: &str, reason: &str) -> ImageError {
-        let hint = match self.login {
-            RegistryAuth::Basic(..) => {
+        let hint = match self.login.get() {
+            Some(Some(_)) => {
                 "the stored login is refused or has no right to pull it: log in again (docker login, podman login)"
             }
-            RegistryAuth::Anonymous | RegistryAuth::Bearer(_) => {
+            _ => {
                 "no login for it is known: check the name (registries say this of images that do not exist), or log in (docker login, podman login)"
             }
         };
@@ -308,92 +463,6 @@ impl Registry {
     }
 }
 
-fn client_error(what: &str, reason: String) -> ImageError {
-    ImageError::Client { what: what.to_owned(), reason }
-}
-
-fn http_client(
-    config: &ClientConfig,
-    certificates: &[Vec<u8>],
-    no_proxy: &str,
-    plain: bool,
-) -> Result<reqwest::Client, ImageError> {
-    let builder = || -> Result<reqwest::ClientBuilder, ImageError> {
-        let mut http = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(config.connect_timeout)
-            .read_timeout(config.read_timeout)
-            .redirect(redirects())
-            // Both proxies are set below; none is read from the environment.
-            .no_proxy();
-        let proxies = [
-            config.https_proxy.as_ref().map(|p| reqwest::Proxy::https(p.expose())),
-            config.http_proxy.as_ref().map(|p| reqwest::Proxy::http(p.expose())),
-        ];
-        for proxy in proxies.into_iter().flatten() {
-            // The address is not quoted: it may hold a password.
-            let proxy = proxy.map_err(|_| client_error("the proxy's address", "it is not a URL".to_owned()))?;
-            http = http.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(no_proxy)));
-        }
-        for pem in certificates {
-            let certificate = reqwest::Certificate::from_pem(pem)
-                .map_err(|e| client_error("a certificate of the extra CA files", chain(&e)))?;
-            http = http.tls_certs_merge([certificate]);
-        }
-        Ok(http)
-    };
-    match builder()?.build() {
-        Ok(http) => Ok(http),
-        // A machine without any CA bundle can still speak to its own registry.
-        Err(_) if plain => builder()?.tls_certs_only([]).build().map_err(|e| client_error("HTTP", chain(&e))),
-        Err(e) => Err(client_error("TLS", with_ca_hint(&chain(&e)))),
-    }
-}
-
-/// Follows up to ten redirects, as registries use to hand blobs to their storage, but never from TLS to plain
-/// text. `Authorization` is dropped by the HTTP client when the host changes.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let downgrade =
-            attempt.url().scheme() == "http" && attempt.previous().last().is_some_and(|from| from.scheme() == "https");
-        if downgrade {
-            attempt.error("redirected from https to http")
-        } else if attempt.previous().len() > 10 {
-            attempt.error("redirected more than ten times")
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
-fn load_certificates(config: &ClientConfig) -> Result<Vec<Vec<u8>>, ImageError> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let mut found = Vec::new();
-    for path in &config.extra_ca_files {
-        let what = || format!("the CA file `{}`", path.display());
-        let text = fs::read_to_string(path).map_err(|e| ImageError::Client { what: what(), reason: e.to_string() })?;
-        let before = found.len();
-        for part in text.split(BEGIN).skip(1) {
-            if let Some((body, _)) = part.split_once(END) {
-                found.push(format!("{BEGIN}{body}{END}\n").into_bytes());
-            }
-        }
-        if found.len() == before {
-            return Err(ImageError::Client { what: what(), reason: "it holds no PEM certificate".to_owned() });
-        }
-    }
-    Ok(found)
-}
-
-fn with_ca_hint(reason: &str) -> String {
-    if reason.contains("No CA certificates") {
-        format!("{reason}; install ca-certificates, or name a bundle with SSL_CERT_FILE")
-    } else {
-        reason.to_owned()
-    }
-}
-
 /// `Content-Range: bytes 100-199/200` must begin where we asked.
 fn starts_at(response: &Response, offset: u64) -> bool {
     response
@@ -404,16 +473,32 @@ fn starts_at(response: &Response, offset: u64) -> bool {
         .is_some_and(|start| start == offset)
 }
 
-/// Seconds only; the date form is not used by registries.
+/// Seconds, or a date (which front ends send that registries stand behind).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    // Whether the day of the week is right is nobody's business here.
+    let until = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text).ok()?;
+    Some(Duration::try_from(until.duration_since(jiff::Timestamp::now())).unwrap_or_default())
 }
 
-/// 0.5 s, 1 s, 2 s ..., spread so that many clients do not come back together.
+/// 0.5 s, 1 s, 2 s ..., half as much more or less, so that many clients do not come back together.
 pub fn backoff(attempt: u32) -> Duration {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-    let spread = 0.75 + 0.5 * (f64::from(nanos % 1000) / 1000.0);
-    Duration::from_millis(500 << attempt.min(6)).mul_f64(spread)
+    Duration::from_millis(500 << attempt.min(6)).mul_f64(0.5 + chance())
+}
+
+/// As long as the registry said and up to a quarter more: all whom it told the same would come back together.
+fn after(told: Duration) -> Duration {
+    told + told.mul_f64(0.25 * chance())
+}
+
+/// From 0 to 1. Each hasher of the standard library begins with other keys, which is chance enough for waits.
+fn chance() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() >> 40;
+    // 24 bits are exact in an f64, and in its 32-bit kin.
+    f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(1 << 24)
 }
 
 /// The body, or `None` when it is larger than `max`.
@@ -472,9 +557,22 @@ mod tests {
 
     #[test]
     fn waits_grow_and_are_spread() {
-        for (attempt, low, high) in [(0, 375, 626), (2, 1500, 2501)] {
-            let wait = backoff(attempt).as_millis();
-            assert!((low..high).contains(&wait), "{attempt}: {wait}");
+        for (attempt, low, high) in [(0, 250, 751), (2, 1000, 3001)] {
+            let waits: Vec<u128> = (0..50).map(|_| backoff(attempt).as_millis()).collect();
+            assert!(waits.iter().all(|wait| (low..high).contains(wait)), "{attempt}: {waits:?}");
+            let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+            assert!(most - least > (high - low) / 4, "not spread: {waits:?}");
         }
+        let told = Duration::from_secs(8);
+        assert!((0..50).all(|_| (told..Duration::from_secs(10)).contains(&after(told))));
+    }
+
+    #[test]
+    fn a_wait_is_told_in_seconds_or_as_a_date() {
+        let wait = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]));
+        assert_eq!(wait(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
+        assert!(wait("Fri, 31 Dec 2199 23:59:59 GMT").unwrap() > MAX_WAIT);
+        assert_eq!(wait("soon"), None);
     }
 }

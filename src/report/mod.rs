@@ -112,6 +112,11 @@ pub enum Event {
         /// The text, one line.
         text: String,
     },
+    /// Which file or rule decided something, for `--verbose`.
+    Detail {
+        /// The text, one line.
+        text: String,
+    },
     /// Something that may surprise later.
     Warning {
         /// The text, one line.
@@ -171,6 +176,11 @@ impl Ctx {
     /// Reports something worth knowing.
     pub fn note(&self, text: impl Into<String>) {
         self.event(&Event::Note { text: text.into() });
+    }
+
+    /// Reports which file or rule decided something, to those who ask with `--verbose`.
+    pub fn detail(&self, text: impl Into<String>) {
+        self.event(&Event::Detail { text: text.into() });
     }
 
     /// Reports something that may surprise later.

@@ -166,6 +166,11 @@ impl Reporter for Human {
                 }
             }
             Event::Note { text } => self.normal(&format!("{:>10} {text}", "note".style(heading()))),
+            Event::Detail { text } => {
+                if self.verbosity >= Verbosity::Verbose {
+                    self.line(&format!("{:>10} {text}", "detail".style(heading())));
+                }
+            }
             Event::Warning { text } => self.line(&format!("{:>10} {text}", "warning".style(warning()))),
             Event::LogFile { path, .. } => self.normal(&format!("{:>10} {}", "log".style(heading()), path.display())),
             Event::Output { line, .. } => {

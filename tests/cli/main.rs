@@ -115,6 +115,76 @@ fn a_registry_that_cannot_be_reached_is_named() {
 }
 
 #[test]
+fn registries_are_configured_in_our_own_files_too() {
+    let world = World::new();
+    let conf = "[registries]\nunqualified-search-registries = ['127.0.0.1:9', 'b.example']\n\
+                [registries.aliases]\nshort = '127.0.0.1:9/long'\n\
+                [[registries.registry]]\nprefix = 'bad.example'\nblocked = true\n";
+    let file = world.write("site.toml", conf);
+    let pull = |image: &'static str| ["--config", &file, "image", "pull", "-v", image].map(str::to_owned);
+    for (image, code, says) in [
+        ("short:1", 4, vec!["127.0.0.1:9/long:1: an alias in", "site.toml", "cannot reach"]),
+        ("other:1", 2, vec!["127.0.0.1:9/other:1, b.example/other:1", "site.toml"]),
+        ("bad.example/x:1", 3, vec!["forbidden", "bad.example", "site.toml"]),
+    ] {
+        world.refuses(&pull(image).each_ref().map(String::as_str), code, &says);
+    }
+    let file = world.write("site.toml", "[[registries.registry]]\nprefix = 'a.example'\nlocatoin = 'b.example'\n");
+    world.refuses(&["--config", &file, "image", "pull", "x:1"], 3, &["site.toml", "locatoin"]);
+    // The same files count for a build's image.
+    let named = world.write("r.conf", "[registries.search]\nregistries = ['a.example']\n");
+    let answer = world.run_env(&["plan"], &[("CONTAINERS_REGISTRIES_CONF", &named)]);
+    assert!(answer.code == 3 && answer.err.contains("version 1") && answer.err.contains("r.conf"), "{}", answer.err);
+}
+
+#[test]
+fn images_that_are_files_need_nothing_of_what_is_configured_about_registries() {
+    let world = World::new();
+    for folder in ["base/etc", "spack/x", "packages/x", ".config/containers/registries.conf"] {
+        fs_err::create_dir_all(world.dir.path().join(folder)).unwrap();
+    }
+    let old = world.write("old.conf", "[registries.search]\nregistries = ['a.example']\n");
+    let hosts: [&[(&str, &str)]; 3] = [
+        &[("CONTAINERS_REGISTRIES_CONF", &old)],
+        // The folder made above cannot be read as a file.
+        &[],
+        &[("CONTAINERS_REGISTRIES_CONF", "/dev/null"), ("REGISTRY_AUTH_FILE", "/nowhere/auth.json")],
+    ];
+    for (number, env) in hosts.into_iter().enumerate() {
+        let cache = number.to_string();
+        let run = |args: &[&str]| world.run_env(&[&["--cache-dir", &cache], args].concat(), env);
+        let name = "registry.test/site/base:1";
+        let answer = run(&["image", "pull", name]);
+        assert_eq!(answer.code, 3, "the test needs a host that is refused: {}", answer.err);
+        let saved = [format!("{cache}.tar.gz"), format!("{cache}.oci")];
+        let from = [format!("oci-archive:{}", saved[0]), format!("oci:{}:1", saved[1])];
+        let mut digests = Vec::new();
+        for args in [
+            ["image", "save", "dir:base", &saved[0], "--name", name].as_slice(),
+            &["image", "save", "dir:base", &saved[1], "--name", name],
+            &["image", "pull", "dir:base"],
+            &["image", "pull", &from[0]],
+            &["image", "pull", &from[1], "--refresh"],
+            &["image", "load", &saved[0]],
+        ] {
+            let answer = run(args);
+            assert_eq!(answer.code, 0, "{env:?} {args:?}: {}", answer.err);
+            digests.push(answer.out.trim().rsplit(' ').next().unwrap().to_owned());
+        }
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+        // It gets as far as looking into the archive.
+        let archive = world.write("none.tar", "");
+        let answer = run(&["image", "pull", &format!("docker-archive:{archive}")]);
+        assert!(answer.code == 4 && answer.err.contains("as an image archive"), "{}", answer.err);
+        assert_eq!(run(&["image", "list"]).out.lines().count(), 5);
+        assert_eq!(run(&["image", "remove", "dir:base", name, &digests[0][7..19]]).out.lines().count(), 4);
+        let spack = ["--offline", "--spack-source", "spack", "--spack-packages", "packages"];
+        let answer = run(&[["plan", "--image", "dir:base"].as_slice(), &spack].concat());
+        assert_eq!(answer.code, 0, "{env:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn offline_names_what_is_missing_and_how_to_get_it() {
     let world = World::new();
     world.refuses(&["build", "--offline"], 3, &["ubuntu:24.04", "image pull"]);

@@ -7,6 +7,7 @@
 //! | files.rs    | archives of skopeo, podman and docker, folders; hostile and damaged ones          |
 //! | travel.rs   | saved and loaded, listed and removed, while others pull                          |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
+//! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
@@ -14,6 +15,7 @@
 mod files;
 mod protocol;
 mod pull;
+mod registries;
 mod support;
 mod travel;
 mod unpack;

@@ -3,26 +3,29 @@
 //! The registry is a few lines of HTTP/1.1 with one connection a request; what it answers is a function of the
 //! request, so each test reads as the conversation it is about.
 
-use crate::support::{Site, architecture, quick, small_image};
+use crate::support::{Site, architecture, make_image, make_layer, quick, small_image};
 use fs_err as fs;
-use slurm_factory::image::{self, ClientConfig, Credentials, ImageError, Login, ResolveOptions};
+use slurm_factory::image::{
+    self, ClientConfig, Credentials, ImageError, Login, Registries, ResolveOptions, UnknownKeys,
+};
 use slurm_factory::report::Ctx;
 use slurm_factory::secret::Secret;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// One request, headers in lower case.
 #[derive(Clone, Debug)]
 pub struct Request {
-    target: String,
+    pub target: String,
     headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
@@ -32,7 +35,7 @@ impl Request {
 }
 
 /// What is sent back: a status line, headers, a body, and how much of the body before the connection is cut.
-struct Answer {
+pub struct Answer {
     status: &'static str,
     headers: Vec<String>,
     body: Vec<u8>,
@@ -41,12 +44,12 @@ struct Answer {
     hang: bool,
 }
 
-fn answer(status: &'static str, headers: &[String], body: impl Into<Vec<u8>>) -> Answer {
+pub fn answer(status: &'static str, headers: &[String], body: impl Into<Vec<u8>>) -> Answer {
     Answer { status, headers: headers.to_vec(), body: body.into(), cut: None, hang: false }
 }
 
 /// Serves on a loopback port for as long as the test process lives; returns `127.0.0.1:PORT` and what was asked.
-fn serve(respond: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (String, Arc<Mutex<Vec<Request>>>) {
+pub fn serve(respond: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (String, Arc<Mutex<Vec<Request>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -67,7 +70,8 @@ fn serve(respond: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Strin
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines();
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines();
     let first = lines.next()?.ok()?;
     let target = first.split(' ').nth(1)?.to_owned();
     let mut headers = Vec::new();
@@ -79,7 +83,10 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
         let (name, value) = line.split_once(':')?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Some(Request { target, headers })
+    let mut request = Request { target, headers, body: String::new() };
+    let length = request.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_string(&mut request.body).ok()?;
+    Some(request)
 }
 
 fn send(mut stream: &TcpStream, answer: &Answer) {
@@ -132,20 +139,28 @@ pub fn tunnel(port: u16) -> String {
 struct Content {
     blobs: PathBuf,
     manifest: String,
-    /// The larger of the two layers.
+    /// The largest of the layers.
     large: String,
+    layers: Vec<String>,
 }
 
 impl Content {
     fn new(site: &Site) -> Self {
         small_image(site, "layout", architecture());
+        Self::of(site)
+    }
+
+    /// What is in the site's folder `layout`.
+    fn of(site: &Site) -> Self {
         let layout = site.path("layout");
         let index: serde_json::Value = read_json(&layout.join("index.json"));
         let blobs = layout.join("blobs/sha256");
         let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
         let document = read_json(&blobs.join(hex(&manifest)));
-        let large = document["layers"].as_array().unwrap().iter().max_by_key(|l| l["size"].as_u64()).unwrap();
-        Self { large: large["digest"].as_str().unwrap().to_owned(), blobs, manifest }
+        let layers = document["layers"].as_array().unwrap();
+        let large = layers.iter().max_by_key(|l| l["size"].as_u64()).unwrap();
+        let digest = |layer: &serde_json::Value| layer["digest"].as_str().unwrap().to_owned();
+        Self { large: digest(large), layers: layers.iter().map(digest).collect(), blobs, manifest }
     }
 
     fn blob(&self, digest: &str) -> Option<Vec<u8>> {
@@ -337,11 +352,7 @@ fn tokens_are_fetched_used_and_renewed() {
         content.honest(request)
     });
     let name = format!("{address}/small:t");
-    let with = |password: &str| {
-        let mut credentials = Credentials::default();
-        credentials.insert(&address, Login { user: "me".to_owned(), password: Secret::new(password.to_owned()) });
-        ClientConfig { credentials, ..quick() }
-    };
+    let with = |password: &str| login(&address, "me", password);
     let error = site.pull(&name).unwrap_err();
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
     let error = site.pull_with(&name, &with("wrong")).unwrap_err();
@@ -355,6 +366,227 @@ fn tokens_are_fetched_used_and_renewed() {
         last.target
     );
     assert!(tokens.iter().filter(|r| r.header("authorization") == Some("Basic bWU6cGFzcw==")).count() >= 2, "renewed");
+}
+
+/// Mirrors of `a.example` and its location, which is asked last.
+fn mirrored(places: &[&str]) -> ClientConfig {
+    let (location, mirrors) = places.split_last().unwrap();
+    let mut conf = format!("[[registry]]\nprefix = 'a.example'\nlocation = '{location}'\n");
+    for mirror in mirrors {
+        conf.extend(["[[registry.mirror]]\nlocation = '", mirror, "'\n"]);
+    }
+    let mut registries = Registries::default();
+    registries.add("test", &conf, UnknownKeys::Refuse).unwrap();
+    ClientConfig { registries, ..quick() }
+}
+
+fn blobs(log: &Mutex<Vec<Request>>) -> usize {
+    log.lock().unwrap().iter().filter(|r| r.target.contains("/blobs/")).count()
+}
+
+#[test]
+fn a_mirror_without_one_layer_serves_the_others_and_one_that_breaks_down_is_left_alone() {
+    let site = Site::new();
+    let content = Arc::new(Content::new(&site));
+    let (location, at_location) = serve({
+        let content = content.clone();
+        move |request| content.honest(request)
+    });
+    let (partial, at_partial) = serve({
+        let content = content.clone();
+        move |request| {
+            if request.target.ends_with(&content.large) {
+                answer("404 Not Found", &[], "")
+            } else {
+                content.honest(request)
+            }
+        }
+    });
+    let pulled = site.pull_with("a.example/small:t", &mirrored(&[&partial, &location])).unwrap();
+    assert_eq!(pulled.resolved().reference().to_string(), "a.example/small:t", "its name is that which was asked for");
+    assert_eq!((blobs(&at_partial), blobs(&at_location)), (3, 1));
+
+    // Down after the manifest: it is asked once more for the configuration (tried twice), and then no more.
+    at_location.lock().unwrap().clear();
+    let (broken, at_broken) =
+        serve(
+            move |request| {
+                if request.target.contains("/blobs/") { answer("500 Oops", &[], "") } else { content.honest(request) }
+            },
+        );
+    Site::new().pull_with("a.example/small:t", &mirrored(&[&broken, &location])).unwrap();
+    assert_eq!((blobs(&at_broken), blobs(&at_location)), (2, 3));
+
+    // A login portal that answers everything is no mirror.
+    let (portal, _) = serve(|_| answer("200 OK", &[], "<html>please log in</html>"));
+    Site::new().pull_with("a.example/small:t", &mirrored(&[&portal, &location])).unwrap();
+}
+
+#[test]
+fn a_mirror_gets_no_login_of_the_location_and_a_layer_goes_on_at_another_place() {
+    let site = Site::new();
+    let content = Arc::new(Content::new(&site));
+    let large = content.large.clone();
+    let (mirror, at_mirror) = serve({
+        let (content, large) = (content.clone(), large.clone());
+        move |request| {
+            let mut answer = content.honest(request);
+            if request.target.ends_with(&large) {
+                answer.cut = Some(if request.range_start() == 0 { 5000 } else { 0 });
+            }
+            answer
+        }
+    });
+    let (location, at_location) = serve(move |request| match request.header("authorization") {
+        Some(_) => content.honest(request),
+        None => answer("401 Unauthorized", &["WWW-Authenticate: Basic realm=\"x\"".to_owned()], ""),
+    });
+    let credentials = login(&location, "me", "pass").credentials;
+    site.pull_with("a.example/small:t", &ClientConfig { credentials, ..mirrored(&[&mirror, &location]) }).unwrap();
+    assert!(at_mirror.lock().unwrap().iter().all(|r| r.header("authorization").is_none()));
+    let at_location = at_location.lock().unwrap();
+    let starts: Vec<_> = at_location.iter().filter(|r| r.target.ends_with(&large)).map(Request::range_start).collect();
+    assert_eq!(starts, [5000, 5000], "first without, then with the login");
+}
+
+/// A user and password for one registry.
+fn login(address: &str, user: &str, password: &str) -> ClientConfig {
+    let mut credentials = Credentials::default();
+    credentials.insert(address, Login { user: user.to_owned(), password: Secret::new(password.to_owned()) });
+    ClientConfig { credentials, ..quick() }
+}
+
+/// Four layers are under way when their token expires: one of them asks for a new one, and all go on with it.
+#[test]
+fn layers_that_find_their_token_expired_together_ask_for_one_new_token() {
+    const LAYERS: usize = 4;
+    let site = Site::new();
+    let layers: Vec<PathBuf> = (0..LAYERS)
+        .map(|i| make_layer(&site, &format!("l{i}"), |tree| fs::write(tree.join("f"), format!("{i}")).unwrap()))
+        .collect();
+    make_image(&site, "layout", "t", architecture(), &layers);
+    let content = Content::of(&site);
+    let issued = Arc::new(Mutex::new(0));
+    let (realm, tokens) = serve({
+        let issued = issued.clone();
+        move |_| {
+            let mut issued = issued.lock().unwrap();
+            *issued += 1;
+            answer("200 OK", &[], format!(r#"{{"token": "t{issued}", "expires_in": 60}}"#))
+        }
+    });
+    let refused = (Mutex::new(0), Condvar::new());
+    let (address, _) = serve(move |request| {
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{realm}/token\"");
+        let token = request.header("authorization").and_then(|v| v.strip_prefix("Bearer t")?.parse::<usize>().ok());
+        let is_layer = content.layers.iter().any(|layer| request.target.ends_with(layer));
+        match token {
+            // The first was to resolve. The second was good for the configuration; all layers learn that it is no more.
+            Some(2) if is_layer => {
+                let mut count = refused.0.lock().unwrap();
+                *count += 1;
+                refused.1.notify_all();
+                let enough = |count: &mut usize| *count < LAYERS;
+                drop(refused.1.wait_timeout_while(count, Duration::from_secs(3), enough).unwrap());
+                answer("401 Unauthorized", &[challenge], "")
+            }
+            Some(_) => content.honest(request),
+            None => answer("401 Unauthorized", &[challenge], ""),
+        }
+    });
+    site.pull(&format!("{address}/small:t")).unwrap();
+    // The third is the one that four layers waited for.
+    assert_eq!(tokens.lock().unwrap().len(), 3);
+    assert_eq!(*issued.lock().unwrap(), 3);
+}
+
+#[test]
+fn a_token_that_expires_while_a_request_is_tried_again_is_renewed_again() {
+    let site = Site::new();
+    let content = Content::new(&site);
+    let issued = Arc::new(Mutex::new(0));
+    let (realm, _) = serve({
+        let issued = issued.clone();
+        move |_| {
+            *issued.lock().unwrap() += 1;
+            answer("200 OK", &[], r#"{"access_token": "opaque"}"#)
+        }
+    });
+    let conversation = Mutex::new(0);
+    let large = content.large.clone();
+    let (address, log) = serve(move |request| {
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{realm}/token\"");
+        if request.header("authorization").is_none() {
+            return answer("401 Unauthorized", &[challenge], "");
+        }
+        if !request.target.ends_with(&large) {
+            return content.honest(request);
+        }
+        let mut step = conversation.lock().unwrap();
+        *step += 1;
+        match *step {
+            1 | 3 => answer("401 Unauthorized", &[challenge], "expired"),
+            2 => answer("503 Service Unavailable", &[], ""),
+            _ => content.honest(request),
+        }
+    });
+    site.pull(&format!("{address}/small:t")).unwrap();
+    // To resolve, to pull, and twice for the one layer.
+    assert_eq!(*issued.lock().unwrap(), 4);
+    assert_eq!(log.lock().unwrap().iter().filter(|r| r.target.contains("/blobs/")).count(), 7);
+}
+
+#[test]
+fn a_token_that_is_refused_at_once_is_the_end() {
+    let (realm, tokens) = serve(|_| answer("200 OK", &[], r#"{"token": "opaque"}"#));
+    let (address, log) = serve(move |_| {
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{realm}/token\"");
+        answer("401 Unauthorized", &[challenge], r#"{"errors":[{"code":"UNAUTHORIZED","message":"not you"}]}"#)
+    });
+    let error = Site::new().pull(&format!("{address}/small:t")).unwrap_err();
+    assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
+    assert!(error.to_string().contains("not you"), "{error}");
+    assert_eq!((tokens.lock().unwrap().len(), log.lock().unwrap().len()), (1, 2));
+}
+
+#[test]
+fn a_token_server_that_is_busy_is_asked_again_and_an_identity_token_is_exchanged() {
+    let site = Site::new();
+    let content = Content::new(&site);
+    let first = Mutex::new(true);
+    let (realm, tokens) = serve(move |request| {
+        if std::mem::take(&mut *first.lock().unwrap()) {
+            return answer("429 Too Many Requests", &["Retry-After: 1".to_owned()], "");
+        }
+        if request.body.contains("grant_type=refresh_token") && request.body.contains("refresh_token=id%2Ftoken") {
+            return answer("200 OK", &[], r#"{"access_token": "opaque"}"#);
+        }
+        answer("401 Unauthorized", &[], "")
+    });
+    let (address, _) = serve(move |request| {
+        if request.header("authorization") == Some("Bearer opaque") {
+            return content.honest(request);
+        }
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{realm}/token\",service=\"s\"");
+        answer("401 Unauthorized", &[challenge], "")
+    });
+    let start = Instant::now();
+    site.pull_with(&format!("{address}/small:t"), &login(&address, "<token>", "id/token")).unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let tokens = tokens.lock().unwrap();
+    assert!(tokens.iter().all(|r| r.header("authorization").is_none() && !r.target.contains("token=")), "{tokens:?}");
+    assert!(tokens[1].body.contains("scope=repository%3Asmall%3Apull"), "{tokens:?}");
+}
+
+#[test]
+fn a_login_is_sent_to_no_address_that_makes_no_sense() {
+    for realm in ["ftp://127.0.0.1/token", "not a url", "file:///etc/passwd"] {
+        let (address, _) =
+            serve(move |_| answer("401 Unauthorized", &[format!("WWW-Authenticate: Bearer realm=\"{realm}\"")], ""));
+        let error = Site::new().pull_with(&format!("{address}/a:t"), &login(&address, "me", "s3cret")).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(realm) && !text.contains("s3cret"), "{text}");
+    }
 }
 
 #[test]
@@ -374,9 +606,7 @@ fn a_redirect_to_another_host_gets_no_credentials() {
         }
         content.honest(request)
     });
-    let mut credentials = Credentials::default();
-    credentials.insert(&address, Login { user: "me".to_owned(), password: Secret::new("pass".to_owned()) });
-    site.pull_with(&format!("{address}/small:t"), &ClientConfig { credentials, ..quick() }).unwrap();
+    site.pull_with(&format!("{address}/small:t"), &login(&address, "me", "pass")).unwrap();
     let stored = stored.lock().unwrap();
     assert_eq!(stored.len(), 3);
     assert!(stored.iter().all(|r| r.header("authorization").is_none()), "{stored:?}");

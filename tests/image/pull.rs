@@ -2,7 +2,7 @@
 
 use crate::protocol::tunnel;
 use crate::support::{
-    OFFLINE, Registry, Site, again_in_a_process, architecture, contains, make_image, make_layer, quick, run,
+    Authority, OFFLINE, Registry, Site, again_in_a_process, architecture, contains, make_image, make_layer, quick, run,
     small_image,
 };
 use fs_err as fs;
@@ -290,70 +290,10 @@ fn user_and_password() {
 #[test]
 fn a_sites_own_certificate() {
     let site = Site::new();
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    // An authority of its own, and a certificate that it signs.
-    run(
-        "openssl",
-        [
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=Site CA",
-            "-addext",
-            "basicConstraints=critical,CA:TRUE",
-            "-keyout",
-            &at("ca.key"),
-            "-out",
-            &at("ca.crt"),
-        ],
-    );
-    run(
-        "openssl",
-        [
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            "/CN=registry",
-            "-keyout",
-            &at("r.key"),
-            "-out",
-            &at("r.csr"),
-        ],
-    );
-    fs::write(at("ext"), "subjectAltName=DNS:registry.test\nextendedKeyUsage=serverAuth\n").unwrap();
-    run(
-        "openssl",
-        [
-            "x509",
-            "-req",
-            "-in",
-            &at("r.csr"),
-            "-CA",
-            &at("ca.crt"),
-            "-CAkey",
-            &at("ca.key"),
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            &at("ext"),
-            "-out",
-            &at("r.crt"),
-        ],
-    );
-    let registry = Registry::with(&format!("  tls: {{certificate: {}, key: {}}}\n", at("r.crt"), at("r.key")), "https");
+    let authority = Authority::new("Site CA");
+    authority.sign("r", "subjectAltName=DNS:registry.test\nextendedKeyUsage=serverAuth\n");
+    let at = |name: &str| authority.path(name);
+    let registry = Registry::with(&authority.tls("r", ""), "https");
 
     // A name that only the proxy knows, as on a site whose machines have no way out.
     let proxy = tunnel(registry.port);
@@ -366,7 +306,7 @@ fn a_sites_own_certificate() {
     contains(&site.pull_with(name, &with(&[])).unwrap_err(), &["certificate", "SSL_CERT_FILE"]);
     let error = site.pull_with(name, &with(&["ca.crt"])).unwrap_err();
     assert!(matches!(error, ImageError::NotFound { .. }), "trusted, but empty: {error}");
-    contains(&site.pull_with(name, &with(&["ext"])).unwrap_err(), &["no PEM certificate", &at("ext")]);
+    contains(&site.pull_with(name, &with(&["r.ext"])).unwrap_err(), &["no PEM certificate", &at("r.ext")]);
 
     // The same through the environment, which only a new process can be given.
     again_in_a_process("pull::trust_by_environment", &[("SSL_CERT_FILE", &at("ca.crt")), ("TEST_PROXY", &proxy)], &[]);

@@ -69,7 +69,6 @@ pub struct Registry {
     child: Child,
     dir: TempDir,
     pub port: u16,
-    scheme: &'static str,
 }
 
 impl Registry {
@@ -96,7 +95,7 @@ impl Registry {
             .stderr(fs::File::create(dir.path().join("log")).unwrap().into_parts().0)
             .spawn()
             .unwrap_or_else(|e| missing("docker-registry", &e));
-        let registry = Self { child, dir, port, scheme };
+        let registry = Self { child, dir, port };
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "docker-registry does not answer: {}", registry.log());
@@ -117,7 +116,6 @@ impl Registry {
     /// Copies an image into the registry.
     pub fn push(&self, source: &str, image: &str, more: &[&str]) {
         let target = format!("docker://{}", self.name(image));
-        assert_eq!(self.scheme, "http");
         let mut args = vec!["copy", "--quiet", "--dest-tls-verify=false"];
         args.extend_from_slice(more);
         args.extend([source, &target]);
@@ -199,6 +197,48 @@ pub fn quick() -> ClientConfig {
         ..ClientConfig::default()
     }
 }
+
+/// An authority of its own in `ca.crt` and `ca.key` of a folder; certificates that it signs are made beside.
+pub struct Authority {
+    dir: TempDir,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let authority = Self { dir: tempfile::tempdir().unwrap() };
+        let subject = format!("/CN={name}");
+        let is_ca = "basicConstraints=critical,CA:TRUE";
+        let (key, crt) = (authority.path("ca.key"), authority.path("ca.crt"));
+        let what = ["-nodes", "-days", "2", "-subj", &subject, "-addext", is_ca, "-keyout", &key, "-out", &crt];
+        run("openssl", ["req", "-x509"].iter().chain(&EC_KEY).chain(&what));
+        authority
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Makes `NAME.crt` and `NAME.key` with these extensions.
+    pub fn sign(&self, name: &str, extensions: &str) {
+        let [key, csr, crt, ext] = ["key", "csr", "crt", "ext"].map(|end| self.path(&format!("{name}.{end}")));
+        run(
+            "openssl",
+            ["req"].iter().chain(&EC_KEY).chain(&["-nodes", "-subj", "/CN=x", "-keyout", &key, "-out", &csr]),
+        );
+        fs::write(&ext, extensions).unwrap();
+        let (ca, ca_key) = (self.path("ca.crt"), self.path("ca.key"));
+        let by = ["-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial", "-days", "2", "-extfile", &ext];
+        run("openssl", ["x509", "-req", "-in", &csr, "-out", &crt].iter().chain(&by));
+    }
+
+    /// The registry's configuration for a certificate of ours, with `more` below `tls`.
+    pub fn tls(&self, name: &str, more: &str) -> String {
+        let (crt, key) = (self.path(&format!("{name}.crt")), self.path(&format!("{name}.key")));
+        format!("  tls: {{certificate: {crt}, key: {key}{more}}}\n")
+    }
+}
+
+const EC_KEY: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 
 /// `docker save` names for this machine.
 pub fn architecture() -> &'static str {
