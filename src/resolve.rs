@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 mod registries;
 
-pub use registries::image_reference;
+pub use registries::{image_reference, whole_name};
 
 /// Why a plan could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -125,7 +125,8 @@ fn remove(settings: &Settings, images: &[String], ctx: &Ctx) -> Result<ExitCode>
     // Not `open_cache`: what it holds would keep every blob.
     let cache = Cache::open(&resolve::cache_dir(settings, &variable)?)?;
     let cwd = std::env::current_dir().unwrap_or_default();
-    let removed = images::remove(&cache, images, &cwd)?;
+    let names = images.iter().map(|text| known_as(text, settings, ctx)).collect::<Result<Vec<_>>>()?;
+    let removed = images::remove(&cache, &names, &cwd)?;
     ctx.reporter.finish();
     for memory in &removed.forgotten {
         print(&format!("{} {}\n", memory.image().reference(), memory.image().digest()))?;
@@ -137,6 +138,14 @@ fn remove(settings: &Settings, images: &[String], ctx: &Ctx) -> Result<ExitCode>
         ),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `image pull` remembers a short name as. Digits of a digest, files and whole names need no configuration.
+fn known_as(text: &str, settings: &Settings, ctx: &Ctx) -> Result<String> {
+    if images::digits(text).is_some() || !image::is_short_name(text) {
+        return Ok(text.to_owned());
+    }
+    Ok(resolve::whole_name(text, settings, &variable, ctx)?.to_string())
 }
 
 fn save(

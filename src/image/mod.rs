@@ -63,7 +63,7 @@ pub use memory::{Collected, Memory, Stored, collect, list, name_again as remembe
 pub use platform::Platform;
 pub use pull::{PulledImage, pull};
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
-pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys};
+pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys, is_short_name};
 pub use resolve::{ResolveOptions, ResolvedImage, resolve};
 pub use save::{Name, save};
 pub use tar::TarError;

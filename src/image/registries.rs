@@ -545,6 +545,11 @@ fn is_version_1(table: &Table) -> bool {
         .is_some_and(|t| ["search", "insecure", "block"].iter().any(|key| t.get(*key).is_some_and(lists)))
 }
 
+/// Whether what a text names depends on what is configured about short names.
+pub fn is_short_name(text: &str) -> bool {
+    ShortName::parse(text).is_some()
+}
+
 /// A name without a registry, and the tag or digest after it.
 struct ShortName {
     name: String,

@@ -46,6 +46,11 @@ pub fn image_reference(
     Ok((reference, client))
 }
 
+/// The whole name that a short one means, for who asks no registry.
+pub fn whole_name(text: &str, settings: &Settings, lookup: Lookup<'_>, ctx: &Ctx) -> Result<Reference, ResolveError> {
+    Ok(Host::new(lookup).registries(settings, ctx)?.expand(text)?.reference)
+}
+
 /// How registries are reached: proxies, the site's CA, mirrors, short names, logins that containers' tools or docker
 /// keep.
 fn client_config(settings: &Settings, lookup: Lookup<'_>, ctx: &Ctx) -> Result<ClientConfig, ResolveError> {

@@ -48,7 +48,8 @@ pub struct Removed {
 }
 
 /// Forgets the images that references and digests name. Nothing is done unless every one of them is known. `cwd` is
-/// what relative paths in references are relative to.
+/// what relative paths in references are relative to. A short name is one of Docker Hub's: who knows better gives the
+/// whole name.
 pub fn remove(cache: &Cache, names: &[String], cwd: &Path) -> Result<Removed, RemoveError> {
     let known = image::list(cache)?;
     let mut chosen: Vec<Memory> = Vec::new();
@@ -70,6 +71,12 @@ pub fn remove(cache: &Cache, names: &[String], cwd: &Path) -> Result<Removed, Re
     Ok(Removed { forgotten: chosen, collected })
 }
 
+/// The digits, when a text may be the beginning of a digest.
+pub fn digits(text: &str) -> Option<&str> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    (digits.len() >= SHORTEST && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some(digits)
+}
+
 fn select<'a>(known: &'a [Memory], name: &str, cwd: &Path) -> Result<Vec<&'a Memory>, RemoveError> {
     if let Ok(reference) = name.parse::<Reference>() {
         let reference = reference.below(cwd);
@@ -78,11 +85,8 @@ fn select<'a>(known: &'a [Memory], name: &str, cwd: &Path) -> Result<Vec<&'a Mem
             return Ok(found);
         }
     }
-    let digits = name.strip_prefix("sha256:").unwrap_or(name);
     let unknown = || RemoveError::Unknown { text: name.to_owned() };
-    if digits.len() < SHORTEST || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(unknown());
-    }
+    let Some(digits) = digits(name) else { return Err(unknown()) };
     let found: Vec<&Memory> = known.iter().filter(|m| m.image().digest().hex().starts_with(digits)).collect();
     let digests: BTreeSet<String> = found.iter().map(|m| m.image().digest().to_string()).collect();
     match digests.len() {

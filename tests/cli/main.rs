@@ -185,6 +185,31 @@ fn images_that_are_files_need_nothing_of_what_is_configured_about_registries() {
 }
 
 #[test]
+fn a_short_name_is_removed_as_what_it_was_pulled() {
+    let world = World::new();
+    fs_err::create_dir_all(world.dir.path().join("base/etc")).unwrap();
+    let file = world.write(
+        "site.toml",
+        "[registries]\nunqualified-search-registries = ['a.example', 'b.example']\n\
+         [registries.aliases]\nbase = 'registry.test/site/base'\n",
+    );
+    let run = |args: &[&str]| world.run(&[&["--config", &file, "--cache-dir", "c", "image"], args].concat());
+    let name = "registry.test/site/base:1";
+    let load = || {
+        assert_eq!(run(&["save", "dir:base", "base.tar", "--name", name]).code, 0);
+        assert_eq!(run(&["load", "base.tar"]).code, 0);
+        fs_err::remove_file(world.dir.path().join("base.tar")).unwrap();
+        run(&["pull", "--offline", "base:1"]).out.trim().to_owned()
+    };
+    let digest = load();
+    assert_eq!(run(&["remove", "base:1"]).out, format!("{name} {digest}\n"));
+    let answer = run(&["remove", "other:1"]);
+    assert!(answer.code == 2 && answer.err.contains("a.example/other:1, b.example/other:1"), "{}", answer.err);
+    assert_eq!(load(), digest);
+    assert_eq!(run(&["remove", &digest[7..19]]).out.lines().count(), 2, "digits are no short name");
+}
+
+#[test]
 fn offline_names_what_is_missing_and_how_to_get_it() {
     let world = World::new();
     world.refuses(&["build", "--offline"], 3, &["ubuntu:24.04", "image pull"]);
