@@ -198,7 +198,7 @@ fn packaged(
     let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings);
     contents.extend(payload::contents(name, &facts, installed)?);
     let request = package::Request {
-        dir: &builds_dir(cache),
+        dir: &finished::builds_dir(cache),
         name,
         contents,
         facts,
@@ -231,11 +231,6 @@ fn verified(package: &Package, signed: &Signed, key: &SigningKey, rules: &Rules,
         verified.findings.glibc.as_ref().map_or("none", |f| f.version.as_str()),
     ));
     Ok(())
-}
-
-/// Where finished packages are.
-pub fn builds_dir(cache: &Cache) -> PathBuf {
-    cache.dir("builds")
 }
 
 /// What `build` would do: everything is looked up, nothing is made.

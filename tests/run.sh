@@ -3,7 +3,7 @@
 # The one command that tests everything: installs what the tests need, checks the sources, runs the unit and integration
 # tests and the whole job from end to end.
 #
-#   tests/run.sh            everything (about 40 minutes on two cores from a bare machine)
+#   tests/run.sh            everything (about half an hour on two cores from a bare machine)
 #   tests/run.sh quick      without the end-to-end job
 #
 # On Debian 12, as root: tests make users, mounts and a base image. What claims to be rootless runs as those users. A tool
@@ -45,6 +45,8 @@ step "build"
 cargo build --locked
 step "unit and integration tests"
 cargo test --locked
+step "fuzzing"
+tests/fuzz/run.sh 15
 
 if [[ ${1:-all} != quick ]]; then
     step "the whole job"

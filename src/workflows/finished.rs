@@ -7,7 +7,7 @@
 use crate::cache::Cache;
 use crate::fsutil;
 use crate::package::{Package, Trust};
-use crate::pipeline::{BuildError, Built, builds_dir};
+use crate::pipeline::{BuildError, Built};
 use crate::plan::BuildPlan;
 use crate::report::{Ctx, Stage};
 use crate::sign::{Keyring, SigningKey};
@@ -15,6 +15,11 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Where finished packages are.
+pub fn builds_dir(cache: &Cache) -> PathBuf {
+    cache.dir("builds")
+}
 
 #[derive(Serialize, Deserialize)]
 struct Record {

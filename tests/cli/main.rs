@@ -85,7 +85,17 @@ fn usage_errors_list_what_is_known() {
     world.refuses(&["plan", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
     world.refuses(&["plan", "--image", "NOT A REFERENCE"], 2, &["NOT A REFERENCE"]);
     world.refuses(&["plan", "--shm-size", "much"], 3, &["much", "4G"]);
-    world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/nonexistent"], 4, &["/nonexistent"]);
+    world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/none"], 2, &["/nonexistent"]);
+    world.refuses(&["plan", "--image", "oci:/nonexistent"], 4, &["/nonexistent"]);
+    // What this machine can tell is told before a registry is asked.
+    for (flag, path) in [
+        ("--source-mirror", "/none/s"),
+        ("--apt-mirror", "/none/a"),
+        ("--spack-source", "/none/g"),
+        ("--apt-sources", "/none/l"),
+    ] {
+        world.refuses(&["build", "--dry-run", flag, path, "--image", "localhost:1/x"], 2, &[path]);
+    }
 }
 
 #[test]

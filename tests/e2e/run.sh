@@ -34,6 +34,11 @@ else
 fi
 chmod 755 "$work"
 
+# The accounts are named the same in every run: one run at a time, and nobody else's account is touched.
+mark='slurm-factory end-to-end test'
+exec 9>/run/lock/slurm-factory-e2e.lock
+flock --nonblock 9 || die "another end-to-end test runs on this machine"
+
 # Rootless podman leaves a process, which would keep its user from being removed.
 remove_user() {
     pkill -KILL --uid "$1" 2>/dev/null && sleep 0.2
@@ -158,8 +163,11 @@ package=
 one_user() {
     local kind=$1 user=sf-e2e-$1 home factory flags began took first other
     step "user $user"
+    if [[ $(getent passwd "$user" | cut -d: -f5) != "$mark" ]] && getent passwd "$user" >/dev/null; then
+        die "there is an account $user that this test did not make: remove or rename it"
+    fi
     remove_user "$user"
-    useradd --create-home --base-dir "$work" "$user"
+    useradd --comment "$mark" --create-home --base-dir "$work" "$user"
     users+=("$user")
     home=$work/$user
     case $kind in
