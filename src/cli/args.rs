@@ -19,22 +19,22 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Show the output of the programs that are run, and which file decided what about registries
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, help_heading = "Global options", conflicts_with = "quiet")]
     pub verbose: bool,
     /// Show warnings and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
     /// Read this configuration file in place of /etc/slurm-factory/config.toml, the user's and ./slurm-factory.toml
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Global options", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where downloads, root file systems, keys and packages are kept [env: SLURM_FACTORY_CACHE_DIR] [default: ~/.slurm-factory]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = "Global options", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Progress and errors for people, or one JSON object a line
-    #[arg(long, global = true, value_enum, default_value_t = Format::Human, value_name = "FORMAT")]
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Format::Human, value_name = "FORMAT")]
     pub log_format: Format,
     /// Colours: on a terminal, always or never
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
 }
 

@@ -51,7 +51,7 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
         }
     };
     if args.to.is_some() && matches!(publish, None | Some(Publish::None)) {
-        return Err(exit::Usage("--to says where to publish: add --publish slurm-only or --publish all".into()).into());
+        return Err(exit::Usage("--to says where to publish to, and --publish is not available yet: packages are left in the cache's `builds` folder".into()).into());
     }
     if let Some(size) = &args.memory
         && crate::config::parse_size(size)? != 0

@@ -49,7 +49,7 @@ fn pulled(
     let timer = ctx.stage(Stage::Image, reference.to_string());
     let resolved = image::resolve(reference, Platform::host()?, cache, client, options, ctx)?;
     let pulled = image::pull(&resolved, cache, client, options.offline, ctx)?;
-    timer.done(format!("{} layers", pulled.layers().len()));
+    timer.done(counted(pulled.layers().len(), "layer"));
     Ok(pulled)
 }
 
@@ -208,7 +208,7 @@ fn load(settings: &Settings, source: &Path, ctx: &Ctx) -> Result<ExitCode> {
     let (cache, _lock) = open_cache(settings, ctx)?;
     let timer = ctx.stage(Stage::Image, source.display().to_string());
     let loaded = image::load(&source, Platform::host()?, &cache, ctx)?;
-    timer.done(format!("{} images", loaded.len()));
+    timer.done(counted(loaded.len(), "image"));
     for image in &loaded {
         if let Some(base) = rootfs::adopt(image, &cache)? {
             ctx.note(format!("a prepared rootfs: builds on {base} use it and need no package mirror"));
@@ -221,4 +221,8 @@ fn load(settings: &Settings, source: &Path, ctx: &Ctx) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

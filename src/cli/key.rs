@@ -24,6 +24,7 @@ pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
             let valid_for = expires.map(|days| Duration::from_secs(u64::from(days) * DAY));
             let fingerprint = store.generate(ctx, name, email, valid_for, algorithm)?;
             store.set_default(&fingerprint)?;
+            ctx.note("packages are signed with it from now on; keys made before stay trusted (`key list`)");
             print(&format!("{fingerprint}\n"))?;
         }
         KeyVerb::Import { file } => {
@@ -32,6 +33,7 @@ pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
             for key in store.list()?.iter().filter(|key| imported.contains(&key.fingerprint)) {
                 if key.has_secret {
                     store.set_default(&key.fingerprint)?;
+                    ctx.note("packages are signed with it from now on; keys made before stay trusted (`key list`)");
                 }
                 print(&format!("{}\n", key.fingerprint))?;
             }
@@ -41,7 +43,8 @@ pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
                 Some(text) => text.parse::<Fingerprint>().map_err(|e| exit::Usage(e.to_string()))?,
                 None => store.default_fingerprint()?.ok_or_else(|| {
                     exit::HostFault(
-                        "there is no key yet; `slurm-factory key generate` makes one, and so does the first build"
+                        "there is no signing key yet; `slurm-factory key generate` makes one, and so does the first build (an imported \
+                         public key is exported by its fingerprint)"
                             .into(),
                     )
                 })?,

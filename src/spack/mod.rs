@@ -210,7 +210,7 @@ impl Session<'_> {
             fs::create_dir_all(slot.join(folder))?;
         }
         fs::set_permissions(slot.join("gnupg"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        let timer = ctx.stage(Stage::Sources, format!("Spack {}", self.plan.identity.spack.reference));
+        let timer = ctx.stage(Stage::Sources, format!("Spack {}", shown(&self.plan.identity.spack)));
         let spec = self.spec(&slot, ctx)?;
         timer.done(format!(
             "Spack {} and recipes {}",
