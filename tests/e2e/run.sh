@@ -397,6 +397,12 @@ check_install() {
     in_plain "$user" "$home/plain" "$home/opt slurm" /bin/bash /tmp/run-slurm.sh "/slurm/opt slurm/view" >/dev/null ||
         die "Slurm does not run from where install put it"
     if grep -rqF '@SLURM_FACTORY_PREFIX@' "$home/opt slurm/view"; then die "install left a placeholder"; fi
+    "${factory[@]}" verify "$home/opt slurm" >/dev/null 2>&1 || die "verify does not like what install made"
+    local status=0
+    printf x | as "$user" dd of="$home/opt slurm/view/bin/sinfo" bs=1 seek=5000 conv=notrunc status=none
+    "${factory[@]}" verify "$home/opt slurm" >"$work/$kind-changed.log" 2>&1 || status=$?
+    [[ $status -eq 5 ]] || die "verify of a changed tree ended with $status, not 5"
+    grep -q 'view/bin/sinfo' "$work/$kind-changed.log" || die "verify does not name the file that was changed"
     step "install to a folder with a space in its name"
 }
 

@@ -105,7 +105,21 @@ fn a_changed_or_moved_installation_is_said() {
     let error = put(&made, &moved).unwrap_err();
     assert!(matches!(error, InstallError::Moved { .. }) && error.to_string().contains("prefix/view"), "{error}");
     std::fs::rename(&moved, &prefix).unwrap();
-    std::fs::remove_file(prefix.join("view/sbin/slurmd")).unwrap();
+    // Another byte in a file of the same length.
+    let program = prefix.join("view/sbin/slurmd");
+    let whole = std::fs::read(&program).unwrap();
+    let mut changed = whole.clone();
+    changed[0] ^= 1;
+    std::fs::write(&program, &changed).unwrap();
+    let error = put(&made, &prefix).unwrap_err();
+    assert!(matches!(error, InstallError::Changed { .. }) && error.to_string().contains("view/sbin/slurmd"), "{error}");
+    let rules = slurm_factory::relocate::Rules::embedded().unwrap();
+    let found = slurm_factory::workflows::verify::tree(&prefix, &rules, &Ctx::silent()).unwrap();
+    assert_eq!(found.differences.iter().map(|d| d.path.as_str()).collect::<Vec<_>>(), ["view/sbin/slurmd"]);
+    std::fs::write(&program, &whole).unwrap();
+    let found = slurm_factory::workflows::verify::tree(&prefix, &rules, &Ctx::silent()).unwrap();
+    assert_eq!((found.differences.len(), found.package.is_some()), (0, true));
+    std::fs::remove_file(&program).unwrap();
     let error = put(&made, &prefix).unwrap_err();
     assert!(error.to_string().contains("view/sbin/slurmd") && error.to_string().contains("missing"), "{error}");
     // Same size, other content: only the thorough look finds it.
