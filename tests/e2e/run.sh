@@ -198,6 +198,7 @@ one_user() {
     check_install
     check_module
     check_shell
+    check_travel
     check_store_reuse
 }
 
@@ -427,6 +428,17 @@ check_shell() {
     [[ $found == builder$'\n'/slurm-factory.build/env/*spack.lock*refused ]] || [[ $kind == podman && $found == *spack.lock*refused ]] ||
         die "shell shows: $found"
     step "shell opens the sandbox of the last build"
+}
+
+# The prepared rootfs, carried to a cache that knows nothing: a build there without a network unpacks it and gets as far as
+# the sources, which were not carried.
+check_travel() {
+    "${factory[@]}" image save --prepared "$image" "$home/prepared.tar.zst" >/dev/null
+    "${factory[@]}" --cache-dir "$home/elsewhere" image load "$home/prepared.tar.zst" >/dev/null
+    refused "$kind-elsewhere" 3 'error: the sources of .* cannot be had' --slurm-version 24.11 --image "$image" "${spack[@]}" \
+        --spack-repo "$stage/spack-repo" --offline --cache-dir "$home/elsewhere"
+    grep -q 'unpacked as it was saved' "$work/$kind-elsewhere.log" || die "the rootfs that was carried was not used"
+    step "a prepared rootfs was saved, loaded elsewhere and used without a network"
 }
 
 # Another variant of the same Slurm takes rootfs, Spack and dependencies as they are.

@@ -3,6 +3,7 @@
 # The parsers of what comes from strangers, fuzzed: image archives, layers, documents and names, and ELF files.
 #
 #   run.sh [SECONDS] [TARGET...]     each target for so long (20 when not given); all of tests/fuzz/targets when none is named
+#   FUZZ_SEED                        another seed than 1: a test that runs with every change should not differ between two runs
 #
 # libFuzzer on a stable compiler: the flags are those of `cargo fuzz run --sanitizer none`, which works on this folder too
 # (--fuzz-dir tests/fuzz). What is found new goes to the corpus beside the build, not into the project; what crashes is
@@ -58,7 +59,7 @@ for target in "${targets[@]}"; do
         if [[ -d $folder ]]; then corpora+=("$folder"); fi
     done
     log=$build/$target.log
-    if ! "$build/$host/release/$target" "${corpora[@]}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=262144 \
+    if ! "$build/$host/release/$target" "${corpora[@]}" -seed="${FUZZ_SEED:-1}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=262144 \
         -artifact_prefix="$here/artifacts/$target/" -print_final_stats=1 >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         printf 'fuzz: %s FAILED; the input is in tests/fuzz/artifacts/%s\n' "$target" "$target" >&2
