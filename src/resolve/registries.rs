@@ -203,6 +203,11 @@ impl Host {
                 Ok(text) => text,
                 Err(e) if named => return Err(ResolveError::Unreadable(e)),
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
+                // Where there is no XDG_RUNTIME_DIR the place is a guess, below a folder that may be root's alone.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && path.starts_with("/run/containers") => {
+                    ctx.detail(format!("logins: {e}"));
+                    continue;
+                }
                 Err(e) => {
                     ctx.warn(format!("logins: {e}"));
                     continue;
