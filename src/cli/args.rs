@@ -3,9 +3,35 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+const MORE: &str = "\
+Exit codes:
+  0  done
+  2  usage: flags or names that are not known, or that do not go together
+  3  this host, its configuration, or something missing while offline
+  4  a stage of the build, the pull included
+  5  verification
+  128+n  ended by signal n
+
+Files:
+  ~/.slurm-factory                      cache: downloads, rootfs, packages (builds/), keys, logs
+  /etc/slurm-factory/config.toml        settings; the next two win over it
+  ~/.config/slurm-factory/config.toml
+  ./slurm-factory.toml
+
+Variables:
+  SLURM_FACTORY_BUILD_DIR        a setting, here `build-dir`, by its name in capitals
+  SLURM_FACTORY_KEY_PASSPHRASE   passphrase of a locked signing key
+  SSL_CERT_FILE, https_proxy, http_proxy, no_proxy   as everywhere
+
+Examples:
+  slurm-factory doctor
+  slurm-factory build --slurm-version 25.11 --dry-run
+  slurm-factory build --slurm-version 25.11
+  slurm-factory install ~/.slurm-factory/builds/slurm-25.11-gcc13.3.0-software.tar.gz --prefix /opt/slurm";
+
 /// Builds signed, relocatable Slurm packages with Spack: without root, without a daemon.
 #[derive(Debug, Parser)]
-#[command(name = "slurm-factory", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "slurm-factory", version, propagate_version = true, max_term_width = 110, after_long_help = MORE)]
 pub struct Cli {
     /// Flags of every verb.
     #[command(flatten)]
