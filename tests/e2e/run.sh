@@ -37,7 +37,10 @@ chmod 755 "$work"
 # The accounts are named the same in every run: one run at a time, and nobody else's account is touched.
 mark='slurm-factory end-to-end test'
 exec 9>/run/lock/slurm-factory-e2e.lock
-flock --nonblock 9 || die "another end-to-end test runs on this machine"
+flock --nonblock 9 || {
+    note "another end-to-end test runs on this machine: waiting for its end"
+    flock 9
+}
 
 # Rootless podman leaves a process, which would keep its user from being removed.
 remove_user() {
