@@ -36,6 +36,7 @@ chmod 755 "$work"
 
 # The accounts are named the same in every run: one run at a time, and nobody else's account is touched.
 mark='slurm-factory end-to-end test'
+# What is started does not get the lock (9>&-): rootless podman leaves a process that would hold it.
 exec 9>/run/lock/slurm-factory-e2e.lock
 flock --nonblock 9 || {
     note "another end-to-end test runs on this machine: waiting for its end"
@@ -116,7 +117,7 @@ log: {level: error}
 storage: {filesystem: {rootdirectory: $work/registry}}
 http: {addr: 127.0.0.1:$port}
 CONF
-docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
+docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 9>&- &
 registry_pid=$!
 for ((turn = 0; turn < 100; turn++)); do
     curl -fs "http://127.0.0.1:$port/v2/" >/dev/null 2>&1 && break
@@ -132,7 +133,7 @@ as() {
     home=$(getent passwd "$user" | cut -d: -f6)
     (cd / && exec setpriv --reuid="$user" --regid="$user" --init-groups --reset-env -- \
         env HOME="$home" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 ${SSL_CERT_FILE:+SSL_CERT_FILE=$SSL_CERT_FILE} \
-        ${PIP_INDEX_URL:+PIP_INDEX_URL=$PIP_INDEX_URL} "$@")
+        ${PIP_INDEX_URL:+PIP_INDEX_URL=$PIP_INDEX_URL} "$@") 9>&-
 }
 
 # The plain base image of a user's own, with that user in its passwd: no compiler, nothing of the build.
@@ -288,7 +289,7 @@ site_mirror() {
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=site -addext subjectAltName=DNS:localhost \
         -keyout "$site/key.pem" -out "$site/certificate.pem" 2>/dev/null
     cat "$host_bundle" "$site/certificate.pem" >"$site/bundle.pem"
-    coproc MIRROR { exec "$here/apt-mirror.py" "$(debian_archive)" "$site/certificate.pem" "$site/key.pem" "$site/requests.log"; }
+    coproc MIRROR { exec "$here/apt-mirror.py" "$(debian_archive)" "$site/certificate.pem" "$site/key.pem" "$site/requests.log" 9>&-; }
     # shellcheck disable=SC2153  # bash sets it
     mirror_pid=$MIRROR_PID
     read -r mirror_port <&"${MIRROR[0]}" || die "the apt mirror did not start"
