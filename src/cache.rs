@@ -26,7 +26,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,7 +141,7 @@ impl Cache {
                 Err(TryLockError::WouldBlock) => continue,
                 Err(TryLockError::Error(e)) => return Err(CacheError::Io(fsutil::with_path(&e, "lock", &lock_path))),
             }
-            if !is_at(&lock, &lock_path) {
+            if !fsutil::is_at(&lock, &lock_path) {
                 continue;
             }
             let path = lock_path.with_extension("");
@@ -186,14 +185,6 @@ impl Cache {
 /// How a staging folder's lock, and the entry it replaces while it is being replaced, are named after it.
 const LOCK_SUFFIX: &str = ".lock";
 const ASIDE: &str = "old";
-
-/// Whether `path` still names the open `file`.
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
-}
 
 fn open_lock(path: &Path) -> Result<File, CacheError> {
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(CacheError::Io)?;

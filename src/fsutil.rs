@@ -6,7 +6,7 @@
 use fs_err as fs;
 use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 /// Writes `bytes` to `path` so that a reader sees the old content or the new, never a part.
@@ -122,6 +122,14 @@ pub fn shared_file_system(path: &Path) -> Option<&'static str> {
 pub fn mounted_noexec(path: &Path) -> bool {
     use nix::sys::statvfs::{FsFlags, statvfs};
     statvfs(path).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_NOEXEC))
+}
+
+/// Whether `path` still names the open `file`, and not one that was renamed or made there since.
+pub fn is_at(file: &std::fs::File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
 }
 
 /// How the names of our own temporaries begin.

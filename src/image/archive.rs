@@ -10,7 +10,7 @@
 //! Tools disagree about which of two members with one name counts, so a name that is there twice cannot be read.
 
 use super::manifest::Compression;
-use super::tar::{Kind, TarError, TarReader};
+use super::tar::{Kind, TarError, TarReader, show};
 use super::{Digest, ImageError};
 use crate::fsutil;
 use crate::report::Ctx;
@@ -418,15 +418,6 @@ fn join(start: &[u8], name: &[u8]) -> Result<Vec<u8>, &'static str> {
         }
     }
     Ok(out)
-}
-
-fn show(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let mut shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
-    if text.chars().count() > 200 {
-        shown.push_str("...");
-    }
-    shown
 }
 
 #[cfg(test)]

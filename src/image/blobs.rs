@@ -20,7 +20,6 @@ use fs_err::os::unix::fs::OpenOptionsExt as _;
 use sha2::{Digest as _, Sha256};
 use std::fs::TryLockError;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The blobs of a cache.
@@ -147,10 +146,9 @@ impl BlobStore {
             Err(TryLockError::Error(e)) => return Err(ImageError::Io(fsutil::with_path(&e, "lock", &path))),
         }
         // The file that was opened may have become the blob, by its writer's rename, before it was locked.
-        let ours = file.metadata().map_err(ImageError::Io)?;
-        match fs::symlink_metadata(&path) {
-            Ok(now) if now.ino() == ours.ino() && now.dev() == ours.dev() => {}
-            _ => return Ok(Begin::Busy),
+        let there = file.metadata().map_err(ImageError::Io)?.len();
+        if !fsutil::is_at(file.file(), &path) {
+            return Ok(Begin::Busy);
         }
         let mut partial = Partial {
             file,
@@ -160,7 +158,7 @@ impl BlobStore {
             hasher: Sha256::new(),
             len: 0,
         };
-        partial.take_up(ours.len())?;
+        partial.take_up(there)?;
         Ok(Begin::Ours(Box::new(partial)))
     }
 }

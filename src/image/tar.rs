@@ -568,6 +568,16 @@ fn check_segments(segments: &[Segment], size: u64, stored: u64) -> Result<(), St
     Ok(())
 }
 
+/// A name for messages: one line, printable, not too long.
+pub fn show(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
+    if text.chars().count() > 200 {
+        shown.push_str("...");
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Member, archive, finish_header};

@@ -33,7 +33,7 @@
 
 use super::stream::{Bounds, Broken, Ended, LayerStream};
 use super::tree::{self, Tree};
-use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader};
+use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader, show};
 use crate::image::{Compression, Digest, ImageError, Layer, PulledImage};
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use fs_err as fs;
@@ -900,16 +900,6 @@ fn times((seconds, nanos): (i64, u32)) -> Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
     }
-}
-
-/// A name for messages: one line, printable, not too long.
-fn show(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let mut shown: String = text.chars().take(200).flat_map(char::escape_debug).collect();
-    if text.chars().count() > 200 {
-        shown.push_str("...");
-    }
-    shown
 }
 
 #[cfg(test)]
