@@ -209,7 +209,6 @@ pub fn check(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     plan::check(&request(settings, flags, &catalog)?, &catalog)?;
     backend(settings)?;
-    local(settings, lookup)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
         if let Some(there) = path.ancestors().find(|p| p.is_dir())
@@ -221,15 +220,16 @@ pub fn check(
     Ok(())
 }
 
-/// Files and folders of this machine that settings name: told before anybody else is asked for anything.
-fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<(), ResolveError> {
-    folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?;
-    folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?;
-    folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?;
-    settings.apt_sources.as_deref().map(apt_sources).transpose()?;
-    for repo in settings.spack_repos.iter().flatten() {
-        source::recipe_repo(repo)?;
-    }
+/// Files and folders of this machine that settings name, read before anybody else is asked for anything.
+struct Local {
+    source_mirrors: Vec<String>,
+    binary_mirrors: Vec<String>,
+    apt_mirror: Option<String>,
+    apt_sources: Option<String>,
+    repos: Vec<plan::RepoPin>,
+}
+
+fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<Local, ResolveError> {
     for (key, source) in [("spack-source", &settings.spack_source), ("spack-packages", &settings.spack_packages)] {
         if let Some(path) = source.as_deref().filter(|s| s.starts_with(['/', '.'])).map(Path::new)
             && !path.exists()
@@ -241,7 +241,13 @@ fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<(), ResolveError> {
         let passphrase = lookup(PASSPHRASE).map(Secret::new);
         SigningKey::from_file(path, passphrase.as_ref())?;
     }
-    Ok(())
+    Ok(Local {
+        source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
+        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
+        apt_mirror: folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?.pop(),
+        apt_sources: settings.apt_sources.as_deref().map(apt_sources).transpose()?,
+        repos: settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<_, _>>()?,
+    })
 }
 
 /// Looks everything up and makes the plan. What is known to be impossible is refused before the network is
@@ -257,6 +263,7 @@ pub fn resolve(
     let request = request(settings, flags, &catalog)?;
     backend(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
+    let local = local(settings, lookup)?;
     let rules = Rules::embedded()?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
 
@@ -274,7 +281,6 @@ pub fn resolve(
     let spack = find("Spack", &settings.spack_source, &settings.spack_reference, &catalog.spack)?;
     let spack_packages =
         find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &catalog.spack_packages)?;
-    let repos = settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<Vec<_>, _>>()?;
     let facts = Facts {
         image: reference.to_string(),
         image_digest: image.digest().to_string(),
@@ -283,20 +289,19 @@ pub fn resolve(
         spack_packages,
         own_repo_digest: own_repo::digest(&release),
         rules_digest: rules.digest().to_owned(),
-        repos,
-        source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
-        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
-        apt_sources: settings.apt_sources.as_deref().map(apt_sources).transpose()?,
+        repos: local.repos,
+        source_mirrors: local.source_mirrors,
+        binary_mirrors: local.binary_mirrors,
+        apt_sources: local.apt_sources,
         host_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
-    let apt_mirror = folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?.pop();
     Ok(Resolved {
         request,
         plan,
         image,
         client,
-        host: HostAccess { apt_mirror, ..host_access(lookup) },
+        host: HostAccess { apt_mirror: local.apt_mirror, ..host_access(lookup) },
         rules,
         probes: toolchain.external,
         build_dir,
