@@ -129,10 +129,7 @@ fn prepared_rootfs(
         return Err(PrepareError::Offline { toolchain: toolchain.name.clone() }.into());
     }
     rootfs::prepare(&recipe, cache, sandbox, &resolved.host, ctx, || {
-        let timer = ctx.stage(Stage::Image, toolchain.image.clone());
-        let image = image::pull(&resolved.image, cache, &resolved.client, resolved.request.offline, ctx)?;
-        timer.done(format!("{} {}", toolchain.image, resolved.image.digest()));
-        Ok(image)
+        Ok(image::begin(&resolved.image, cache, &resolved.client, resolved.request.offline, ctx)?)
     })
 }
 

@@ -46,11 +46,8 @@ fn pulled(
     options: ResolveOptions,
     ctx: &Ctx,
 ) -> Result<PulledImage> {
-    let timer = ctx.stage(Stage::Image, reference.to_string());
     let resolved = image::resolve(reference, Platform::host()?, cache, client, options, ctx)?;
-    let pulled = image::pull(&resolved, cache, client, options.offline, ctx)?;
-    timer.done(counted(pulled.layers().len(), "layer"));
-    Ok(pulled)
+    Ok(image::pull(&resolved, cache, client, options.offline, ctx)?)
 }
 
 fn pull(settings: &Settings, reference: &str, options: ResolveOptions, ctx: &Ctx) -> Result<ExitCode> {

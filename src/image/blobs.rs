@@ -12,6 +12,7 @@
 //!
 //! Same folder and file names as the `blobs/` of an OCI layout (image-spec `image-layout.md`).
 
+use super::arriving::Arrival;
 use super::{Digest, ImageError};
 use crate::cache::Cache;
 use crate::fsutil;
@@ -21,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use std::fs::TryLockError;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The blobs of a cache.
 #[derive(Clone, Debug)]
@@ -157,6 +159,7 @@ impl BlobStore {
             wanted: wanted.clone(),
             hasher: Sha256::new(),
             len: 0,
+            arrival: None,
         };
         partial.take_up(there)?;
         Ok(Begin::Ours(Box::new(partial)))
@@ -171,9 +174,17 @@ pub struct Partial {
     wanted: Wanted,
     hasher: Sha256,
     len: u64,
+    arrival: Option<Arc<Arrival>>,
 }
 
 impl Partial {
+    /// From now on `arrival` is told what is there. It reads through a descriptor of its own.
+    pub fn tell(&mut self, arrival: Arc<Arrival>) -> Result<(), ImageError> {
+        arrival.begins(self.file.try_clone().map_err(ImageError::Io)?, self.len);
+        self.arrival = Some(arrival);
+        Ok(())
+    }
+
     /// How many bytes there are: where to go on.
     pub fn len(&self) -> u64 {
         self.len
@@ -206,6 +217,9 @@ impl Partial {
         self.file.seek(SeekFrom::Start(0)).map_err(ImageError::Io)?;
         self.hasher = Sha256::new();
         self.len = 0;
+        if let Some(arrival) = &self.arrival {
+            arrival.starts_again();
+        }
         Ok(())
     }
 
@@ -219,6 +233,9 @@ impl Partial {
         self.file.file_mut().write_all(bytes).map_err(|e| self.write_error(e))?;
         self.hasher.update(bytes);
         self.len = after;
+        if let Some(arrival) = &self.arrival {
+            arrival.has(after);
+        }
         Ok(())
     }
 
@@ -259,7 +276,11 @@ impl Partial {
     /// Checks size and digest and makes it a blob. What fails is forgotten, never kept under the blob's name.
     pub fn commit(mut self, place: &str) -> Result<(), ImageError> {
         self.check(place)?;
-        fs::rename(&self.path, &self.target).map_err(ImageError::Io)
+        fs::rename(&self.path, &self.target).map_err(ImageError::Io)?;
+        if let Some(arrival) = &self.arrival {
+            arrival.is_whole();
+        }
+        Ok(())
     }
 }
 

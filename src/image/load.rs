@@ -12,15 +12,17 @@ use super::docker_archive::DockerArchive;
 use super::layout::Layout;
 use super::local::{self, Held, Local};
 use super::memory::remember;
+use super::pull::Documents;
 use super::source::{self, Source};
 use super::{
-    Digest, DockerArchiveReference, ImageError, LayoutReference, Platform, PulledImage, Reference, ResolvedImage, pull,
+    Digest, DockerArchiveReference, ImageError, LayoutReference, Platform, PulledImage, Reference, ResolvedImage,
     resolve,
 };
 use crate::cache::Cache;
 use crate::report::Ctx;
 use fs_err as fs;
 use jiff::Timestamp;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,7 +98,10 @@ async fn one(
     let digest = resolve::follow(held.digest, platform, store, source, &shown).await?;
     let now = Timestamp::now();
     let image = |reference| ResolvedImage::new(reference, platform, digest, now);
-    pull::fetch(&image(held.here.clone()), BlobStore::new(cache), source, &ClientConfig::default(), ctx).await?;
+    let client = ClientConfig::default();
+    let wanted = image(held.here.clone());
+    let documents = Documents::fetch(&wanted, BlobStore::new(cache), source, client.retries, ctx).await?;
+    documents.layers(client.parallel, &HashMap::new()).await?;
     let mut found = Vec::new();
     for name in &held.names {
         match name.parse() {

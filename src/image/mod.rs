@@ -19,6 +19,7 @@
 //! The public functions are synchronous; what is asynchronous runs on a runtime of their own.
 
 mod archive;
+mod arriving;
 mod blobs;
 mod client;
 mod credentials;
@@ -51,6 +52,7 @@ pub(crate) mod testing;
 mod tls;
 mod token;
 
+pub use arriving::{Arriving, LayerBlob, begin, pull};
 pub use client::ClientConfig;
 pub use credentials::{AuthFile, AuthFileError, Credentials, Login};
 pub use digest::{BadDigest, Digest};
@@ -61,7 +63,7 @@ pub use made::{Labels, make};
 pub use manifest::{Compression, Layer};
 pub use memory::{Collected, Memory, Stored, collect, list, name_again as remember, recall, stored};
 pub use platform::Platform;
-pub use pull::{PulledImage, pull};
+pub use pull::PulledImage;
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
 pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys, is_short_name};
 pub use resolve::{ResolveOptions, ResolvedImage, resolve};

@@ -1,6 +1,7 @@
 //! Where the documents and blobs of an image come from: a registry, or a file or folder of this machine, behind one
 //! face.
 
+use super::arriving::Arrival;
 use super::blobs::{Begin, BlobStore, Partial, Wanted};
 use super::client::ClientConfig;
 use super::local::{self, Local};
@@ -203,15 +204,23 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Brings one blob, whole and checked.
-    pub async fn fetch(&self, wanted: &Wanted) -> Result<(), ImageError> {
+    /// Brings one blob, whole and checked, and tells `arrival` how far it is.
+    pub async fn fetch(&self, wanted: &Wanted, arrival: Option<Arc<Arrival>>) -> Result<(), ImageError> {
         let mut partial = loop {
             match self.store.begin(wanted)? {
                 Begin::There => {
                     self.progress.add(wanted.size, wanted);
+                    if let Some(arrival) = arrival {
+                        arrival.was_there();
+                    }
                     return Ok(());
                 }
-                Begin::Ours(partial) => break partial,
+                Begin::Ours(mut partial) => {
+                    if let Some(arrival) = arrival {
+                        partial.tell(arrival)?;
+                    }
+                    break partial;
+                }
                 Begin::Busy => tokio::time::sleep(BUSY_WAIT).await,
             }
         };

@@ -34,7 +34,7 @@
 use super::stream::{Bounds, Broken, Ended, LayerStream};
 use super::tree::{self, Tree};
 use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader, show};
-use crate::image::{Compression, Digest, ImageError, Layer, PulledImage};
+use crate::image::{Arriving, Compression, Digest, ImageError, Layer, LayerBlob, PulledImage};
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use fs_err as fs;
 use rustix::fd::OwnedFd;
@@ -228,13 +228,54 @@ pub enum UnpackError {
 pub fn unpack(image: &PulledImage, dest: &Path, limits: &Limits, ctx: &Ctx) -> Result<UnpackReport, UnpackError> {
     let mut unpacker = Unpacker::new(dest, *limits, image.size(), ctx)?;
     for layer in image.layers() {
-        let result = unpacker.layer(layer, &image.layer_path(layer));
+        let blob = image.layer(layer).map_err(UnpackError::Io)?;
+        let result = unpacker.layer(layer, blob);
         if let Err(UnpackError::DamagedBlob { .. }) = result {
             image.discard(layer)?;
         }
         result?;
     }
     unpacker.finish()
+}
+
+/// Like [`unpack`], while the image's layers still come; returns when it is whole in the cache too.
+pub fn unpack_arriving(
+    image: Arriving,
+    dest: &Path,
+    limits: &Limits,
+    ctx: &Ctx,
+) -> Result<(PulledImage, UnpackReport), UnpackError> {
+    let mut unpacker = Unpacker::new(dest, *limits, image.size(), ctx)?;
+    let mut apply = || {
+        for layer in image.layers() {
+            unpacker.quiet = image.is_under_way();
+            let blob = image.layer(layer).map_err(UnpackError::Io)?;
+            let result = unpacker.layer(layer, blob);
+            if let Err(UnpackError::DamagedBlob { .. }) = result {
+                image.discard(layer)?;
+            }
+            result?;
+        }
+        Ok(())
+    };
+    match apply() {
+        Ok(()) => {
+            let report = unpacker.finish()?;
+            Ok((image.finish()?, report))
+        }
+        Err(UnpackError::Interrupted(interrupted)) => Err(interrupted.into()),
+        // A layer was read that was not the right one, or only its begin: the download says why, or ends well, and then
+        // all is done again from what is whole.
+        Err(_) if image.stumbled() => {
+            let pulled = image.finish()?;
+            drop(unpacker);
+            crate::fsutil::remove_tree(dest).map_err(UnpackError::Io)?;
+            fs::create_dir(dest).map_err(UnpackError::Io)?;
+            let report = unpack(&pulled, dest, limits, ctx)?;
+            Ok((pulled, report))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What a directory gets when all layers are applied.
@@ -272,6 +313,8 @@ pub(super) struct Unpacker<'a> {
     bytes_left: u64,
     /// The current entry took the place of something: the way to the current directory may have led through it.
     replaced: bool,
+    /// The download reports how far it is, and one number at a time is enough.
+    quiet: bool,
     progress_done: u64,
     progress_total: u64,
     progress_at: Option<Instant>,
@@ -332,6 +375,7 @@ impl<'a> Unpacker<'a> {
             entries: 0,
             bytes_left: limits.bytes,
             replaced: false,
+            quiet: false,
             progress_done: 0,
             progress_total: total,
             progress_at: None,
@@ -345,13 +389,14 @@ impl<'a> Unpacker<'a> {
         self.tree = tree.by_walking();
     }
 
-    pub(super) fn layer(&mut self, layer: &Layer, path: &Path) -> Result<(), UnpackError> {
+    pub(super) fn layer(&mut self, layer: &Layer, blob: LayerBlob) -> Result<(), UnpackError> {
+        let path = blob.path().clone();
         self.ctx.check()?;
         self.fresh = (self.report.layers > 0).then(HashSet::new);
         self.report.layers += 1;
         let bounds = Bounds { bytes: self.limits.bytes, ratio: self.limits.ratio, ratio_from: self.limits.ratio_from };
         let (applied, ended) = std::thread::scope(|scope| {
-            let stream = LayerStream::open(scope, path, layer.compression(), bounds).map_err(UnpackError::Io)?;
+            let stream = LayerStream::open(scope, blob, layer.compression(), bounds);
             let mut reader = TarReader::new(stream);
             let applied = self.entries(&mut reader, layer);
             let stream = reader.into_inner();
@@ -366,7 +411,7 @@ impl<'a> Unpacker<'a> {
         })?;
         self.ctx.check()?;
         if let Some(ended) = ended {
-            self.check_digests(layer, path, &ended)?;
+            self.check_digests(layer, &path, &ended)?;
         }
         applied?;
         self.progress_done = self.progress_done.saturating_add(layer.size());
@@ -387,12 +432,14 @@ impl<'a> Unpacker<'a> {
             }
             _ => {}
         }
-        if ended.blob != id || ended.blob_size != layer.size() {
+        if let Some(actual) = ended.blob
+            && (actual != id || ended.blob_size != layer.size())
+        {
             return Err(UnpackError::DamagedBlob {
                 path: path.to_owned(),
                 expected: id,
                 expected_size: layer.size(),
-                actual: ended.blob,
+                actual,
                 actual_size: ended.blob_size,
             });
         }
@@ -443,7 +490,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn progress(&mut self, in_layer: u64, now: bool) {
-        if !now && self.progress_at.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
+        if self.quiet || !now && self.progress_at.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
             return;
         }
         self.progress_at = Some(Instant::now());
@@ -946,7 +993,7 @@ mod tests {
                 unpacker.tree = unpacker.tree.by_walking();
             }
             for (layer, path) in &self.layers {
-                unpacker.layer(layer, path)?;
+                unpacker.layer(layer, LayerBlob::whole(path.clone()).unwrap())?;
             }
             unpacker.finish()
         }
@@ -1393,6 +1440,9 @@ mod tests {
         let mut unpacker = Unpacker::new(&place.dest, Limits::default(), 0, &ctx).unwrap();
         ctx.interrupt.set(15);
         let (layer, path) = &place.layers[0];
-        assert!(matches!(unpacker.layer(layer, path), Err(UnpackError::Interrupted(_))));
+        assert!(matches!(
+            unpacker.layer(layer, LayerBlob::whole(path.clone()).unwrap()),
+            Err(UnpackError::Interrupted(_))
+        ));
     }
 }

@@ -3,7 +3,7 @@
 
 use super::apply::{Limits, Unpacker};
 use crate::image::testing::{Member, archive};
-use crate::image::{Compression, Digest, Layer};
+use crate::image::{Compression, Digest, Layer, LayerBlob};
 use crate::report::Ctx;
 use fs_err as fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -58,7 +58,7 @@ fn apply(layers: &[Vec<Entry>], walk: bool) -> Option<Vec<String>> {
         let blob = blobs.path().join(index.to_string());
         fs::write(&blob, &bytes).expect("a file");
         let layer = Layer::for_test(&bytes, Compression::None, Digest::of(&bytes));
-        if unpacker.layer(&layer, &blob).is_err() {
+        if unpacker.layer(&layer, LayerBlob::whole(blob).expect("a file")).is_err() {
             whole = false;
             break;
         }

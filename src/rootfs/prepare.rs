@@ -6,12 +6,12 @@
 //! CACHE/rootfs/<id>/meta.json  written last: what it was made of and what was found in it
 //! ```
 
-use super::apply::{Limits, UnpackError, unpack};
+use super::apply::{Limits, UnpackError, unpack_arriving};
 use super::apt;
 use crate::cache::{Cache, CacheError};
 use crate::catalog::{OsRelease, Probe};
 use crate::fsutil;
-use crate::image::PulledImage;
+use crate::image::Arriving;
 use crate::plan::HostAccess;
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Io, Sandbox, SandboxError, Spec};
@@ -252,7 +252,7 @@ pub fn prepare<E: From<PrepareError>>(
     sandbox: &Sandbox,
     host: &HostAccess,
     ctx: &Ctx,
-    image: impl FnOnce() -> Result<PulledImage, E>,
+    image: impl FnOnce() -> Result<Arriving, E>,
 ) -> Result<Rootfs, E> {
     let id = recipe.id();
     if let Some(rootfs) = Rootfs::open(cache, &id) {
@@ -269,7 +269,7 @@ pub fn prepare<E: From<PrepareError>>(
     cache.sweep(&parent).map_err(PrepareError::from)?;
     let staging = cache.staging(&parent).map_err(PrepareError::from)?;
     let root = staging.path().join("root");
-    let meta = fill(recipe, &image, &root, cache, sandbox, host, ctx)?;
+    let meta = fill(recipe, image, &root, cache, sandbox, host, ctx)?;
     let json = serde_json::to_vec_pretty(&meta).map_err(|e| PrepareError::Io(e.into()))?;
     fsutil::write_atomic(&staging.path().join("meta.json"), &json, 0o644).map_err(PrepareError::from)?;
     staging.commit(&parent.join(&id)).map_err(PrepareError::from)?;
@@ -279,7 +279,7 @@ pub fn prepare<E: From<PrepareError>>(
 
 fn fill(
     recipe: &Recipe<'_>,
-    image: &PulledImage,
+    image: Arriving,
     root: &Path,
     cache: &Cache,
     sandbox: &Sandbox,
@@ -287,7 +287,7 @@ fn fill(
     ctx: &Ctx,
 ) -> Result<Meta, PrepareError> {
     fs::create_dir(root)?;
-    let unpacked = unpack(image, root, &Limits::default(), ctx)?;
+    let (_, unpacked) = unpack_arriving(image, root, &Limits::default(), ctx)?;
     check_os(recipe, root)?;
     let logs = cache.dir("logs").join(format!("rootfs-{}", &recipe.id()[..12]));
     fs::create_dir_all(&logs)?;

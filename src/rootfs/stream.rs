@@ -1,19 +1,18 @@
 //! A layer's bytes on their way from the store to the tree: decompressed and hashed in one pass.
 //!
 //! ```text
-//! thread 1   blob file -> sha256 of the blob -> inflate or zstd -> buffers of 512 KiB --+--> thread 2: sha256 of
+//! thread 1   blob -> sha256 of the blob (unless that was done) -> inflate or zstd -> buffers of 512 KiB --+--> thread 2: sha256 of
 //!                                                                                      |    the content (diff_id)
 //! caller     reads the buffers as they are (BufRead) <-- bounded channel --------------+
 //! ```
 //!
 //! Three things run side by side on buffers that are shared and used again, so memory stays the same whatever
-//! the layer's size. Both digests are known when the stream has been read to its end; [`Ended`] holds them.
+//! the layer's size. Both digests are known when the stream has been read to its end; [`Ended`] holds them. A blob that is
+//! hashed while it is fetched is not hashed again here: its reader fails when it was wrong.
 
-use crate::image::{Compression, Digest};
-use fs_err as fs;
+use crate::image::{Compression, Digest, LayerBlob};
 use sha2::{Digest as _, Sha256};
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -53,8 +52,8 @@ pub enum Broken {
 
 /// What was read, once it has been read to its end.
 pub struct Ended {
-    /// The digest of the blob.
-    pub blob: Digest,
+    /// The digest of the blob, unless its reader checks it.
+    pub blob: Option<Digest>,
     /// Its size.
     pub blob_size: u64,
     /// The digest of the uncompressed content, when all of it could be decompressed.
@@ -72,19 +71,14 @@ pub struct LayerStream<'scope> {
     at: usize,
     pool: Sender<Vec<u8>>,
     consumed: Arc<AtomicU64>,
-    decoder: ScopedJoinHandle<'scope, io::Result<(Digest, u64, Option<Broken>)>>,
+    decoder: ScopedJoinHandle<'scope, io::Result<(Option<Digest>, u64, Option<Broken>)>>,
     hasher: ScopedJoinHandle<'scope, Digest>,
 }
 
 impl<'scope> LayerStream<'scope> {
-    /// Opens the blob and starts to read it.
-    pub fn open(
-        scope: &'scope Scope<'scope, '_>,
-        path: &Path,
-        compression: Compression,
-        bounds: Bounds,
-    ) -> io::Result<Self> {
-        let file = fs::File::open(path)?;
+    /// Starts to read the blob.
+    pub fn open(scope: &'scope Scope<'scope, '_>, blob: LayerBlob, compression: Compression, bounds: Bounds) -> Self {
+        let hasher_of_blob = (!blob.is_checked()).then(Sha256::new);
         let consumed = Arc::new(AtomicU64::new(0));
         let (pool, returned) = channel();
         let (to_reader, buffers) = sync_channel(AHEAD);
@@ -103,11 +97,11 @@ impl<'scope> LayerStream<'scope> {
         let decoder = scope.spawn({
             let failed = Arc::new(AtomicBool::new(false));
             let (consumed, readers) = (consumed.clone(), [to_reader, to_hasher]);
-            let blob = HashedFile { file, hasher: Sha256::new(), consumed: consumed.clone(), failed: failed.clone() };
+            let blob = HashedBlob { blob, hasher: hasher_of_blob, consumed: consumed.clone(), failed: failed.clone() };
             let sink = Sink { readers, returned, consumed, failed, produced: 0, bounds };
             move || decode(blob, compression, sink)
         });
-        Ok(Self { buffers: Some(buffers), current: Buffer::default(), at: 0, pool, consumed, decoder, hasher })
+        Self { buffers: Some(buffers), current: Buffer::default(), at: 0, pool, consumed, decoder, hasher }
     }
 
     /// How many bytes of the blob have been read.
@@ -169,18 +163,20 @@ fn recycle(pool: &Sender<Vec<u8>>, buffer: Buffer) {
     }
 }
 
-struct HashedFile {
-    file: fs::File,
-    hasher: Sha256,
+struct HashedBlob {
+    blob: LayerBlob,
+    hasher: Option<Sha256>,
     consumed: Arc<AtomicU64>,
-    /// Set when the file itself failed, which decoders report like damaged data.
+    /// Set when the blob itself failed, which decoders report like damaged data.
     failed: Arc<AtomicBool>,
 }
 
-impl Read for HashedFile {
+impl Read for HashedBlob {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(into).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))?;
-        self.hasher.update(&into[..n]);
+        let n = self.blob.read(into).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&into[..n]);
+        }
         self.consumed.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
@@ -253,7 +249,11 @@ impl Sink {
     }
 }
 
-fn decode(blob: HashedFile, compression: Compression, mut sink: Sink) -> io::Result<(Digest, u64, Option<Broken>)> {
+fn decode(
+    blob: HashedBlob,
+    compression: Compression,
+    mut sink: Sink,
+) -> io::Result<(Option<Digest>, u64, Option<Broken>)> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let result = match compression {
         Compression::None => sink.drain(&mut blob),
@@ -279,5 +279,5 @@ fn decode(blob: HashedFile, compression: Compression, mut sink: Sink) -> io::Res
         io::copy(&mut blob, &mut io::sink())?;
     }
     let blob = blob.into_inner();
-    Ok((Digest::finish(blob.hasher), blob.consumed.load(Ordering::Relaxed), broken))
+    Ok((blob.hasher.map(Digest::finish), blob.consumed.load(Ordering::Relaxed), broken))
 }
