@@ -263,10 +263,10 @@ pub fn unpack_arriving(
             let report = unpacker.finish()?;
             Ok((image.finish()?, report))
         }
-        Err(UnpackError::Interrupted(interrupted)) => Err(interrupted.into()),
         // A layer was read that was not the right one, or only its begin: the download says why, or ends well, and then
         // all is done again from what is whole.
-        Err(_) if image.stumbled() => {
+        Err(error) if image.stumbled() && !matches!(error, UnpackError::Interrupted(_)) => {
+            ctx.check()?;
             let pulled = image.finish()?;
             drop(unpacker);
             crate::fsutil::remove_tree(dest).map_err(UnpackError::Io)?;

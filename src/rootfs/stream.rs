@@ -64,6 +64,9 @@ pub struct Ended {
 
 type Buffer = Arc<Vec<u8>>;
 
+/// The blob's digest, unless its reader checks it; its size; why it could not be read to its end.
+type Decoded = (Option<Digest>, u64, Option<Broken>);
+
 /// The uncompressed bytes of a layer.
 pub struct LayerStream<'scope> {
     buffers: Option<Receiver<Buffer>>,
@@ -71,7 +74,7 @@ pub struct LayerStream<'scope> {
     at: usize,
     pool: Sender<Vec<u8>>,
     consumed: Arc<AtomicU64>,
-    decoder: ScopedJoinHandle<'scope, io::Result<(Option<Digest>, u64, Option<Broken>)>>,
+    decoder: ScopedJoinHandle<'scope, io::Result<Decoded>>,
     hasher: ScopedJoinHandle<'scope, Digest>,
 }
 
@@ -249,11 +252,7 @@ impl Sink {
     }
 }
 
-fn decode(
-    blob: HashedBlob,
-    compression: Compression,
-    mut sink: Sink,
-) -> io::Result<(Option<Digest>, u64, Option<Broken>)> {
+fn decode(blob: HashedBlob, compression: Compression, mut sink: Sink) -> io::Result<Decoded> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let result = match compression {
         Compression::None => sink.drain(&mut blob),

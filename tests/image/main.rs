@@ -6,12 +6,14 @@
 //! | pull.rs      | tags, digests, indexes, layouts; what a registry or a disk can get wrong           |
 //! | files.rs    | archives of skopeo, podman and docker, folders; hostile and damaged ones          |
 //! | travel.rs   | saved and loaded, listed and removed, while others pull                          |
+//! | arriving.rs | layers unpacked while they and later ones still come, and what may happen then |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
 //! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
 
+mod arriving;
 mod files;
 mod protocol;
 mod pull;

@@ -38,14 +38,16 @@ impl Request {
 pub struct Answer {
     status: &'static str,
     headers: Vec<String>,
-    body: Vec<u8>,
-    cut: Option<usize>,
+    pub body: Vec<u8>,
+    pub cut: Option<usize>,
     /// Keeps the connection open, silent, instead of cutting it.
     hang: bool,
+    /// After so many bytes of the body, this is waited for.
+    pub pause: Option<(usize, Box<dyn Fn() + Send + Sync>)>,
 }
 
 pub fn answer(status: &'static str, headers: &[String], body: impl Into<Vec<u8>>) -> Answer {
-    Answer { status, headers: headers.to_vec(), body: body.into(), cut: None, hang: false }
+    Answer { status, headers: headers.to_vec(), body: body.into(), cut: None, hang: false, pause: None }
 }
 
 /// Serves on a loopback port for as long as the test process lives; returns `127.0.0.1:PORT` and what was asked.
@@ -99,7 +101,13 @@ fn send(mut stream: &TcpStream, answer: &Answer) {
     let body = &answer.body[..answer.cut.unwrap_or(answer.body.len())];
     let _ = stream.write_all(head.as_bytes());
     let _ = stream.write_all(b"\r\n");
-    let _ = stream.write_all(body);
+    let (first, rest) = body.split_at(answer.pause.as_ref().map_or(0, |(at, _)| *at));
+    let _ = stream.write_all(first);
+    let _ = stream.flush();
+    if let Some((_, wait)) = &answer.pause {
+        wait();
+    }
+    let _ = stream.write_all(rest);
     let _ = stream.flush();
     if answer.hang {
         std::thread::sleep(Duration::from_mins(1));
@@ -136,12 +144,12 @@ pub fn tunnel(port: u16) -> String {
 }
 
 /// The small image as files: manifest bytes and the folder of its blobs.
-struct Content {
+pub struct Content {
     blobs: PathBuf,
     manifest: String,
     /// The largest of the layers.
     large: String,
-    layers: Vec<String>,
+    pub layers: Vec<String>,
 }
 
 impl Content {
@@ -151,7 +159,7 @@ impl Content {
     }
 
     /// What is in the site's folder `layout`.
-    fn of(site: &Site) -> Self {
+    pub fn of(site: &Site) -> Self {
         let layout = site.path("layout");
         let index: serde_json::Value = read_json(&layout.join("index.json"));
         let blobs = layout.join("blobs/sha256");
@@ -163,12 +171,12 @@ impl Content {
         Self { large: digest(large), layers: layers.iter().map(digest).collect(), blobs, manifest }
     }
 
-    fn blob(&self, digest: &str) -> Option<Vec<u8>> {
+    pub fn blob(&self, digest: &str) -> Option<Vec<u8>> {
         fs::read(self.blobs.join(hex(digest))).ok()
     }
 
     /// What an honest registry answers.
-    fn honest(&self, request: &Request) -> Answer {
+    pub fn honest(&self, request: &Request) -> Answer {
         let last = request.target.rsplit('/').next().unwrap();
         if request.target.contains("/manifests/") {
             let digest = if last == "t" { &self.manifest } else { last };
@@ -197,7 +205,7 @@ fn read_json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-fn hex(digest: &str) -> &str {
+pub fn hex(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap()
 }
 
