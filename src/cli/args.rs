@@ -319,6 +319,13 @@ pub struct VerifyArgs {
     /// Public key (or keyring) that must have signed it [default: the cache's keys]
     #[arg(long, value_name = "FILE")]
     pub key: Vec<PathBuf>,
+    /// Look into an archive that slurm-factory did not make (plain, gzip or zstd): closure, build paths, glibc; nothing
+    /// tells who made it
+    #[arg(long, conflicts_with = "key")]
+    pub foreign: bool,
+    /// Also print who needs which library, and where it is found
+    #[arg(long)]
+    pub closure: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -216,6 +216,7 @@ fn package(error: &PackageError) -> u8 {
 fn verify(error: &VerifyError) -> u8 {
     match error {
         VerifyError::Package(e) => package(e),
+        VerifyError::NoArchive { .. } => VERIFY,
         VerifyError::Io(_) | VerifyError::Interrupted(_) => USAGE,
     }
 }

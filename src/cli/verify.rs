@@ -5,7 +5,7 @@ use super::{exit, open_cache, print, print_json, settings};
 use crate::config::Settings;
 use crate::package::{Difference, Trust};
 use crate::relocate::Rules;
-use crate::relocate::verify::Findings;
+use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
 use crate::sign::{Fingerprint, KeyStore, Keyring};
 use crate::workflows::verify;
@@ -56,9 +56,12 @@ struct Checked {
 fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
     let verified = verify::tree(&args.path, rules, ctx)?;
     let (unsure, fill_in) = match &verified.package {
-        None => ("it holds no package's manifest.json: only what is in the files is checked", Vec::new()),
+        None => (
+            "a tree has no signature; it holds no package's manifest.json: only what is in the files is checked",
+            Vec::new(),
+        ),
         Some(tree) => (
-            "every file is checked against the manifest.json in it, which anyone could change: verify the package for the signature",
+            "a tree has no signature; every file is checked against the manifest.json in it, which anyone could change: verify the package for the signature",
             if tree.record().is_none() { tree.manifest().facts.fill_in.clone() } else { Vec::new() },
         ),
     };
@@ -82,9 +85,17 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
 pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     let rules = Rules::embedded()?;
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();
-    let checked = if is_tree { check_tree(args, &rules, ctx)? } else { check_package(global, args, &rules, ctx)? };
+    let checked = match (is_tree, args.foreign) {
+        (true, _) => check_tree(args, &rules, ctx)?,
+        (false, true) => Checked {
+            findings: verify::foreign(&args.path, &rules, ctx)?,
+            unsure: Some("no signature, sum or manifest was asked for: only what is in the files is checked"),
+            ..Checked::default()
+        },
+        (false, false) => check_package(global, args, &rules, ctx)?,
+    };
     if let Some(unsure) = checked.unsure {
-        ctx.warn(format!("a tree has no signature; {unsure}"));
+        ctx.warn(unsure);
     }
     ctx.reporter.finish();
     let fit = checked.findings.problems.is_empty() && checked.differences.is_empty();
@@ -99,7 +110,8 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
             findings: &checked.findings,
         })?;
     } else {
-        print(&describe(&checked))?;
+        let closure = if args.closure { closure(&checked.findings) } else { String::new() };
+        print(&(describe(&checked, args.foreign) + &closure))?;
     }
     if fit {
         return Ok(ExitCode::SUCCESS);
@@ -111,7 +123,25 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     Err(exit::Unfit(format!("{}: {count} problems\n  {}", args.path.display(), lines.join("\n  "))).into())
 }
 
-fn describe(checked: &Checked) -> String {
+/// Who needs what, and where it is found, a library a line below its file.
+fn closure(findings: &Findings) -> String {
+    let mut text = String::new();
+    for (path, needed) in &findings.closure {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "\n{}", path.display());
+        for Needed { library, found } in needed {
+            let place = match found {
+                Some(found) => found.display().to_string(),
+                None if findings.from_host.contains(library) => "the host's".to_owned(),
+                None => "NOT FOUND".to_owned(),
+            };
+            let _ = writeln!(text, "    {library} => {place}");
+        }
+    }
+    text
+}
+
+fn describe(checked: &Checked, foreign: bool) -> String {
     let Checked { findings, signer, sha256, fill_in, .. } = checked;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
@@ -130,11 +160,14 @@ fn describe(checked: &Checked) -> String {
     if let Some(floor) = &findings.glibc {
         row("glibc", &format!("{} or newer, asked for by {}", floor.version, floor.path.display()));
     }
+    if let Some(isa) = &findings.isa {
+        row("processor", &format!("{} or newer, asked for by {}", isa.level, isa.path.display()));
+    }
     for leak in &findings.allowed {
         row("names build", &format!("{} ({} times): {}", leak.path.display(), leak.count, leak.reason));
     }
-    if fill_in.is_empty() && sha256.is_none() {
-        // A tree was unpacked already.
+    if foreign || fill_in.is_empty() && sha256.is_none() {
+        // A tree was unpacked already; of another's archive nothing is promised.
     } else if fill_in.is_empty() {
         row("unpacking", "plain tar -x gives a working tree");
     } else {

@@ -31,6 +31,32 @@ pub struct VersionNeed {
     pub library: Vec<u8>,
     /// The versions, such as `GLIBC_2.34`.
     pub versions: Vec<Vec<u8>>,
+    /// Those of them that may be missing (`VER_FLG_WEAK`): the loader warns and goes on.
+    pub weak: Vec<Vec<u8>>,
+}
+
+/// A level of the x86-64 instruction set (x86-64 psABI, "Micro-Architecture Levels"). Each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IsaLevel {
+    /// What every x86-64 processor has.
+    Baseline,
+    /// x86-64-v2: up to SSE4.2 and POPCNT.
+    V2,
+    /// x86-64-v3: up to AVX2 and FMA.
+    V3,
+    /// x86-64-v4: AVX-512.
+    V4,
+}
+
+impl std::fmt::Display for IsaLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Baseline => "x86-64",
+            Self::V2 => "x86-64-v2",
+            Self::V3 => "x86-64-v3",
+            Self::V4 => "x86-64-v4",
+        })
+    }
 }
 
 /// One ELF file, as the dynamic loader sees it (gABI chapter 5; `ld.so(8)`).
@@ -65,6 +91,8 @@ pub struct Elf {
     pub version_defs: Vec<Vec<u8>>,
     /// The linker's fingerprint of the contents (`NT_GNU_BUILD_ID`), by which debuggers find separate debug files.
     pub build_id: Option<Vec<u8>>,
+    /// Which instructions it says that it needs, on x86-64; nothing when it does not say.
+    pub isa_level: Option<IsaLevel>,
     /// It has a `PT_DYNAMIC`.
     pub has_dynamic: bool,
     /// It starts without a dynamic loader: plain static, or static-pie, which relocates itself. Search paths mean
@@ -109,8 +137,9 @@ pub(super) fn describe(view: &View<'_>) -> Result<Elf, ElfError> {
     let mut version_needs = Vec::with_capacity(versions.needs.len());
     for need in &versions.needs {
         let library = budget.copy(need.library)?;
-        let versions = need.versions.iter().map(|name| budget.copy(name)).collect::<Result<Vec<_>, _>>()?;
-        version_needs.push(VersionNeed { library, versions });
+        let mut copies = |names: &[&[u8]]| names.iter().map(|name| budget.copy(name)).collect::<Result<Vec<_>, _>>();
+        let (versions, weak) = (copies(&need.versions)?, copies(&need.weak)?);
+        version_needs.push(VersionNeed { library, versions, weak });
     }
     let version_defs = versions.defs.iter().map(|name| budget.copy(name)).collect::<Result<Vec<_>, _>>()?;
 
@@ -146,6 +175,7 @@ pub(super) fn describe(view: &View<'_>) -> Result<Elf, ElfError> {
         version_needs,
         version_defs,
         build_id: budget.text(build_id(view)?)?,
+        isa_level: isa_level(view)?,
         has_dynamic: view.dynamic.is_some(),
         has_debug: has_name(&[b".debug", b".zdebug"])?,
         has_symtab: view.section_of_kind(elf::SHT_SYMTAB).is_some(),
@@ -176,8 +206,47 @@ pub(super) fn is_static(view: &View<'_>) -> bool {
         || (nameless && (view.header.entry != 0 || dynamic.get(elf::DT_DEBUG).is_some()))
 }
 
-/// Looks for `NT_GNU_BUILD_ID` in the note segments, which need no section headers.
+/// `NT_GNU_BUILD_ID`.
 fn build_id<'a>(view: &View<'a>) -> Result<Option<&'a [u8]>, ElfError> {
+    gnu_note(view, elf::NT_GNU_BUILD_ID.0)
+}
+
+/// What a processor must have, from `NT_GNU_PROPERTY_TYPE_0` (the x86-64 psABI, "Program Property"): glibc's loader
+/// refuses a file whose level the processor does not reach.
+fn isa_level(view: &View<'_>) -> Result<Option<IsaLevel>, ElfError> {
+    if elf::Machine(view.header.machine) != elf::EM_X86_64 {
+        return Ok(None);
+    }
+    let Some(properties) = gnu_note(view, elf::NT_GNU_PROPERTY_TYPE_0.0)? else { return Ok(None) };
+    let little = view.bytes.form.endian == Endian::Little;
+    let word = |bytes: &[u8]| -> Option<u32> {
+        let bytes = bytes.first_chunk()?;
+        Some(if little { u32::from_le_bytes(*bytes) } else { u32::from_be_bytes(*bytes) })
+    };
+    // pr_type, pr_datasz, data, each padded to the size of a word.
+    let step = if view.bytes.form.class == Class::Elf64 { 8 } else { 4 };
+    let mut rest = properties;
+    while let (Some(kind), Some(size)) = (word(rest), rest.get(4..).and_then(word)) {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let Some(data) = rest.get(8..).and_then(|rest| rest.get(..size)) else { break };
+        if kind == elf::GNU_PROPERTY_X86_ISA_1_NEEDED.0
+            && let Some(bits) = word(data)
+        {
+            let levels = [
+                (elf::GNU_PROPERTY_X86_ISA_1_V4, IsaLevel::V4),
+                (elf::GNU_PROPERTY_X86_ISA_1_V3, IsaLevel::V3),
+                (elf::GNU_PROPERTY_X86_ISA_1_V2, IsaLevel::V2),
+                (elf::GNU_PROPERTY_X86_ISA_1_BASELINE, IsaLevel::Baseline),
+            ];
+            return Ok(levels.into_iter().find(|(bit, _)| bits & bit != 0).map(|(_, level)| level));
+        }
+        rest = rest.get(8 + size.next_multiple_of(step)..).unwrap_or_default();
+    }
+    Ok(None)
+}
+
+/// Looks for a note of GNU's in the note segments, which need no section headers.
+fn gnu_note<'a>(view: &View<'a>, wanted: u32) -> Result<Option<&'a [u8]>, ElfError> {
     if view.is_debug_file {
         return Ok(None);
     }
@@ -196,7 +265,7 @@ fn build_id<'a>(view: &View<'a>) -> Result<Option<&'a [u8]>, ElfError> {
                 break; // notes are for tools: a broken one stops nobody from loading the file
             }
             let name = view.bytes.slice("note", at + 12, names)?;
-            if kind == elf::NT_GNU_BUILD_ID.0 && name == b"GNU\0" {
+            if kind == wanted && name == b"GNU\0" {
                 return view.bytes.slice("note", desc_at, descs).map(Some);
             }
             at = desc_at + padded(descs);

@@ -81,6 +81,7 @@ pub(super) struct Strings {
 pub(super) struct Need<'a> {
     pub library: &'a [u8],
     pub versions: Vec<&'a [u8]>,
+    pub weak: Vec<&'a [u8]>,
 }
 
 /// The version tables, and every `.dynstr` offset that they use.
@@ -405,13 +406,18 @@ impl<'a> View<'a> {
             walk.step(at, 16)?;
             let auxiliaries = self.bytes.u16(what, at + 2)?;
             let file = self.bytes.u32(what, at + 4)?;
-            let mut need = Need { library: self.string(what, u64::from(file))?, versions: Vec::new() };
+            let mut need =
+                Need { library: self.string(what, u64::from(file))?, versions: Vec::new(), weak: Vec::new() };
             found.offsets.push(file);
             let mut aux = walk.forward(at, self.bytes.u32(what, at + 8)?)?;
             for _ in 0..auxiliaries {
                 walk.step(aux, 16)?;
                 let name = self.bytes.u32(what, aux + 8)?;
-                need.versions.push(self.string(what, u64::from(name))?);
+                let text = self.string(what, u64::from(name))?;
+                need.versions.push(text);
+                if self.bytes.u16(what, aux + 4)? & elf::VER_FLG_WEAK.0 != 0 {
+                    need.weak.push(text);
+                }
                 found.offsets.push(name);
                 match self.bytes.u32(what, aux + 12)? {
                     0 => break,

@@ -125,7 +125,7 @@ pub enum PackageError {
     #[error("cannot write manifest.json: {0}")]
     Json(#[source] serde_json::Error),
     /// This is another kind of file.
-    #[error("`{path}` is not a package: {reason}")]
+    #[error("`{path}` is not a package of slurm-factory: {reason} (`verify --foreign` looks into other archives)")]
     NotAPackage {
         /// The file.
         path: PathBuf,

@@ -6,7 +6,7 @@
 //! folder, and an absolute path, or one that leaves the tree, is an offence even if the host has it.
 
 use super::rules::Rules;
-use crate::elf::{self, GlibcFloor};
+use crate::elf::{self, GlibcFloor, IsaLevel, VersionNeed};
 use crate::fsutil;
 use memchr::memmem;
 use serde::Serialize;
@@ -25,6 +25,15 @@ pub enum Problem {
         path: PathBuf,
         /// The library's name.
         library: String,
+    },
+    /// The library that a file finds lacks a version of its symbols that the file needs: the loader refuses it.
+    MissingVersion {
+        /// The file that needs it.
+        path: PathBuf,
+        /// The library that is found.
+        library: PathBuf,
+        /// The version, `LIBFOO_1.2`.
+        version: String,
     },
     /// A search path that is not relative to the file, or leaves the tree.
     SearchPath {
@@ -71,6 +80,9 @@ impl std::fmt::Display for Problem {
             Self::MissingLibrary { path, library } => {
                 write!(f, "{}: needs {library}, which is neither in the package nor one of glibc's", path.display())
             }
+            Self::MissingVersion { path, library, version } => {
+                write!(f, "{}: needs version {version} of {}, which has none", path.display(), library.display())
+            }
             Self::SearchPath { path, folder } => {
                 write!(f, "{}: search path `{folder}` leaves the package", path.display())
             }
@@ -110,6 +122,24 @@ pub struct Floor {
     pub library: String,
 }
 
+/// The highest level of the instruction set that anything in the tree says it needs, and what says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Isa {
+    /// `x86-64-v3`.
+    pub level: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// A library that a file needs, and where it is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Needed {
+    /// Its name, `libz.so.1`.
+    pub library: String,
+    /// Where, relative to the tree; nothing when it is not in the tree: then it is the host's, or missing.
+    pub found: Option<PathBuf>,
+}
+
 /// The result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
@@ -125,11 +155,18 @@ pub struct Findings {
     pub files: usize,
     /// glibc's libraries that are taken from the host.
     pub from_host: BTreeSet<String>,
+    /// The instruction set that is needed; `None` when no file says.
+    pub isa: Option<Isa>,
+    /// Who needs what, and where it is found: every ELF file that needs anything.
+    pub closure: BTreeMap<PathBuf, Vec<Needed>>,
 }
 
+#[derive(Clone)]
 struct ElfFacts {
     needed: Vec<Vec<u8>>,
     search_path: Vec<Vec<u8>>,
+    version_needs: Vec<VersionNeed>,
+    version_defs: Vec<Vec<u8>>,
 }
 
 /// Takes the entries of a tree and works out the [`Findings`].
@@ -138,6 +175,7 @@ pub struct Inspector<'a> {
     needle: memmem::Finder<'a>,
     findings: Findings,
     floor: Option<(GlibcFloor, PathBuf)>,
+    isa: Option<(IsaLevel, PathBuf)>,
     elf: BTreeMap<PathBuf, ElfFacts>,
     names: BTreeSet<PathBuf>,
     links: BTreeMap<PathBuf, PathBuf>,
@@ -151,6 +189,7 @@ impl<'a> Inspector<'a> {
             needle: memmem::Finder::new(build_root.as_bytes()),
             findings: Findings::default(),
             floor: None,
+            isa: None,
             elf: BTreeMap::new(),
             names: BTreeSet::new(),
             links: BTreeMap::new(),
@@ -176,9 +215,19 @@ impl<'a> Inspector<'a> {
                 {
                     self.floor = Some((floor, path.to_owned()));
                 }
+                if let Some(level) = file.isa_level
+                    && self.isa.as_ref().is_none_or(|(known, _)| level > *known)
+                {
+                    self.isa = Some((level, path.to_owned()));
+                }
                 let search_path = file.search_path().unwrap_or_default();
                 let search_path = search_path.split(|b| *b == b':').filter(|f| !f.is_empty()).map(<[u8]>::to_vec);
-                let facts = ElfFacts { search_path: search_path.collect(), needed: file.needed };
+                let facts = ElfFacts {
+                    search_path: search_path.collect(),
+                    needed: file.needed,
+                    version_needs: file.version_needs,
+                    version_defs: file.version_defs,
+                };
                 self.elf.insert(path.to_owned(), facts);
             }
             Err(e) => {
@@ -202,7 +251,7 @@ impl<'a> Inspector<'a> {
         self.names.insert(path.to_owned());
         // The same bytes in another folder look along another `$ORIGIN`.
         if let Some(facts) = self.elf.get(first) {
-            let facts = ElfFacts { needed: facts.needed.clone(), search_path: facts.search_path.clone() };
+            let facts = facts.clone();
             self.elf.insert(path.to_owned(), facts);
         }
     }
@@ -248,19 +297,25 @@ impl<'a> Inspector<'a> {
                     }),
                 }
             }
+            let mut closure = Vec::new();
             for library in &facts.needed {
                 let name = String::from_utf8_lossy(library).into_owned();
-                let inside = folders.iter().any(|f| self.exists(&f.join(OsStr::from_bytes(library)), 0));
-                if inside {
-                    continue;
-                }
-                if self.rules.is_libc(&name) {
-                    self.findings.from_host.insert(name);
+                let found = folders.iter().find_map(|f| self.real(&f.join(OsStr::from_bytes(library)), 0));
+                if let Some(found) = &found {
+                    self.findings.problems.extend(self.missing_versions(path, facts, library, found));
+                } else if self.rules.is_libc(&name) {
+                    self.findings.from_host.insert(name.clone());
                 } else {
-                    self.findings.problems.push(Problem::MissingLibrary { path: path.clone(), library: name });
+                    let library = name.clone();
+                    self.findings.problems.push(Problem::MissingLibrary { path: path.clone(), library });
                 }
+                closure.push(Needed { library: name, found });
+            }
+            if !closure.is_empty() {
+                self.findings.closure.insert(path.clone(), closure);
             }
         }
+        self.findings.isa = self.isa.take().map(|(level, path)| Isa { level: level.to_string(), path });
         self.findings.glibc = self.floor.take().map(|(floor, path)| Floor {
             version: floor.version.to_string(),
             path,
@@ -270,26 +325,52 @@ impl<'a> Inspector<'a> {
         self.findings
     }
 
-    /// Whether a path is there, following symlinks of the tree.
-    fn exists(&self, path: &Path, depth: usize) -> bool {
-        if depth > 40 {
-            return false;
+    /// What the file needs of a library's versions and the library does not have. A library that defines none is taken by
+    /// glibc's loader as it is, with a warning, if only it has a table of versions (`DT_VERSYM`), which it has when it
+    /// needs versions itself; without one, the loader ends with an assertion (`check_match` in `elf/dl-lookup.c`).
+    fn missing_versions(&self, path: &Path, facts: &ElfFacts, library: &[u8], found: &Path) -> Vec<Problem> {
+        let Some(ElfFacts { version_defs: offered, version_needs: table, .. }) = self.elf.get(found) else {
+            return Vec::new();
+        };
+        if offered.is_empty() && !table.is_empty() {
+            return Vec::new();
         }
-        if path == Path::new("") {
-            return true;
-        }
-        if let Some(target) = self.links.get(path) {
-            return resolve(fsutil::parent_of(path), target).is_some_and(|t| self.exists(&t, depth + 1));
-        }
-        self.names.contains(path) || self.through_linked_folder(path, depth)
+        let needs = facts.version_needs.iter().filter(|need| need.library == library);
+        let missing = needs.flat_map(|need| {
+            need.versions.iter().filter(|v| !need.weak.contains(v) && !offered.contains(v)).map(|version| {
+                Problem::MissingVersion {
+                    path: path.to_owned(),
+                    library: found.to_owned(),
+                    version: String::from_utf8_lossy(version).into_owned(),
+                }
+            })
+        });
+        missing.collect()
     }
 
-    fn through_linked_folder(&self, path: &Path, depth: usize) -> bool {
-        path.ancestors().skip(1).any(|folder| {
-            self.links.get(folder).is_some_and(|target| {
-                let Ok(rest) = path.strip_prefix(folder) else { return false };
-                resolve(fsutil::parent_of(folder), target).is_some_and(|t| self.exists(&t.join(rest), depth + 1))
-            })
+    /// Whether a path is there, following symlinks of the tree.
+    fn exists(&self, path: &Path, depth: usize) -> bool {
+        self.real(path, depth).is_some()
+    }
+
+    /// The path behind all symlinks of the tree, when it is there.
+    fn real(&self, path: &Path, depth: usize) -> Option<PathBuf> {
+        if depth > 40 {
+            return None;
+        }
+        if path == Path::new("") {
+            return Some(PathBuf::new());
+        }
+        if let Some(target) = self.links.get(path) {
+            return self.real(&resolve(fsutil::parent_of(path), target)?, depth + 1);
+        }
+        if self.names.contains(path) {
+            return Some(path.to_owned());
+        }
+        path.ancestors().skip(1).find_map(|folder| {
+            let target = self.links.get(folder)?;
+            let rest = path.strip_prefix(folder).ok()?;
+            self.real(&resolve(fsutil::parent_of(folder), target)?.join(rest), depth + 1)
         })
     }
 }

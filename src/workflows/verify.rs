@@ -9,9 +9,9 @@ use crate::relocate::verify::{Findings, Inspector};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
 use fs_err as fs;
-use std::io;
+use std::io::{self, BufRead, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// The folder in a package that holds programs and libraries.
 const VIEW: &str = "view";
@@ -26,6 +26,14 @@ pub enum VerifyError {
     /// The package is not what it says.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// It is no archive.
+    #[error("`{path}` is no tar archive (plain, gzip or zstd) that can be looked at: {reason}")]
+    NoArchive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file could not be read.
     #[error("verify: {0}")]
     Io(#[from] io::Error),
@@ -71,6 +79,62 @@ pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Resul
     })?;
     let signer = good.map(|g| g.fingerprint);
     Ok(Verified { package, signer, findings: inspector.finish() })
+}
+
+/// The largest file of a foreign archive that is looked at, in bytes: each is held in memory.
+const FOREIGN_FILE: u64 = 4 << 30;
+
+/// Checks an archive that is no package of ours: what is in it, without sums, signature or manifest. Plain, gzip or zstd.
+pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
+    let bad = |reason: String| VerifyError::NoArchive { path: path.to_owned(), reason };
+    let mut file = io::BufReader::with_capacity(1 << 18, fs::File::open(path)?);
+    let start = file.fill_buf()?;
+    let plain: Box<dyn Read> = match start {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(file)?),
+        _ => Box::new(file),
+    };
+    let mut inspector = Inspector::new(rules, inside::ROOT);
+    let mut archive = tar::Archive::new(plain);
+    let mut count = 0_u64;
+    for entry in archive.entries().map_err(|e| bad(e.to_string()))? {
+        ctx.check()?;
+        let mut entry = entry.map_err(|e| bad(e.to_string()))?;
+        let name: PathBuf = entry.path().map_err(|e| bad(e.to_string()))?.into_owned();
+        let member: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir)).collect();
+        if member.components().any(|c| !matches!(c, Component::Normal(_))) {
+            return Err(bad(format!("its member `{}` is not below the folder it is unpacked to", name.display())));
+        }
+        count += 1;
+        let target = entry.link_name().map_err(|e| bad(e.to_string()))?.map(std::borrow::Cow::into_owned);
+        let mode = entry.header().mode().map_err(|e| bad(e.to_string()))?;
+        match (entry.header().entry_type(), target) {
+            (tar::EntryType::Directory, _) => inspector.folder(&member),
+            (tar::EntryType::Symlink, Some(target)) => inspector.link(&member, &target),
+            (tar::EntryType::Link, Some(target)) => {
+                let first: PathBuf = target.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+                inspector.alias(&member, &first);
+            }
+            (tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse, _) => {
+                if entry.size() > FOREIGN_FILE {
+                    return Err(bad(format!(
+                        "its member `{}` has {} bytes, more than the {FOREIGN_FILE} that are looked at",
+                        name.display(),
+                        entry.size()
+                    )));
+                }
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).map_err(|e| bad(e.to_string()))?;
+                inspector.file(&member, mode, &content);
+            }
+            // Headers that describe the next member, devices and the like: nothing is loaded from them.
+            _ => {}
+        }
+    }
+    if count == 0 {
+        return Err(bad("nothing is in it".to_owned()));
+    }
+    Ok(inspector.finish())
 }
 
 /// A tree on disk, and what was found in it.

@@ -19,7 +19,7 @@
 use slurm_factory::cache::Cache;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
 use slurm_factory::report::Ctx;
-use slurm_factory::rootfs::{Limits, unpack};
+use slurm_factory::rootfs::{Limits, unpack_arriving};
 use slurm_factory::sandbox::{Backend, Io, Sandbox, Spec};
 use std::ffi::OsString;
 use std::path::Path;
@@ -47,9 +47,9 @@ fn ours_image(reference: &str, cache: &Path, dest: &Path) {
     let client = ClientConfig::default();
     let platform = Platform::host().unwrap();
     let resolved = image::resolve(&reference, platform, &cache, &client, ResolveOptions::default(), &ctx).unwrap();
-    let pulled = image::pull(&resolved, &cache, &client, false, &ctx).unwrap();
+    let arriving = image::begin(&resolved, &cache, &client, false, &ctx).unwrap();
     fs_err::create_dir_all(dest).unwrap();
-    unpack(&pulled, dest, &Limits::default(), &ctx).unwrap();
+    unpack_arriving(arriving, dest, &Limits::default(), &ctx).unwrap();
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
     println!("{}", usage.max_rss());
 }

@@ -5,6 +5,7 @@
 //! | [`keys`] | keys that gpg made are used, keys that we made are used by gpg; what is wrong with a key is said |
 //! | [`archive`] | the same tree gives the same bytes; every reader reads them; nothing half-made is left |
 //! | [`modules`] | the modulefile under Lmod: found everywhere, sets what it says, takes it back |
+//! | [`foreign`] | archives that somebody else made are looked into |
 //! | [`hostile`] | archives made to harm are refused, and nothing is written outside |
 //! | [`install`] | atomic, repeatable, careful with what is not ours |
 //!
@@ -14,6 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::unnecessary_debug_formatting)]
 
 mod archive;
+mod foreign;
 mod hostile;
 mod install;
 mod keys;

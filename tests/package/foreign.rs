@@ -1,0 +1,146 @@
+//! Archives that somebody else made, looked into with `verify --foreign`: real programs and libraries that gcc and ld make,
+//! one thing wrong at a time.
+
+use assert_cmd::Command;
+use fs_err as fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// A tree with `bin/prog` that needs `lib/libv.so.1` in version `V_2`.
+struct Site {
+    dir: TempDir,
+}
+
+fn run(program: &str, args: &[&str], dir: &Path) {
+    let output = std::process::Command::new(program).args(args).current_dir(dir).output();
+    let output = output.unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+struct Answer {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        let site = Self { dir: TempDir::new().unwrap() };
+        for folder in ["tree/bin", "tree/lib"] {
+            fs::create_dir_all(site.path(folder)).unwrap();
+        }
+        site.library("V_1 { global: one; local: *; };\nV_2 { global: two; } V_1;\n", &[]);
+        fs::write(site.path("prog.c"), "int two(void); int main(void) { return two(); }\n").unwrap();
+        let link = ["-o", "tree/bin/prog", "prog.c", "-Ltree/lib", "-l:libv.so.1", "-Wl,-rpath,$ORIGIN/../lib"];
+        run("gcc", &link, site.dir.path());
+        site
+    }
+
+    fn library(&self, versions: &str, more: &[&str]) {
+        fs::write(self.path("v.c"), "int one(void) { return 1; }\nint two(void) { return 0; }\n").unwrap();
+        fs::write(self.path("v.map"), versions).unwrap();
+        let link = ["-shared", "-fPIC", "-o", "tree/lib/libv.so.1", "v.c", "-Wl,-soname,libv.so.1"];
+        let script = ["-Wl,--version-script=v.map"];
+        run("gcc", &[&link[..], &script, more].concat(), self.dir.path());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn pack(&self, name: &str, how: &str) -> String {
+        run("tar", &[how, "-cf", name, "-C", "tree", "."], self.dir.path());
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn verify(&self, args: &[&str]) -> Answer {
+        let output = Command::new(env!("CARGO_BIN_EXE_slurm-factory"))
+            .arg("verify")
+            .args(args)
+            .env("HOME", self.dir.path())
+            .env_remove("SLURM_FACTORY_CACHE_DIR")
+            .output()
+            .unwrap();
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn a_good_one_in_every_compression() {
+    let site = Site::new();
+    for (name, how) in [("a.tar", "--no-auto-compress"), ("a.tar.gz", "--gzip"), ("a.tar.zst", "--zstd")] {
+        let archive = site.pack(name, how);
+        let refused = site.verify(&[&archive, "--key", "/dev/null"]);
+        assert_ne!(refused.code, 0, "nothing tells who made it: {}", refused.out);
+        let answer = site.verify(&[&archive, "--foreign", "--closure"]);
+        assert_eq!(answer.code, 0, "{name}: {}", answer.err);
+        assert!(answer.err.contains("no signature"), "{}", answer.err);
+        assert!(answer.out.contains("libv.so.1 => lib/libv.so.1"), "{}", answer.out);
+        assert!(answer.out.contains("libc.so.6 => the host's"), "{}", answer.out);
+        assert!(!answer.out.contains("plain tar -x gives a working tree"), "nothing is promised: {}", answer.out);
+    }
+    let answer = site.verify(&[site.path("tree").to_str().unwrap(), "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    let needed = json["closure"]["bin/prog"].as_array().unwrap();
+    assert!(needed.iter().any(|n| n["library"] == "libv.so.1" && n["found"] == "lib/libv.so.1"), "{needed:?}");
+}
+
+/// The loader's own word is asked too: what we call missing it refuses, what we let pass it takes.
+#[test]
+fn a_version_that_the_library_lacks() {
+    let site = Site::new();
+    let starts = |site: &Site| {
+        std::process::Command::new(site.path("tree/bin/prog")).output().is_ok_and(|output| output.status.success())
+    };
+    assert!(starts(&site));
+    site.library("V_1 { global: one; two; local: *; };\n", &[]);
+    assert!(!starts(&site), "the loader refuses it");
+    let answer = site.verify(&[&site.pack("a.tar", "--no-auto-compress"), "--foreign"]);
+    assert_eq!(answer.code, 5, "{}", answer.out);
+    assert!(answer.err.contains("bin/prog: needs version V_2 of lib/libv.so.1"), "{}", answer.err);
+
+    // Without any versions of its own: taken as it is when it has a table of versions, for what it needs of the C library.
+    for (more, taken) in [("", false), ("#include <stdio.h>\nint three(void) { return puts(\"\"); }\n", true)] {
+        fs::write(site.path("v.c"), format!("{more}int one(void) {{ return 1; }}\nint two(void) {{ return 0; }}\n"))
+            .unwrap();
+        run("gcc", &["-shared", "-fPIC", "-o", "tree/lib/libv.so.1", "v.c", "-Wl,-soname,libv.so.1"], site.dir.path());
+        assert_eq!(starts(&site), taken, "{more}");
+        let answer = site.verify(&[&site.pack("b.tar", "--no-auto-compress"), "--foreign"]);
+        assert_eq!(answer.code, if taken { 0 } else { 5 }, "{more}: {}", answer.err);
+    }
+}
+
+#[test]
+fn what_the_processor_must_have() {
+    let site = Site::new();
+    let versions = "V_1 { global: one; local: *; };\nV_2 { global: two; } V_1;\n";
+    for (flag, level) in [("v2", "x86-64-v2"), ("v3", "x86-64-v3"), ("v4", "x86-64-v4")] {
+        site.library(versions, &[&format!("-Wl,-z,x86-64-{flag}")]);
+        let answer = site.verify(&[&site.pack("a.tar", "--no-auto-compress"), "--foreign"]);
+        let wanted = format!("{level} or newer, asked for by lib/libv.so.1");
+        assert!(answer.out.contains(&wanted), "{flag}: {}{}", answer.out, answer.err);
+    }
+}
+
+#[test]
+fn what_is_no_archive_or_a_bad_one() {
+    let site = Site::new();
+    let text = site.path("text");
+    fs::write(&text, "no archive\n".repeat(100)).unwrap();
+    let empty = site.path("empty");
+    fs::write(&empty, "").unwrap();
+    run("tar", &["-cPf", "up.tar", "--transform=s,^,../,", "v.c"], site.dir.path());
+    let whole = fs::read(site.pack("a.tar.gz", "--gzip")).unwrap();
+    let cut = site.path("cut.tar.gz");
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    for path in [text, empty, site.path("up.tar"), cut] {
+        let answer = site.verify(&[path.to_str().unwrap(), "--foreign"]);
+        assert_eq!(answer.code, 5, "{}: {}", path.display(), answer.out);
+        assert!(answer.err.contains("is no tar archive"), "{}: {}", path.display(), answer.err);
+    }
+}
