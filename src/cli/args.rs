@@ -102,6 +102,8 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Install a package to a prefix, or remove it
     Install(InstallArgs),
+    /// Make a tree on disk, built for one prefix, work at another; what could not work is told before anything is changed
+    Relocate(RelocateArgs),
     /// Signing keys
     #[command(subcommand)]
     Key(KeyVerb),
@@ -326,6 +328,28 @@ pub struct VerifyArgs {
     /// Also print who needs which library, and where it is found
     #[arg(long)]
     pub closure: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `relocate`
+#[derive(Debug, Args)]
+pub struct RelocateArgs {
+    /// The tree, a folder
+    pub dir: PathBuf,
+    /// The prefix that it was built for
+    #[arg(long, value_name = "OLD")]
+    pub from: PathBuf,
+    /// The prefix at which it is to work [default: where it lies]
+    #[arg(long, value_name = "NEW")]
+    pub to: Option<PathBuf>,
+    /// Change nothing; say what would be changed, and what could not
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on although some files go on naming the old prefix
+    #[arg(long)]
+    pub force: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -17,6 +17,7 @@ use crate::image::{ImageError, RegistriesError};
 use crate::package::PackageError;
 use crate::pipeline::BuildError;
 use crate::plan::PlanError;
+use crate::relocate::MoveError;
 use crate::report::{Ctx, Stage};
 use crate::resolve::ResolveError;
 use crate::rootfs::PrepareError;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 const USAGE: u8 = 2;
 const HOST: u8 = 3;
 const BUILD: u8 = 4;
-const VERIFY: u8 = 5;
+pub(super) const VERIFY: u8 = 5;
 
 /// What was asked makes no sense; nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,13 @@ fn code(error: &Error) -> u8 {
     }
     if let Some(e) = find::<VerifyError>(error) {
         return verify(e);
+    }
+    if let Some(e) = find::<MoveError>(error) {
+        return match e {
+            MoveError::Leftover { .. } => VERIFY,
+            MoveError::Io(e) if e.kind() != std::io::ErrorKind::NotFound => BUILD,
+            _ => USAGE,
+        };
     }
     if let Some(InstallError::Package(e)) = find::<InstallError>(error) {
         return package(e);

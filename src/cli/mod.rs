@@ -10,6 +10,7 @@ mod image;
 mod install;
 mod key;
 mod manual;
+mod relocate;
 mod shell;
 mod verify;
 
@@ -91,6 +92,7 @@ fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
         Verb::Shell(args) => shell::run(&cli.global, args, ctx),
         Verb::Verify(args) => verify::run(&cli.global, args, ctx),
         Verb::Install(args) => install::run(&cli.global, args, ctx),
+        Verb::Relocate(args) => relocate::run(args, ctx),
         Verb::Key(verb) => key::run(&cli.global, verb, ctx),
         Verb::Clean(args) => clean::run(&cli.global, args, ctx),
         Verb::Completions { shell } => Ok(manual::completions(*shell)),

@@ -10,12 +10,17 @@
 //!    `install` to fill in.
 //!
 //! [`verify`] then looks at the result as a stranger would.
+//!
+//! [`in_place()`] is for trees of others: it moves one from one prefix to another where it lies.
 
+mod in_place;
+pub mod prefix;
 pub mod rules;
 pub mod search_path;
 mod stage;
 pub mod text;
 pub mod verify;
 
+pub use in_place::{Leftover, MoveError, Moved, Request, in_place};
 pub use rules::{Rules, RulesError};
 pub use stage::{Origin, PruneCount, RelocateError, Relocated, Report, relocate};

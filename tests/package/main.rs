@@ -7,6 +7,7 @@
 //! | [`modules`] | the modulefile under Lmod: found everywhere, sets what it says, takes it back |
 //! | [`foreign`] | archives that somebody else made are looked into |
 //! | [`hostile`] | archives made to harm are refused, and nothing is written outside |
+//! | [`relocated`] | trees of others, moved from one prefix to another |
 //! | [`install`] | atomic, repeatable, careful with what is not ours |
 //!
 //! A missing program is a failure that names its Debian package, never a test that passes.
@@ -20,4 +21,5 @@ mod hostile;
 mod install;
 mod keys;
 mod modules;
+mod relocated;
 mod util;

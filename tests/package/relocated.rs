@@ -1,0 +1,254 @@
+//! `relocate DIR --from OLD --to NEW` on a tree as `make install` leaves it: programs and a library that gcc makes, with the
+//! prefix in search paths, in strings, in scripts, in symlinks. After it the old place is taken away, and all must run.
+
+use assert_cmd::Command;
+use fs_err as fs;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+struct Site {
+    dir: TempDir,
+    old: PathBuf,
+}
+
+struct Answer {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn run(program: &str, args: &[&str], dir: &Path) -> String {
+    let output = std::process::Command::new(program).args(args).current_dir(dir).env_remove("LD_LIBRARY_PATH").output();
+    let output = output.unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let old = dir.path().join("some-where/old-prefix");
+        for folder in ["bin", "lib", "lib/pkgconfig", "etc", "libexec/deep/er"] {
+            fs::create_dir_all(old.join(folder)).unwrap();
+        }
+        let shown = old.display();
+        fs::write(old.join("etc/conf"), "the configuration\n").unwrap();
+        fs::write(dir.path().join("l.c"), format!("const char *conf(void) {{ return \"{shown}/etc/conf\"; }}\n"))
+            .unwrap();
+        let main = format!(
+            "#include <stdio.h>\nconst char *conf(void);\nstatic const char other[] = \"{shown}er/etc\";\n\
+             int main(void) {{ char s[99]; FILE *f = fopen(conf(), \"r\"); if (!f) {{ perror(conf()); return 1; }}\n\
+             if (!fgets(s, 99, f)) return 2; fputs(s, stdout); puts(other); return 0; }}\n"
+        );
+        fs::write(dir.path().join("p.c"), main).unwrap();
+        let lib = old.join("lib/libl.so.1");
+        let lib = lib.to_str().unwrap();
+        run("gcc", &["-g", "-shared", "-fPIC", "-Wl,-soname,libl.so.1", "-o", lib, "l.c"], dir.path());
+        let rpath = format!("-Wl,-rpath,{shown}/lib:/opt/elsewhere/lib");
+        for (program, kind) in [("bin/p", "-Wl,--disable-new-dtags"), ("libexec/deep/er/p", "-Wl,--enable-new-dtags")] {
+            let program = old.join(program);
+            run("gcc", &["-g", "-o", program.to_str().unwrap(), "p.c", lib, &rpath, kind], dir.path());
+        }
+        let script = format!("#!{shown}/bin/sh -e\ncat {shown}/etc/conf\necho {shown}-2\n");
+        fs::write(old.join("bin/script"), script).unwrap();
+        fs::copy("/bin/sh", old.join("bin/sh")).unwrap();
+        fs::set_permissions(old.join("bin/script"), std::fs::Permissions::from_mode(0o750)).unwrap();
+        fs::write(old.join("lib/pkgconfig/l.pc"), format!("prefix={shown}\nLibs: -L{shown}/lib -ll\n")).unwrap();
+        std::os::unix::fs::symlink(old.join("lib/libl.so.1"), old.join("lib/libl.so")).unwrap();
+        std::os::unix::fs::symlink(old.join("etc"), old.join("libexec/deep/etc")).unwrap();
+        std::os::unix::fs::symlink("p", old.join("bin/again")).unwrap();
+        fs::hard_link(old.join("bin/p"), old.join("bin/hard")).unwrap();
+        assert!(run(old.join("bin/p").to_str().unwrap(), &[], dir.path()).starts_with("the configuration\n"));
+        Self { dir, old }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A copy of the tree at another place.
+    fn copy(&self, name: &str) -> PathBuf {
+        let to = self.path(name);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        run("cp", &["-a", self.old.to_str().unwrap(), to.to_str().unwrap()], self.dir.path());
+        to
+    }
+
+    fn relocate(&self, dir: &Path, more: &[&str], wrapper: &[&str]) -> Answer {
+        let program = env!("CARGO_BIN_EXE_slurm-factory");
+        let words: Vec<&str> = wrapper.iter().copied().chain([program]).collect();
+        let output = Command::new(words[0])
+            .args(&words[1..])
+            .args(["relocate", dir.to_str().unwrap(), "--from", self.old.to_str().unwrap()])
+            .args(more)
+            .env("HOME", self.dir.path())
+            .output()
+            .unwrap();
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Everything works at `new`, with the old place gone.
+    fn assert_works(&self, new: &Path) {
+        let away = self.path("away");
+        if self.old.exists() {
+            fs::rename(&self.old, &away).unwrap();
+        }
+        for program in ["bin/p", "bin/hard", "bin/again", "libexec/deep/er/p"] {
+            let out = run(new.join(program).to_str().unwrap(), &[], self.dir.path());
+            assert!(out.starts_with("the configuration\n"), "{program}: {out}");
+            assert!(out.contains(&format!("{}er/etc", self.old.display())), "another path is left alone: {out}");
+        }
+        let path = format!("{}:/usr/bin:/bin", new.join("bin").display());
+        let out = std::process::Command::new(new.join("bin/script")).env("PATH", path).output().unwrap();
+        let out = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(out, format!("the configuration\n{}-2\n", self.old.display()));
+        let text = fs::read_to_string(new.join("lib/pkgconfig/l.pc")).unwrap();
+        assert_eq!(text, format!("prefix={0}\nLibs: -L{0}/lib -ll\n", new.display()));
+        assert_eq!(fs::read_link(new.join("lib/libl.so")).unwrap(), Path::new("libl.so.1"));
+        assert_eq!(fs::read_link(new.join("libexec/deep/etc")).unwrap(), Path::new("../../etc"));
+        let ino = |name: &str| fs::metadata(new.join(name)).unwrap().ino();
+        assert_eq!(ino("bin/p"), ino("bin/hard"), "hard links stay");
+        assert_eq!(fs::metadata(new.join("bin/script")).unwrap().mode() & 0o7777, 0o750);
+        let dynamic = run("readelf", &["-d", new.join("bin/p").to_str().unwrap()], self.dir.path());
+        assert!(dynamic.contains("(RPATH)") && dynamic.contains("[$ORIGIN/../lib:/opt/elsewhere/lib]"), "{dynamic}");
+        let dynamic = run("readelf", &["-d", new.join("libexec/deep/er/p").to_str().unwrap()], self.dir.path());
+        assert!(dynamic.contains("(RUNPATH)") && dynamic.contains("[$ORIGIN/../../../lib:"), "{dynamic}");
+        assert!(!new.join(".slurm-factory-relocate").exists());
+        if away.exists() {
+            fs::rename(&away, &self.old).unwrap();
+        }
+    }
+}
+
+/// Every entry with its type, mode, time and content.
+fn image(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, Vec<u8>)> {
+    let entries = walkdir::WalkDir::new(dir).min_depth(1).into_iter().map(Result::unwrap);
+    let content = |path: &Path, kind: std::fs::FileType| match kind {
+        kind if kind.is_file() => fs::read(path).unwrap(),
+        kind if kind.is_symlink() => fs::read_link(path).unwrap().into_os_string().into_encoded_bytes(),
+        _ => Vec::new(),
+    };
+    entries
+        .map(|e| {
+            let meta = fs::symlink_metadata(e.path()).unwrap();
+            let time = if meta.is_file() { meta.mtime() } else { 0 };
+            (e.path().strip_prefix(dir).unwrap().to_owned(), (meta.mode(), time, content(e.path(), e.file_type())))
+        })
+        .collect()
+}
+
+#[test]
+fn a_shorter_prefix() {
+    let site = Site::new();
+    let before = image(&site.old);
+    let new = site.copy("new");
+    let answer = site.relocate(&new, &["--json"], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!((&json["search_paths"], &json["links"], &json["text"]), (&2.into(), &2.into(), &2.into()), "{json}");
+    site.assert_works(&new);
+    let after = image(&new);
+    for (path, (mode, time, _)) in &before {
+        assert_eq!((after[path].0, after[path].1), (*mode, *time), "mode and time of {}", path.display());
+    }
+    let again = site.relocate(&new, &["--json"], &[]);
+    let json: serde_json::Value = serde_json::from_str(&again.out).unwrap();
+    assert_eq!((&json["search_paths"], &json["strings"], &json["text"]), (&0.into(), &0.into(), &0.into()), "{json}");
+    assert_eq!(image(&new), after, "twice is once");
+    assert_eq!(image(&site.old), before);
+}
+
+/// A prefix with a blank, which the kernel would not read in a first line, and one of the same length.
+#[test]
+fn a_prefix_with_a_blank_and_one_of_the_same_length() {
+    let site = Site::new();
+    let blank = site.copy("new place");
+    let answer = site.relocate(&blank, &[], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(answer.err.contains("bin/script: its interpreter is found through PATH"), "{}", answer.err);
+    assert!(fs::read_to_string(blank.join("bin/script")).unwrap().starts_with("#!/usr/bin/env -S sh -e\n"));
+    let out = run(blank.join("bin/p").to_str().unwrap(), &[], site.dir.path());
+    assert!(out.starts_with("the configuration\n"), "{out}");
+
+    let same = site.copy("some-where/new-prefix");
+    assert_eq!(site.relocate(&same, &[], &[]).code, 0);
+    site.assert_works(&same);
+}
+
+#[test]
+fn a_longer_prefix_is_refused_before_anything_is_changed() {
+    let site = Site::new();
+    let new = site.copy("some-where/a-prefix-that-is-longer");
+    let before = image(&new);
+    for more in [&[][..], &["--dry-run"]] {
+        let answer = site.relocate(&new, more, &[]);
+        assert_eq!(answer.code, 5, "{}", answer.err);
+        assert!(answer.err.contains("lib/libl.so.1 at offset") && answer.err.contains("/etc/conf"), "{}", answer.err);
+        assert_eq!(image(&new), before, "{more:?}");
+    }
+    let answer = site.relocate(&new, &["--force"], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(answer.err.contains("still names the old prefix: lib/libl.so.1"), "{}", answer.err);
+    // What can be longer is: search paths, text and links.
+    let dynamic = run("readelf", &["-d", new.join("bin/p").to_str().unwrap()], site.dir.path());
+    assert!(dynamic.contains("[$ORIGIN/../lib:/opt/elsewhere/lib]"), "{dynamic}");
+}
+
+/// Killed at every rename in turn, the next run completes the work; killed before the list is there, nothing was changed.
+#[test]
+fn a_run_that_is_killed_is_completed_by_the_next() {
+    let site = Site::new();
+    let mut killed = 0;
+    // The list is put into its place by renameat(2), the files by rename(2).
+    for (index, (call, when)) in [("renameat", 1)].into_iter().chain((1..).map(|n| ("rename", n))).enumerate() {
+        let new = site.copy(&format!("n{index}"));
+        let before = image(&new);
+        let inject = format!("inject={call}:signal=KILL:when={when}");
+        let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename,renameat", "-e", &inject];
+        let answer = site.relocate(&new, &[], &strace);
+        if answer.code == 0 {
+            break;
+        }
+        killed += 1;
+        if new.join(".slurm-factory-relocate/list.json").exists() {
+            let other = site.relocate(&new, &["--to", "/x"], &[]);
+            assert_eq!(other.code, 2, "{}", other.out);
+            assert!(other.err.contains("in the middle of a move"), "{}", other.err);
+        } else {
+            let mut now = image(&new);
+            now.retain(|path, _| !path.starts_with(".slurm-factory-relocate"));
+            assert_eq!(now, before, "killed at rename {when}");
+        }
+        let answer = site.relocate(&new, &[], &[]);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        site.assert_works(&new);
+    }
+    // Two programs, the library, two texts, a hard link and two symlinks; and the list.
+    assert!(killed >= 9, "{killed}");
+}
+
+#[test]
+fn what_makes_no_sense() {
+    let site = Site::new();
+    let new = site.copy("new");
+    let from = site.old.to_str().unwrap();
+    for (args, says) in [
+        (["--to", "relative"], "is not absolute"),
+        (["--to", "/"], "the root is in every path"),
+        (["--to", "/a/../b"], "holds `..`"),
+        (["--to", "/a:b"], "colon"),
+        (["--to", from], "the tree has already"),
+    ] {
+        let answer = site.relocate(&new, &args, &[]);
+        assert_eq!(answer.code, 2, "{args:?}: {}", answer.err);
+        assert!(answer.err.contains(says), "{args:?}: {}", answer.err);
+    }
+    assert_eq!(site.relocate(&site.path("gone"), &[], &[]).code, 2);
+    assert_eq!(site.relocate(&new.join("etc/conf"), &[], &[]).code, 2);
+}
