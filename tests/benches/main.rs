@@ -8,6 +8,8 @@
 //! ```text
 //! cargo bench --bench peers               Debian's minbase (170 MB)
 //! cargo bench --bench peers -- large      also an image of 1 GB and 40,000 files (4 GB of memory, ten minutes)
+//! cargo bench --bench peers -- large podman    the same, with this peer alone (also `skopeo`, `buildah`, `curl`)
+//! cargo bench --bench peers -- elf        search paths and whole trees, see elf.rs
 //! ```
 //!
 //! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, mmdebstrap, curl, openssl, isal, zstd (Debian's packages).
@@ -15,6 +17,8 @@
 //! is counted alike.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod elf;
 
 use slurm_factory::cache::Cache;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
@@ -36,6 +40,10 @@ fn main() {
         Some("--ours-image") => ours_image(&args[2], Path::new(&args[3]), Path::new(&args[4])),
         Some("--ours-again") => ours_again(&args[2], Path::new(&args[3])),
         Some("--ours-sandbox") => ours_sandbox(Path::new(&args[2])),
+        Some("--ours-elf") => elf::ours(Path::new(&args[2]), Path::new(&args[3])),
+        Some("--ours-tree") => elf::ours_tree(Path::new(&args[2]), Path::new(&args[3])),
+        Some("--ours-verify") => elf::ours_verify(Path::new(&args[2])),
+        _ if args.iter().any(|a| a == "elf") => elf::compare(work().path()),
         _ => compare(),
     }
 }
@@ -161,8 +169,13 @@ fn registry(work: &Path) -> Registry {
 const LARGE: &str = "build-essential,gfortran,git,cmake,clang,python3-dev,python3-numpy,openjdk-17-jdk-headless,\
                      linux-headers-amd64,golang-go,perl-doc,texinfo,libboost-dev";
 
+/// A folder on tmpfs that goes with the value.
+fn work() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("sfb.").tempdir_in("/dev/shm").expect("/dev/shm, a tmpfs")
+}
+
 fn compare() {
-    let work = tempfile::Builder::new().prefix("sfb.").tempdir_in("/dev/shm").expect("/dev/shm, a tmpfs");
+    let work = work();
     let work = work.path();
     let make = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/make-base-image.sh");
     println!("making images ...");
@@ -235,7 +248,12 @@ fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str
         cost
     });
     println!("{tag:<22} ours: at most {} MB of memory", memory / 1000);
+    let peers = ["skopeo", "podman", "buildah", "curl"];
+    let asked: Vec<String> = std::env::args().filter(|a| peers.contains(&a.as_str())).collect();
     let peer = |who: &str, run: &dyn Fn(&Path)| {
+        if !asked.is_empty() && !asked.iter().any(|a| who.starts_with(a.as_str())) {
+            return;
+        }
         let cost = best(ROUNDS, |round| {
             let dir = fresh(who, round);
             fs_err::create_dir_all(&dir).unwrap();
