@@ -17,14 +17,14 @@
 //! written and read with it: two readers that disagree about where a member ends see two different images.
 //! Links, directories and devices have no data whatever their size field says.
 //!
-//! Nothing here touches the file system. Every length is checked before it is used; what a header makes this
-//! reader keep in memory is bounded by [`MAX_META`].
+//! Nothing here touches the file system. Every length is checked before it is used; what the headers before a member
+//! make this reader keep in memory is bounded by [`MAX_META`], all together.
 
 use std::io::{self, BufRead};
 
 const BLOCK: u64 = 512;
 
-/// Names, PAX records and sparse maps may be as large as this.
+/// Names and PAX records before one member may together be as large as this, and so may a sparse map.
 const MAX_META: u64 = 1 << 20;
 
 /// Linux lists no more than 64 KiB of their names.
@@ -156,18 +156,28 @@ impl<R: BufRead> TarReader<R> {
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_data()?;
         let mut pending = Pending::default();
+        let mut described = 0_u64;
         loop {
             let start = self.position;
             let Some(header) = self.header()? else { return Ok(None) };
             let malformed = |reason: String| TarError::Malformed { position: start, reason };
             let size = number(&header[124..136]).ok_or_else(|| malformed("the size is not a number".to_owned()))?;
+            if matches!(header[156], b'x' | b'L' | b'K' | b'g' | b'V') {
+                // Any number of them may come before a member; each record adds to what is kept.
+                described = described.saturating_add(BLOCK).saturating_add(size);
+                if described > MAX_META {
+                    let reason =
+                        format!("more than {MAX_META} bytes of names and attributes before one member are not accepted");
+                    return Err(malformed(reason));
+                }
+            }
             match header[156] {
                 b'x' => {
-                    let records = self.meta(size, start)?;
+                    let records = self.meta(size)?;
                     pending.read_pax(&records).map_err(malformed)?;
                 }
-                b'L' => pending.long_path = Some(until_nul(&self.meta(size, start)?).to_vec()),
-                b'K' => pending.long_link = Some(until_nul(&self.meta(size, start)?).to_vec()),
+                b'L' => pending.long_path = Some(until_nul(&self.meta(size)?).to_vec()),
+                b'K' => pending.long_link = Some(until_nul(&self.meta(size)?).to_vec()),
                 b'g' | b'V' => {
                     self.begin_data(size);
                     self.skip_data()?;
@@ -257,12 +267,8 @@ impl<R: BufRead> TarReader<R> {
         Ok(Some(block))
     }
 
-    /// A member's data as a whole, for members that describe the next one.
-    fn meta(&mut self, size: u64, start: u64) -> Result<Vec<u8>, TarError> {
-        if size > MAX_META {
-            let reason = format!("{size} bytes of names and attributes are more than the {MAX_META} that are accepted");
-            return Err(TarError::Malformed { position: start, reason });
-        }
+    /// A member's data as a whole, for members that describe the next one; their size has been checked.
+    fn meta(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
         self.begin_data(size);
         let mut bytes = Vec::new();
         self.read_data(|part| {
@@ -608,6 +614,10 @@ mod tests {
         found.remove(0)
     }
 
+    fn many(count: usize, member: impl Fn(usize) -> Member) -> Vec<Member> {
+        (0..count).map(member).chain([Member::file("f", "")]).collect()
+    }
+
     fn refused(bytes: &[u8]) -> String {
         read(bytes).map(|found| found.len()).unwrap_err().to_string()
     }
@@ -769,6 +779,9 @@ mod tests {
             (archive(&[Member::pax(&[("size", b"-1")]), Member::file("f", "")]), "size"),
             (archive(&[Member::pax(&[("size", b"18446744073709551615")]), Member::file("f", "")]), "cut"),
             (archive(&[Member { size: Some(2 << 20), ..Member::new(b'L', "") }]), "more than"),
+            // Each of a bearable size, and without an end.
+            (archive(&many(2000, |i| Member::pax(&[(&format!("SCHILY.xattr.user.{i}"), &[b'x'; 900])]))), "more than"),
+            (archive(&many(3000, |_| Member::new(b'g', "g"))), "more than"),
         ] {
             let text = refused(&bytes);
             assert!(text.contains(part), "{part}: {text}");

@@ -306,6 +306,9 @@ pub(super) struct Unpacker<'a> {
     /// What the current layer brought, as hashes of (directory's inode, name): whiteouts spare it. The lowest
     /// layer has nothing below it to white out, so there it is not kept.
     fresh: Option<HashSet<u64>>,
+    /// What the current layer's whiteouts have hidden, as hashes of the same kind: said again it costs nothing, or a
+    /// layer could have one large directory searched a million times.
+    hidden: HashSet<u64>,
     hasher: RandomState,
     /// Devices that were left out: hard links to them are left out too.
     devices: HashSet<Vec<u8>>,
@@ -370,6 +373,7 @@ impl<'a> Unpacker<'a> {
             dirs: HashMap::from([(root.st_ino, root_meta)]),
             parent: None,
             fresh: None,
+            hidden: HashSet::new(),
             hasher: RandomState::new(),
             devices: HashSet::new(),
             entries: 0,
@@ -393,6 +397,7 @@ impl<'a> Unpacker<'a> {
         let path = blob.path().clone();
         self.ctx.check()?;
         self.fresh = (self.report.layers > 0).then(HashSet::new);
+        self.hidden.clear();
         self.report.layers += 1;
         let bounds = Bounds { bytes: self.limits.bytes, ratio: self.limits.ratio, ratio_from: self.limits.ratio_from };
         let (applied, ended) = std::thread::scope(|scope| {
@@ -551,6 +556,9 @@ impl<'a> Unpacker<'a> {
         let inode = rustix::fs::fstat(self.tree.root()).tried("look at")?.st_ino;
         // The root must stay open for its owner: everything else is reached through it.
         self.dirs.insert(inode, DirMeta { mode: entry.mode | 0o700, mtime: Some(entry.mtime), depth: 0 });
+        let root = tree::open_dir(self.tree.root(), b".").tried("open")?;
+        Self::clear_xattrs(&root);
+        self.xattrs(&root, entry)?;
         self.report.dirs += 1;
         Ok(())
     }
@@ -663,14 +671,24 @@ impl<'a> Unpacker<'a> {
             };
             match set {
                 Ok(()) => {}
-                Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
+                Err(e @ (Errno::NOSPC | Errno::DQUOT)) if e == Errno::DQUOT || is_full(file, value.len() as u64) => {
                     return Err(Fault::Os("set an extended attribute of", e, value.len() as u64));
                 }
-                // The file system has none, or not so large ones, or not of this name.
+                // The file system has none, or not so large ones (ext4 says ENOSPC then), or not of this name.
                 Err(_) => self.report.dropped_xattrs += 1,
             }
         }
         Ok(())
+    }
+
+    /// The attributes that a lower layer gave a directory are not those of the entry that describes it anew.
+    fn clear_xattrs(dir: &OwnedFd) {
+        let mut names = vec![0; 64 << 10];
+        // Without any, or on a file system that has none, there is nothing to take away.
+        let Ok(len) = rustix::fs::flistxattr(dir, &mut *names) else { return };
+        for name in names[..len].split(|b| *b == 0).filter(|name| name.starts_with(b"user.")) {
+            let _ = rustix::fs::fremovexattr(dir, name);
+        }
     }
 
     fn directory(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
@@ -681,10 +699,12 @@ impl<'a> Unpacker<'a> {
         }
         let stat = |this: &Self| rustix::fs::statat(&this.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at");
         let make = |this: &Self| rustix::fs::mkdirat(&this.here()?.fd, name, Mode::RWXU).tried("make");
+        let mut kept = false;
         match make(self) {
             Err(Fault::Os(_, Errno::EXIST, _)) => {
                 let there = stat(self)?;
-                if FileType::from_raw_mode(there.st_mode) != FileType::Directory {
+                kept = FileType::from_raw_mode(there.st_mode) == FileType::Directory;
+                if !kept {
                     self.clear(name)?;
                     make(self)?;
                 }
@@ -693,8 +713,9 @@ impl<'a> Unpacker<'a> {
         }
         let inode = stat(self)?.st_ino;
         self.dirs.insert(inode, DirMeta { mode: entry.mode, mtime: Some(entry.mtime), depth });
-        if !entry.xattrs.is_empty() {
+        if kept || !entry.xattrs.is_empty() {
             let dir = tree::open_dir(&self.here()?.fd, name).tried("open")?;
+            Self::clear_xattrs(&dir);
             self.xattrs(&dir, entry)?;
         }
         self.report.dirs += 1;
@@ -793,6 +814,11 @@ impl<'a> Unpacker<'a> {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             other => other.tried("open the directory of")?,
         };
+        let inode = rustix::fs::fstat(&dir).tried("look at the directory of")?.st_ino;
+        // Nothing of a lower layer comes back there: what appears later is the current layer's.
+        if !self.hidden.insert(self.hasher.hash_one((inode, name))) {
+            return Ok(());
+        }
         if let Some(name) = target {
             self.remove_lower(&dir, name).tried("delete what is whited out by")?;
         } else {
@@ -907,6 +933,13 @@ impl FileWriter<'_> {
             }
         }
     }
+}
+
+/// Whether the file system of `file` has no room for so many bytes and an inode.
+fn is_full(file: &OwnedFd, bytes: u64) -> bool {
+    rustix::fs::fstatvfs(file).is_ok_and(|s| {
+        s.f_bavail.saturating_mul(s.f_frsize) < bytes.saturating_add(64 << 10) || (s.f_files > 0 && s.f_favail == 0)
+    })
 }
 
 /// The parts of a name joined again without `/` at either end, empty parts and `.`.

@@ -5,8 +5,9 @@
 //! (`Dir::Etc::sourceparts`), so a prepared rootfs does not remember a mirror. Formats: sources.list(5), both the
 //! one-line form and deb822.
 
+use super::tree::{self, Tree};
 use regex::{Captures, Regex};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 /// An address of one of the distributions' own archives: the last part of its path says which.
@@ -24,23 +25,27 @@ pub struct Sources {
     pub text: String,
 }
 
-/// Reads the sources of an unpacked image. Only plain files count: a symlink of an image is not followed on the host.
+/// Larger files are no lists of sources.
+const MAX_SOURCES: u64 = 1 << 20;
+
+/// Reads the sources of an unpacked image. Only plain files count: a symlink of an image, also one on the way, is not
+/// followed on the host.
 pub fn of_image(root: &Path) -> std::io::Result<Vec<Sources>> {
-    let plain = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_file());
-    let apt = root.join("etc/apt");
-    let mut paths: Vec<PathBuf> = vec![apt.join("sources.list")];
-    if apt.join("sources.list.d").symlink_metadata().is_ok_and(|m| m.is_dir()) {
-        for entry in fs_err::read_dir(apt.join("sources.list.d"))? {
-            paths.push(entry?.path());
-        }
-    }
-    paths[1..].sort();
+    let tree = Tree::open(root)?;
     let mut found = Vec::new();
-    for path in paths.into_iter().filter(|path| plain(path)) {
-        let known = path.extension().is_some_and(|e| e == "list" || e == "sources");
-        if let (true, Some(name)) = (known, path.file_name()) {
-            let name = name.to_string_lossy().into_owned();
-            found.push(Sources { name, text: fs_err::read_to_string(&path)? });
+    for (dir, only) in [("etc/apt", Some("sources.list")), ("etc/apt/sources.list.d", None)] {
+        // The descriptor is good for names only; listing needs another one.
+        let Ok(dir) = tree.dir(dir.as_bytes()).and_then(|dir| tree::open_dir(&dir, b".")) else { continue };
+        let mut names: Vec<String> = match only {
+            Some(name) => vec![name.to_owned()],
+            None => tree::list(&dir)?.into_iter().filter_map(|(name, _)| String::from_utf8(name).ok()).collect(),
+        };
+        names.sort();
+        for name in names {
+            let known = Path::new(&name).extension().is_some_and(|e| e == "list" || e == "sources");
+            if let (true, Some(text)) = (known, tree::read_text(&dir, name.as_bytes(), MAX_SOURCES)?) {
+                found.push(Sources { name, text });
+            }
         }
     }
     Ok(found)
@@ -123,5 +128,15 @@ mod tests {
         fs_err::os::unix::fs::symlink("/etc/passwd", apt.join("b.list")).unwrap();
         let names: Vec<_> = of_image(root.path()).unwrap().into_iter().map(|s| s.name).collect();
         assert_eq!(names, ["a.sources"]);
+
+        // Nor on the way: `etc` of another tree is not this image's.
+        let other = tempfile::tempdir().unwrap();
+        fs_err::os::unix::fs::symlink(root.path().join("etc"), other.path().join("etc")).unwrap();
+        assert_eq!(of_image(other.path()).unwrap(), []);
+        // A pipe that nobody writes to, and a file without an end, are no sources.
+        let dir = std::fs::File::open(&apt).unwrap();
+        rustix::fs::mknodat(&dir, "p.list", rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        fs_err::File::create(apt.join("huge.list")).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(of_image(root.path()).unwrap().len(), 1);
     }
 }

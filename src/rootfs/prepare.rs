@@ -8,6 +8,7 @@
 
 use super::apply::{Limits, UnpackError, unpack_arriving};
 use super::apt;
+use super::tree::{self, Tree};
 use crate::cache::{Cache, CacheError};
 use crate::catalog::{OsRelease, Probe};
 use crate::fsutil;
@@ -406,11 +407,13 @@ fn survey(
 }
 
 fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
-    // /etc/os-release is a symlink to this file wherever os-release(5) is followed; a symlink of the image is
-    // not followed on the host.
-    let file = root.join("usr/lib/os-release");
-    let text =
-        if fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) { fs::read_to_string(&file)? } else { String::new() };
+    // /etc/os-release is a symlink to this file wherever os-release(5) is followed; a symlink of the image, also one on
+    // the way to it, is not followed on the host.
+    let dir = Tree::open(root).and_then(|tree| tree.dir(b"usr/lib"));
+    let text = match dir {
+        Ok(dir) => tree::read_text(&dir, b"os-release", 64 << 10)?.unwrap_or_default(),
+        Err(_) => String::new(),
+    };
     let found = os_release(&text);
     let wanted = recipe.os_release;
     if found.as_ref() == Some(wanted) {

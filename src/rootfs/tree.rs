@@ -14,6 +14,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
+use std::io::Read;
 use std::path::Path;
 
 /// Symlinks on the way to one directory, as many as the kernel follows.
@@ -153,6 +154,23 @@ fn open_component(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> 
 pub fn open_dir(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// The text of a plain file by its name in `parent`; `None` when it is not there, is anything else (a symlink, a pipe that
+/// nobody writes to) or is larger than `max` bytes. What is not UTF-8 is replaced.
+pub fn read_text(parent: impl AsFd, name: &[u8], max: u64) -> std::io::Result<Option<String>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ACCESS) => return Ok(None),
+        other => std::fs::File::from(other?),
+    };
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > max {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// The names in a directory with what they are.
