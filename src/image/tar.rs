@@ -166,8 +166,9 @@ impl<R: BufRead> TarReader<R> {
                 // Any number of them may come before a member; each record adds to what is kept.
                 described = described.saturating_add(BLOCK).saturating_add(size);
                 if described > MAX_META {
-                    let reason =
-                        format!("more than {MAX_META} bytes of names and attributes before one member are not accepted");
+                    let reason = format!(
+                        "more than {MAX_META} bytes of names and attributes before one member are not accepted"
+                    );
                     return Err(malformed(reason));
                 }
             }

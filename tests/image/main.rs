@@ -9,12 +9,16 @@
 //! | arriving.rs | layers unpacked while they and later ones still come, and what may happen then |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
 //! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
+//! | hostile.rs   | layers, indexes and sizes that lie, bombs, a million files: refused or right, nothing outside |
+//! | oci.rs       | the generator: archives and layouts written byte by byte                          |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
 
 mod arriving;
 mod files;
+mod hostile;
+mod oci;
 mod protocol;
 mod pull;
 mod registries;

@@ -59,6 +59,11 @@ pub fn again_in_a_process(test: &str, env: &[(&str, &str)], wrapper: &[&str]) {
     assert!(output.status.success() && text.contains("1 passed"), "{test}: {text}");
 }
 
+/// How many: what `tests/deep/run.sh` says in the environment, or a number that CI has the time for.
+pub fn count(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap_or_else(|e| panic!("{variable}={text}: {e}")))
+}
+
 fn missing(program: &str, error: &std::io::Error) -> ! {
     // Each is in a package of its own name.
     panic!("cannot start `{program}`: {error}; install it: apt-get install {program}");
