@@ -10,6 +10,7 @@
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
 //! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
 //! | hostile.rs   | layers, indexes and sizes that lie, bombs, a million files: refused or right, nothing outside |
+//! | kill.rs      | SIGKILL while a layer comes and while it is unpacked; an ordinary user (user.rs)   |
 //! | oci.rs       | the generator: archives and layouts written byte by byte                          |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
@@ -18,6 +19,7 @@
 mod arriving;
 mod files;
 mod hostile;
+mod kill;
 mod oci;
 mod protocol;
 mod pull;
@@ -25,3 +27,4 @@ mod registries;
 mod support;
 mod travel;
 mod unpack;
+mod user;
