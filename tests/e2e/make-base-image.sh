@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 #
-# Makes a plain Debian 12 base image as an OCI layout, from the package archive alone.
+# Makes a plain Debian base image as an OCI layout, from the package archive alone.
 #
 # A build starts from a base image of a public registry. A machine that reaches only package registries has none, so
 # the end-to-end test makes its own: what docker.io/library/debian:12 holds in essence, Debian's minbase. Debian's name is
 # kept because the image's os-release is checked against the toolchain (debian12).
 #
-#   make-base-image.sh OUTDIR      -> OUTDIR/oci, tag debian12; prints the digest of its manifest
+#   make-base-image.sh OUTDIR [SUITE]      -> OUTDIR/oci, tag debian12 (trixie: debian13); prints the digest of its manifest
 #
 # Runs as root (mode root) or as a user with subordinate ids (mode unshare). An image that is there is kept.
 set -euo pipefail
@@ -15,8 +15,13 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tests/e2e/debian-archive.sh
 source "$here/debian-archive.sh"
 
-[[ $# -eq 1 ]] || die "usage: make-base-image.sh OUTDIR"
-tag=debian12
+[[ $# -eq 1 || $# -eq 2 ]] || die "usage: make-base-image.sh OUTDIR [SUITE]"
+suite=${2:-bookworm}
+case $suite in
+bookworm) tag=debian12 ;;
+trixie) tag=debian13 ;;
+*) die "no tag is known for the suite $suite" ;;
+esac
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 
@@ -43,9 +48,9 @@ if [[ -z $digest ]]; then
 
     if [[ $(id -u) -eq 0 ]]; then mode=root; else mode=unshare; fi
     note "mmdebstrap, mode $mode"
-    debian_sources deb bookworm bookworm-updates >"$work/debian.sources"
+    debian_sources deb "$suite" "$suite-updates" >"$work/debian.sources"
     # The image lists the same archive, so that apt works in it wherever it works on the host.
-    mmdebstrap --quiet --variant=minbase --mode="$mode" --format=tar bookworm "$work/base.tar" "$work/debian.sources" ||
+    mmdebstrap --quiet --variant=minbase --mode="$mode" --format=tar "$suite" "$work/base.tar" "$work/debian.sources" ||
         die "mmdebstrap failed: does apt-get update work on this host?"
 
     case $(uname -m) in

@@ -3,7 +3,7 @@
 //! is pulled and unpacked as if nothing had been.
 
 use crate::oci::{Blob, INDEX, Layout, MANIFEST, Member, PACKS, Pack, archive, finish_header, image};
-use crate::support::{Registry, Site, contains, count, run};
+use crate::support::{Registry, Site, contains, count, place_for, run};
 use fs_err as fs;
 use serde_json::json;
 use slurm_factory::image::{Digest, ImageError};
@@ -848,10 +848,8 @@ fn very_many_empty_files() {
         return;
     }
     let files = count(FILES, 50_000);
-    // In memory where there is room: a disk needs minutes to make and delete so many.
-    let memory = Path::new("/dev/shm");
-    let room = rustix::fs::statvfs(memory).is_ok_and(|s| s.f_favail > 4 * files as u64 && s.f_bavail > files as u64);
-    let ground = if room { Ground::at(memory) } else { Ground::new() };
+    // Two layers of them are there at once.
+    let ground = Ground::at(&place_for(2 * files));
     // Written to a file: the archive itself is 512 bytes a name.
     let write = |name: &str, per_dir: usize, directories: bool| -> Blob {
         let mut bytes = Vec::new();

@@ -12,6 +12,7 @@
 //! | hostile.rs   | layers, indexes and sizes that lie, bombs, a million files: refused or right, nothing outside |
 //! | kill.rs      | SIGKILL while a layer comes and while it is unpacked; an ordinary user (user.rs)   |
 //! | oci.rs       | the generator: archives and layouts written byte by byte                          |
+//! | random.rs    | layers made by chance, unpacked as umoci does                                      |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
@@ -23,6 +24,7 @@ mod kill;
 mod oci;
 mod protocol;
 mod pull;
+mod random;
 mod registries;
 mod support;
 mod travel;

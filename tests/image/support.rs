@@ -25,6 +25,19 @@ pub fn run(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> 
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Where to make very many files: in memory where there is room for them and a gigabyte, for a disk needs minutes.
+pub fn place_for(files: usize) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let room = |s: rustix::fs::StatVfs| s.f_favail > files as u64 * 6 / 5 && s.f_bavail * s.f_frsize > 1 << 30;
+    if rustix::fs::statvfs(memory).is_ok_and(room) { memory.to_owned() } else { std::env::temp_dir() }
+}
+
+/// Whether a program ends well; what it says is thrown away.
+pub fn succeeds(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> bool {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| missing(program, &e));
+    output.status.success()
+}
+
 /// Never ask a registry.
 pub const OFFLINE: ResolveOptions = ResolveOptions { offline: true, refresh: false };
 

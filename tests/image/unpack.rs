@@ -1,6 +1,7 @@
 //! The same tree as `umoci unpack --rootless`, entry by entry.
 
-use crate::support::{Site, architecture, make_image, make_layer, run};
+use crate::oci::{Blob, Member, Pack, archive, finish_header, image};
+use crate::support::{Site, architecture, make_image, make_layer, place_for, run, succeeds};
 use fs_err as fs;
 use slurm_factory::report::Ctx;
 use slurm_factory::rootfs::{Limits, UnpackReport, unpack};
@@ -19,6 +20,8 @@ struct Seen {
     size: u64,
     mtime: (i64, i64),
     content: Vec<u8>,
+    /// The `user.*` attributes of files and directories.
+    attributes: Vec<(String, Vec<u8>)>,
 }
 
 impl std::fmt::Debug for Seen {
@@ -26,8 +29,8 @@ impl std::fmt::Debug for Seen {
         let content: String = String::from_utf8_lossy(&self.content).chars().take(60).collect();
         write!(
             f,
-            "{}{:o} links {} size {} mtime {:?} {content:?}",
-            self.kind, self.mode, self.links, self.size, self.mtime
+            "{}{:o} links {} size {} mtime {:?} {content:?} {:?}",
+            self.kind, self.mode, self.links, self.size, self.mtime, self.attributes
         )
     }
 }
@@ -61,21 +64,41 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Seen> {
                 size: if is_dir { 0 } else { meta.size() },
                 mtime: (meta.mtime(), meta.mtime_nsec()),
                 content,
+                attributes: attributes(&path),
             },
         );
     }
     found
 }
 
+/// Where umoci writes down an owner that a user cannot give a file; we keep none.
+const OWNER: &str = "user.rootlesscontainers";
+
+fn attributes(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let (mut names, mut value) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let len = rustix::fs::llistxattr(path, &mut *names).unwrap_or(0);
+    let names = names[..len].split(|b| *b == 0).map(|name| String::from_utf8_lossy(name).into_owned());
+    names
+        .filter(|name| name.starts_with("user."))
+        .map(|name| {
+            let len = rustix::fs::lgetxattr(path, &*name, &mut *value).unwrap();
+            (name, value[..len].to_vec())
+        })
+        .collect()
+}
+
 /// Unpacks the image with umoci and with us; `expected` says which paths may differ.
-fn compare(site: &Site, source: &str, expected: impl Fn(&Path) -> bool) -> UnpackReport {
+pub fn compare(site: &Site, source: &str, expected: impl Fn(&Path) -> bool) -> UnpackReport {
     let image = source.strip_prefix("oci:").unwrap();
     let bundle = site.path("bundle");
     run("umoci", ["unpack", "--rootless", "--image", image, bundle.to_str().unwrap()]);
     let dest = site.path("ours");
     fs::create_dir(&dest).unwrap();
     let report = unpack(&site.pull(source).unwrap(), &dest, &Limits::default(), &Ctx::silent()).unwrap();
-    let (theirs, ours) = (tree(&bundle.join("rootfs")), tree(&dest));
+    let (mut theirs, ours) = (tree(&bundle.join("rootfs")), tree(&dest));
+    for seen in theirs.values_mut() {
+        seen.attributes.retain(|(name, _)| name != OWNER);
+    }
     let mut differences = Vec::new();
     for path in theirs.keys().chain(ours.keys()).collect::<std::collections::BTreeSet<_>>() {
         if theirs.get(path) != ours.get(path) && !expected(path) {
@@ -156,26 +179,153 @@ fn a_made_image_with_every_kind_of_entry() {
     archive.finish().unwrap();
 
     let source = make_image(&site, "layout", "t", architecture(), &[base, middle, top]);
-    // A directory that no layer has an entry for anew got its time from what was put inside.
-    let report = compare(&site, &source, |path| path == Path::new("usr/bin"));
+    let report = compare(&site, &source, |_| false);
     assert!(site.path("ours/usr/bin/through").exists());
     assert_eq!(report.fifos, 1);
     let sparse = site.path("ours/sparse").metadata().unwrap();
     assert!(sparse.blocks() * 512 < 1 << 20, "holes stay holes: {} blocks", sparse.blocks());
 }
 
+/// Debian suites whose minbase is compared; `tests/deep` says more than one.
+const SUITES: &str = "SLURM_FACTORY_TEST_SUITES";
+
 #[test]
-fn a_real_base_image() {
+fn real_base_images() {
+    let suites = std::env::var(SUITES).unwrap_or_else(|_| "bookworm".to_owned());
+    for suite in suites.split_whitespace() {
+        let site = Site::new();
+        // Made once for this target folder; as root or as a user with subordinate ids.
+        let (name, tag) = if suite == "bookworm" { ("base-image", "debian12") } else { (suite, "debian13") };
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/make-base-image.sh");
+        run("bash", [script.as_os_str(), out.as_os_str(), suite.as_ref()]);
+        let source = format!("oci:{}:{tag}", out.join("oci").display());
+        let report = compare(&site, &source, |path| {
+            // A device becomes an empty file there, and nothing here.
+            path.starts_with("dev") && path != Path::new("dev")
+        });
+        assert_eq!(report.skipped_devices, 8);
+        assert!(report.files > 3000, "{report:?}");
+    }
+}
+
+/// Packages of Debian that every host of the tests has, each a layer as GNU tar makes it of what dpkg put there: set-user-id
+/// programs, links of every kind, the same directories again and again. On top what `umoci repack` makes of changes.
+#[test]
+fn a_real_image_of_packages_with_whiteouts_of_a_real_tool() {
+    let site = Site::at(&place_for(50_000));
+    let mut layers = Vec::new();
+    for package in
+        ["base-files", "busybox-static", "bash", "dash", "coreutils", "tzdata", "perl-base", "passwd", "mount"]
+    {
+        let (list, layer) = (site.path("list"), site.path(&format!("{package}.tar")));
+        let files = run("dpkg", ["-L", package]);
+        let files: Vec<_> = files.lines().filter(|path| Path::new(path).symlink_metadata().is_ok()).collect();
+        assert!(files.len() > 10, "{package} is not installed as a whole");
+        fs::write(&list, files.join("\n")).unwrap();
+        let (list, to) = (list.to_str().unwrap(), layer.to_str().unwrap());
+        // Names with their leading slash, which most tools take away.
+        run(
+            "tar",
+            ["--create", "--absolute-names", "--format=gnu", "--no-recursion", "--files-from", list, "--file", to],
+        );
+        layers.push(Blob::new(Pack::Gzip, &fs::read(layer).unwrap()));
+    }
+    let source = image(&site.path("layout"), &layers);
+    let report = compare(&site, &source, |_| false);
+    assert!(report.files > 500 && report.symlinks > 100 && report.layers == 9, "{report:?}");
+
+    let name = source.strip_prefix("oci:").unwrap();
+    let bundle = site.path("changed");
+    run("umoci", ["unpack", "--rootless", "--image", name, bundle.to_str().unwrap()]);
+    let root = bundle.join("rootfs");
+    for gone in ["usr/share/zoneinfo", "usr/share/doc/coreutils"] {
+        fs::remove_dir_all(root.join(gone)).unwrap();
+    }
+    fs::remove_file(root.join("usr/bin/passwd")).unwrap();
+    fs::remove_file(root.join("usr/share/doc/tzdata/copyright")).unwrap();
+    fs::create_dir_all(root.join("usr/share/zoneinfo/new")).unwrap();
+    fs::write(root.join("usr/share/zoneinfo/new/f"), "new").unwrap();
+    fs::write(root.join("usr/share/doc/dash"), "a directory was here").err().unwrap();
+    fs::remove_dir_all(root.join("usr/share/doc/dash")).unwrap();
+    fs::write(root.join("usr/share/doc/dash"), "a directory was here").unwrap();
+    set_mode(&root.join("usr/share/doc"), 0o700);
+    run(
+        "umoci",
+        ["repack", "--image", &format!("{}:changed", site.path("layout").display()), bundle.to_str().unwrap()],
+    );
+    for dir in ["bundle", "ours", "changed"] {
+        slurm_factory::fsutil::remove_tree(&site.path(dir)).unwrap();
+    }
+    let report = compare(&site, &format!("oci:{}:changed", site.path("layout").display()), |_| false);
+    assert!(report.whiteouts >= 3 && report.layers == 10, "{report:?}");
+    let ours = site.path("ours");
+    assert!(!ours.join("usr/bin/passwd").exists() && ours.join("usr/share/zoneinfo/new/f").exists());
+}
+
+/// What both make of one layer: the tree, or that it is refused.
+fn both(layer: &[Member]) -> [Option<BTreeMap<PathBuf, Seen>>; 2] {
     let site = Site::new();
-    // Made once for this target folder; as root or as a user with subordinate ids.
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("base-image");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/make-base-image.sh");
-    run("bash", [script.as_os_str(), out.as_os_str()]);
-    let source = format!("oci:{}:debian12", out.join("oci").display());
-    let report = compare(&site, &source, |path| {
-        // A device becomes an empty file there, and nothing here.
-        path.starts_with("dev") && path != Path::new("dev")
-    });
-    assert_eq!(report.skipped_devices, 8);
-    assert!(report.files > 3000, "{report:?}");
+    let source = image(&site.path("image"), &[Blob::new(Pack::Gzip, &archive(layer))]);
+    let bundle = site.path("bundle");
+    let args = ["unpack", "--rootless", "--image", source.strip_prefix("oci:").unwrap(), bundle.to_str().unwrap()];
+    let theirs = succeeds("umoci", args).then(|| tree(&bundle.join("rootfs")));
+    let dest = site.path("ours");
+    fs::create_dir(&dest).unwrap();
+    let ours =
+        unpack(&site.pull(&source).unwrap(), &dest, &Limits::default(), &Ctx::silent()).ok().map(|_| tree(&dest));
+    [theirs, ours]
+}
+
+/// Each difference that docs/images.md lists, seen on both sides: should either change, the list is wrong.
+#[test]
+fn where_we_differ_from_umoci_on_purpose() {
+    let root = || Member::dir("./");
+    let at = |tree: &Option<BTreeMap<PathBuf, Seen>>, path: &str| {
+        tree.as_ref().unwrap().get(Path::new(path)).map(|seen| format!("{seen:?}"))
+    };
+
+    // Devices cannot be made by a user.
+    let [theirs, ours] = both(&[root(), Member::dir("dev"), Member::new(b'3', "dev/null")]);
+    assert!(at(&theirs, "dev/null").unwrap().starts_with("f644 links 1 size 0"));
+    assert_eq!(at(&ours, "dev/null"), None);
+
+    // The root's time when no layer has an entry for it.
+    let [theirs, ours] = both(&[Member::file("f", "")]);
+    assert!(at(&theirs, "").unwrap().contains("mtime (0, 0)"));
+    assert!(!at(&ours, "").unwrap().contains("mtime (0, 0)"));
+
+    // The root's mode keeps its owner in.
+    let [theirs, ours] = both(&[root().mode(0o055)]);
+    assert!(at(&theirs, "").unwrap().starts_with("d55 ") && at(&ours, "").unwrap().starts_with("d755 "));
+
+    // Attributes that only root sets, and those that are orders to an overlay mount.
+    let [theirs, ours] = both(&[root(), Member::pax(&[("SCHILY.xattr.user.overlay.opaque", b"y")]), Member::dir("d")]);
+    assert!(at(&theirs, "d").unwrap().contains("user.overlay.opaque"));
+    assert!(!at(&ours, "d").unwrap().contains("user."));
+
+    // Names that climb: taken for the root there.
+    for hostile in [Member::file("a/../../f", ""), Member::hard_link("l", "../f")] {
+        let [theirs, ours] = both(&[root(), Member::file("f", "f"), hostile]);
+        assert!(theirs.is_some() && ours.is_none());
+    }
+
+    // A name below a whiteout.
+    let [theirs, ours] = both(&[root(), Member::file(".wh.d/f", "")]);
+    assert!(at(&theirs, ".wh.d/f").is_some() && ours.is_none());
+
+    // POSIX has contiguous files be files where there is nothing else.
+    let [theirs, ours] = both(&[root(), Member { data: b"x".to_vec(), ..Member::new(b'7', "f") }]);
+    assert!(theirs.is_none() && at(&ours, "f").is_some());
+
+    // A foreign owner is written down in an attribute there. The generator's files are root's, so this one is changed.
+    let mut bytes = Member::file("f", "").bytes();
+    bytes[108..116].copy_from_slice(b"0001750\0");
+    let header = finish_header(bytes[..512].try_into().unwrap());
+    let site = Site::new();
+    let content = [&root().bytes()[..], &header, &[0; 1024]].concat();
+    let source = image(&site.path("image"), &[Blob::new(Pack::Gzip, &content)]);
+    compare(&site, &source, |_| false);
+    assert_eq!(attributes(&site.path("bundle/rootfs/f"))[0].0, OWNER);
+    assert_eq!(attributes(&site.path("ours/f")), []);
 }
