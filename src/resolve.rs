@@ -36,6 +36,13 @@ pub enum ResolveError {
         /// What it may be.
         known: &'static [&'static str],
     },
+    /// Owners by a range of subordinate ids.
+    #[error(
+        "ownership: `range` is not available: builds run with one id, in a rootfs whose files all belong to you; leave it out or \
+         set it to `single`. A package's script that gives a file to another user is told that it did \
+         (docs/decisions/0007-ownership.md)"
+    )]
+    RangeOwnership,
     /// A size that is none, or a file that does not parse.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -197,6 +204,15 @@ pub fn backend(settings: &Settings) -> Result<Backend, ResolveError> {
     }
 }
 
+/// Refuses an ownership that cannot be given; docs/decisions/0007-ownership.md says why.
+fn ownership(settings: &Settings) -> Result<(), ResolveError> {
+    match settings.ownership.as_deref().unwrap_or("single") {
+        "single" => Ok(()),
+        "range" => Err(ResolveError::RangeOwnership),
+        other => Err(bad("ownership", other, &["single"])),
+    }
+}
+
 /// Refuses what can be refused without asking anyone: names that are not known, and folders in which no program
 /// could run.
 pub fn check(
@@ -209,6 +225,7 @@ pub fn check(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     plan::check(&request(settings, flags, &catalog)?, &catalog)?;
     backend(settings)?;
+    ownership(settings)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
         if let Some(there) = path.ancestors().find(|p| p.is_dir())
@@ -262,6 +279,7 @@ pub fn resolve(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let request = request(settings, flags, &catalog)?;
     backend(settings)?;
+    ownership(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
     let local = local(settings, lookup)?;
     let rules = Rules::embedded()?;

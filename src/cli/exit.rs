@@ -167,6 +167,7 @@ fn build(error: &BuildError) -> u8 {
 fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
+        | ResolveError::RangeOwnership
         | ResolveError::Catalog(_)
         | ResolveError::Reference(_)
         | ResolveError::AptSources { .. }

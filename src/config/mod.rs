@@ -87,6 +87,9 @@ pub struct Settings {
     /// `auto`, `userns` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// Whose the files of a rootfs are: `single`, all the user's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<String>,
     /// Parallel compile jobs, 0 for all processors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,

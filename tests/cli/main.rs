@@ -114,6 +114,10 @@ fn what_is_not_done_yet_is_refused_at_planning() {
             world.refuses(&args, 2, &[says]);
         }
     }
+    let file = world.write("range.toml", "ownership = \"range\"\n");
+    world.refuses(&["--config", &file, "build"], 2, &["ownership", "range", "single", "one id"]);
+    let answer = world.run_env(&["plan"], &[("SLURM_FACTORY_OWNERSHIP", "shared")]);
+    assert!(answer.code == 2 && answer.err.contains("ownership: `shared` is not one of single"), "{}", answer.err);
     assert!(!Path::new(&world.path(".slurm-factory/blobs")).exists(), "refused before anything is fetched");
 }
 

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#
+# The same tests as CI runs, with sizes that CI has no time for. Each variable may be set to another number.
+#
+#   tests/deep/run.sh [NAME...]     all, or those tests of tests/image whose names contain NAME
+#
+# As root, on a host that tests/run.sh has run on (it installs what is needed). Files go to /dev/shm where there is room.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+# Empty files in one layer, in one directory of the next, and as many directories; memory stays below 200 MiB.
+export SLURM_FACTORY_TEST_EMPTY_FILES=${SLURM_FACTORY_TEST_EMPTY_FILES:-1000000}
+# Images of random layers, compared with umoci's trees. SLURM_FACTORY_TEST_RANDOM_SEED begins with another seed.
+export SLURM_FACTORY_TEST_RANDOM_IMAGES=${SLURM_FACTORY_TEST_RANDOM_IMAGES:-200}
+# Pulls killed at any time.
+export SLURM_FACTORY_TEST_KILLS=${SLURM_FACTORY_TEST_KILLS:-300}
+# Suites whose minbase is made by mmdebstrap and compared with umoci's tree.
+export SLURM_FACTORY_TEST_SUITES=${SLURM_FACTORY_TEST_SUITES:-bookworm trixie}
+
+names=("$@")
+((${#names[@]})) || names=(hostile:: kill:: random:: unpack::)
+exec cargo test --locked --test image -- --nocapture --test-threads 1 "${names[@]}"
