@@ -3,7 +3,9 @@
 //! is pulled and unpacked as if nothing had been.
 
 use crate::oci::{Blob, INDEX, Layout, MANIFEST, Member, PACKS, Pack, archive, finish_header, image};
+use crate::protocol::{answer, serve};
 use crate::support::{Registry, Site, contains, count, place_for, run};
+use crate::user::User;
 use fs_err as fs;
 use serde_json::json;
 use slurm_factory::image::{Digest, ImageError};
@@ -25,7 +27,7 @@ pub struct Ground {
 
 impl Ground {
     pub fn new() -> Self {
-        Self::at(&std::env::temp_dir())
+        Self::at(&place_for(1000))
     }
 
     pub fn at(parent: &Path) -> Self {
@@ -406,7 +408,8 @@ fn names_of_any_bytes_and_lengths() {
 
 #[test]
 fn modes_devices_times_and_attributes() {
-    let ground = Ground::new();
+    // On a disk, which keeps smaller attributes than memory does.
+    let ground = Ground::at(&std::env::temp_dir());
     // Whether this file system keeps attributes at all decides what is counted.
     let probe = ground.site.path("probe");
     fs::write(&probe, "").unwrap();
@@ -722,6 +725,40 @@ fn indexes_without_an_end() {
     ground.assert_goes_on();
 }
 
+#[test]
+fn indexes_of_a_registry_without_an_end() {
+    let ground = Ground::new();
+    let index = |below: &Digest| {
+        let entry = json!({"mediaType": INDEX, "digest": below, "size": 300});
+        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string()
+    };
+    // What it answers for a digest is what it answered for the tag.
+    let name = Digest::of(b"itself");
+    let (address, log) = serve({
+        let document = index(&name);
+        move |_| answer("200 OK", &[format!("Content-Type: {INDEX}")], document.as_str())
+    });
+    let error = ground.unpack(&format!("{address}/self:t"), &Limits::default()).unwrap_err();
+    contains(&error, &[&name.to_string(), "got sha256:"]);
+    assert!(log.lock().unwrap().len() < 5, "asked once, and perhaps once more");
+    ground.assert_goes_on();
+
+    // Each is what it says, and there is always another.
+    let mut chain = vec![index(&Digest::of(b"the end"))];
+    for depth in 0..20 {
+        chain.push(index(&Digest::of(chain[depth].as_bytes())));
+    }
+    let (address, log) = serve(move |request| {
+        let last = request.target.rsplit('/').next().unwrap().to_owned();
+        let found = chain.iter().find(|d| Digest::of(d.as_bytes()).to_string() == last);
+        answer("200 OK", &[format!("Content-Type: {INDEX}")], found.unwrap_or(chain.last().unwrap()).as_str())
+    });
+    let error = ground.unpack(&format!("{address}/deep:t"), &Limits::default()).unwrap_err();
+    contains(&error, &["indexes inside indexes", "more than 4"]);
+    assert!(log.lock().unwrap().len() <= 5, "{:?}", log.lock().unwrap());
+    ground.assert_goes_on();
+}
+
 /// 1 GiB of one byte, packed without holding it.
 fn bomb(pack: Pack) -> (Vec<u8>, Digest) {
     use sha2::Digest as _;
@@ -832,6 +869,28 @@ fn zstd_chunked_layers() {
     ground.assert_goes_on();
 }
 
+/// Root can write anywhere, so it is the one to try as; but it is users who run this.
+#[test]
+fn the_same_as_an_ordinary_user() {
+    let user = User::new();
+    let tests = [
+        "names_that_lead_out",
+        "links_that_lead_out",
+        "whiteouts_and_duplicates",
+        "names_of_any_bytes_and_lengths",
+        "modes_devices_times_and_attributes",
+        "sparse_files_in_every_form_and_maps_that_lie",
+        "sizes_that_lie",
+        "cut_at_every_block",
+        "documents_that_lie_about_a_layer",
+        "bombs",
+    ];
+    let names = tests.map(|test| format!("hostile::{test}"));
+    let output = user.this_program().arg("--exact").args(&names).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("10 passed"), "{text}");
+}
+
 /// How many empty files; `tests/deep` says a million.
 const FILES: &str = "SLURM_FACTORY_TEST_EMPTY_FILES";
 
@@ -850,8 +909,8 @@ fn very_many_empty_files() {
     let files = count(FILES, 50_000);
     // Two layers of them are there at once.
     let ground = Ground::at(&place_for(2 * files));
-    // Written to a file: the archive itself is 512 bytes a name.
-    let write = |name: &str, per_dir: usize, directories: bool| -> Blob {
+    // Written as it is made: the archive itself is 512 bytes a name.
+    let write = |name: &str, files: usize, per_dir: usize, directories: bool, more: &[Member]| -> Blob {
         let mut bytes = Vec::new();
         let mut encoder = zstd::Encoder::new(&mut bytes, 1).unwrap();
         let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
@@ -863,15 +922,18 @@ fn very_many_empty_files() {
             let path = format!("{name}/{}/{i}", i / per_dir);
             put(&if directories { Member::dir(path) } else { Member::file(path, "") }.bytes());
         }
+        more.iter().for_each(|member| put(&member.bytes()));
         put(&[0; 1024]);
         encoder.finish().unwrap();
         let hex: String = sha2::Digest::finalize(hasher).iter().map(|byte| format!("{byte:02x}")).collect();
         Blob { diff_id: format!("sha256:{hex}").parse().unwrap(), ..Blob::packed(Pack::Zstd, bytes, b"") }
     };
-    // The second layer in one directory, which is hidden again and again by the third.
-    let marks: Vec<Member> =
-        (0..2000).map(|i| Member::file(if i % 2 == 0 { "flat/0/.wh..wh..opq" } else { ".wh.flat" }, "")).collect();
-    let layers = [write("many", 1000, false), write("flat", files, false), Blob::new(Pack::Zstd, &archive(&marks))];
+    // The second layer in one directory, which is hidden by the third.
+    let layers = [
+        write("many", files, 1000, false, &[]),
+        write("flat", files, files, false, &[]),
+        Blob::new(Pack::Zstd, &archive(&[Member::file(".wh.flat", "")])),
+    ];
     let reference = image(&ground.site.path("image"), &layers);
     let before = peak();
     let report = ground.unpack(&reference, &Limits { entries: u64::MAX, ..Limits::default() }).unwrap();
@@ -883,12 +945,24 @@ fn very_many_empty_files() {
     assert!(used < 200 << 20, "{used} bytes for {files} files");
 
     // As many directories; a million of them is still no reason for more.
-    let reference = image(&ground.site.path("image"), &[write("dirs", 1000, true)]);
+    let reference = image(&ground.site.path("image"), &[write("dirs", files, 1000, true, &[])]);
     let report = ground.unpack(&reference, &Limits::default()).unwrap();
     assert_eq!(report.dirs, files as u64);
     let used = peak().saturating_sub(before);
     println!("and as many directories: {} MiB", used >> 20);
     assert!(used < 200 << 20, "{used} bytes for {files} directories");
+
+    // A layer that hides its own directory again and again, in vain, has it searched once.
+    let marks: Vec<Member> =
+        (0..2000).map(|i| Member::file(if i % 2 == 0 { "flat/0/.wh..wh..opq" } else { ".wh.flat" }, "")).collect();
+    let few = files.min(50_000);
+    let layers = [write("flat", 1, 1, false, &[]), write("flat", few, few, false, &marks)];
+    let hiding = image(&ground.site.path("hiding"), &layers);
+    let start = std::time::Instant::now();
+    let report = ground.unpack(&hiding, &Limits::default()).unwrap();
+    assert_eq!(report.whiteouts, 2000);
+    assert_eq!(fs::read_dir(ground.dest().join("flat/0")).unwrap().count(), few);
+    assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
 
     // More than are allowed are refused, and what is there is deleted as any tree.
     let few = Limits { entries: 1000, ..Limits::default() };

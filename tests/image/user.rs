@@ -49,13 +49,27 @@ impl User {
     /// The program as this user, in its home, with nothing of the tester's environment. Its process id is that of what is
     /// spawned: setpriv becomes it.
     pub fn program(&self, args: &[&str]) -> Command {
-        let program = self.dir.path().join("slurm-factory");
+        let mut command = self.command(&self.dir.path().join("slurm-factory"));
+        command.args(["--cache-dir", "cache"]).args(args);
+        command
+    }
+
+    /// This test program as this user, with temporary folders in its home.
+    pub fn this_program(&self) -> Command {
+        let copy = self.dir.path().join("tests");
+        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let mut command = self.command(&copy);
+        command.env("TMPDIR", self.home());
+        command
+    }
+
+    fn command(&self, program: &Path) -> Command {
         let id = self.id.to_string();
         let mut command = Command::new(if self.made.is_some() { "setpriv" } else { "env" });
         if self.made.is_some() {
             command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
         }
-        command.arg(program).args(["--cache-dir", "cache"]).args(args);
+        command.arg(program);
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", self.home());
         command.current_dir(self.home()).stdin(Stdio::null());
         command
