@@ -134,7 +134,7 @@ mod tests {
         fs_err::os::unix::fs::symlink(root.path().join("etc"), other.path().join("etc")).unwrap();
         assert_eq!(of_image(other.path()).unwrap(), []);
         // A pipe that nobody writes to, and a file without an end, are no sources.
-        let dir = std::fs::File::open(&apt).unwrap();
+        let dir = fs_err::File::open(&apt).unwrap();
         rustix::fs::mknodat(&dir, "p.list", rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
         fs_err::File::create(apt.join("huge.list")).unwrap().set_len(1 << 40).unwrap();
         assert_eq!(of_image(root.path()).unwrap().len(), 1);

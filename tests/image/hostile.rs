@@ -414,7 +414,7 @@ fn modes_devices_times_and_attributes() {
     let probe = ground.site.path("probe");
     fs::write(&probe, "").unwrap();
     let keeps = rustix::fs::setxattr(&probe, "user.a", b"1", rustix::fs::XattrFlags::empty()).is_ok();
-    let large = [b'x'; 60_000];
+    let large = vec![b'x'; 60_000];
     let keeps_large = rustix::fs::setxattr(&probe, "user.b", &large, rustix::fs::XattrFlags::empty()).is_ok();
     fs::remove_file(&probe).unwrap();
 
@@ -623,6 +623,9 @@ fn cut_at_every_block() {
     assert!(refused > 10 && shorter > 10, "{refused} refused, {shorter} shorter");
 }
 
+/// What a document says wrongly; it may use the digest of something else.
+type Lie = fn(&mut Blob, Digest);
+
 #[test]
 fn documents_that_lie_about_a_layer() {
     let content = archive(&[Member::file("f", "f")]);
@@ -630,7 +633,7 @@ fn documents_that_lie_about_a_layer() {
     let dir = ground.site.path("image");
     let other = Digest::of(b"other");
     for pack in PACKS {
-        let lies: [(&str, fn(&mut Blob, Digest), &[&str]); 5] = [
+        let lies: [(&str, Lie, &[&str]); 5] = [
             ("diff_id", |b, other| b.diff_id = other, &["diff_id", "expected"]),
             ("smaller", |b, _| b.size -= 1, &["wrong size"]),
             ("larger", |b, _| b.size += 1, &["wrong size"]),
@@ -787,8 +790,7 @@ fn bomb(pack: Pack) -> (Vec<u8>, Digest) {
             encoder.finish().unwrap()
         }
     };
-    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    (bytes, format!("sha256:{hex}").parse().unwrap())
+    (bytes, format!("sha256:{}", hex::encode(hasher.finalize())).parse().unwrap())
 }
 
 #[test]
@@ -848,7 +850,9 @@ fn zstd_chunked_layers() {
         assert_eq!(seen(&ground.dest(), b"d/setuid"), "f4755:x");
     }
     // A table that is nonsense changes nothing: the content is the stream's. One that is cut is a cut layer.
-    let skip = |bytes: &[u8]| [&0x184D_2A50_u32.to_le_bytes(), &(bytes.len() as u32).to_le_bytes(), bytes].concat();
+    let skip = |bytes: &[u8]| {
+        [&0x184D_2A50_u32.to_le_bytes(), &u32::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat()
+    };
     let dir = site.path("image");
     for bytes in [
         [&skip(b"first")[..], &blob].concat(),
@@ -922,11 +926,13 @@ fn very_many_empty_files() {
             let path = format!("{name}/{}/{i}", i / per_dir);
             put(&if directories { Member::dir(path) } else { Member::file(path, "") }.bytes());
         }
-        more.iter().for_each(|member| put(&member.bytes()));
+        for member in more {
+            put(&member.bytes());
+        }
         put(&[0; 1024]);
         encoder.finish().unwrap();
-        let hex: String = sha2::Digest::finalize(hasher).iter().map(|byte| format!("{byte:02x}")).collect();
-        Blob { diff_id: format!("sha256:{hex}").parse().unwrap(), ..Blob::packed(Pack::Zstd, bytes, b"") }
+        let diff_id = format!("sha256:{}", hex::encode(sha2::Digest::finalize(hasher))).parse().unwrap();
+        Blob { diff_id, ..Blob::packed(Pack::Zstd, bytes, b"") }
     };
     // The second layer in one directory, which is hidden by the third.
     let layers = [
@@ -962,7 +968,7 @@ fn very_many_empty_files() {
     let report = ground.unpack(&hiding, &Limits::default()).unwrap();
     assert_eq!(report.whiteouts, 2000);
     assert_eq!(fs::read_dir(ground.dest().join("flat/0")).unwrap().count(), few);
-    assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+    assert!(start.elapsed() < std::time::Duration::from_mins(1), "{:?}", start.elapsed());
 
     // More than are allowed are refused, and what is there is deleted as any tree.
     let few = Limits { entries: 1000, ..Limits::default() };

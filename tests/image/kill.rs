@@ -77,7 +77,7 @@ fn record(mut from: TcpStream, mut to: TcpStream, heads: &Mutex<Vec<String>>) {
 
 /// About 10 MB a second when slow.
 fn pass(mut from: TcpStream, mut to: TcpStream, slow: &AtomicBool) {
-    let mut buffer = [0; 32 << 10];
+    let mut buffer = vec![0; 32 << 10];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         if to.write_all(&buffer[..n]).is_err() {
             break;

@@ -148,7 +148,7 @@ fn layer(chance: &mut Chance, made: &mut Made) -> Vec<u8> {
             0..=6 => {
                 let most = if chance.one_in(10) { 200_000 } else { 2000 };
                 let len = chance.below(most);
-                let data: Vec<u8> = (0..len).map(|i| (i ^ len) as u8).collect();
+                let data: Vec<u8> = (0..len).map(|i| (i ^ len).to_le_bytes()[0]).collect();
                 let mut name = path.clone();
                 let mut real = path;
                 if chance.one_in(4)
