@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 packages=(
     apt apt-utils bubblewrap buildah bzip2 ca-certificates curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
     git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
-    runc strace uidmap umoci xz-utils zstd
+    mount runc strace tzdata uidmap umoci xz-utils zstd
 )
 
 step() {
