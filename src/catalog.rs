@@ -179,6 +179,8 @@ impl Catalog {
             system_gcc: file.system_gcc,
             packages: file.package,
             external: file.external,
+            providers: file.providers,
+            snapshots: file.snapshots,
             requirements: text("requirements.txt").unwrap_or_default().to_owned(),
         })
     }
@@ -190,6 +192,8 @@ impl Catalog {
 pub enum Family {
     /// Debian and Ubuntu.
     Apt,
+    /// Rocky Linux and its kin, 8 and later.
+    Dnf,
 }
 
 /// What an image's `/etc/os-release` must say to be this toolchain's (os-release(5)).
@@ -198,8 +202,16 @@ pub enum Family {
 pub struct OsRelease {
     /// `ID`.
     pub id: String,
-    /// `VERSION_ID`.
+    /// `VERSION_ID`, or what it begins with up to a dot: `9` is meant by `9.6`.
     pub version_id: String,
+}
+
+impl OsRelease {
+    /// Whether an image that says `found` is what this asks for.
+    pub fn admits(&self, found: &Self) -> bool {
+        let rest = found.version_id.strip_prefix(&self.version_id);
+        self.id == found.id && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
 }
 
 /// A package that the prepared rootfs needs, and why.
@@ -235,6 +247,9 @@ struct ToolchainFile {
     package: Vec<RootfsPackage>,
     #[serde(default)]
     external: Vec<Probe>,
+    #[serde(default)]
+    providers: BTreeMap<String, Vec<String>>,
+    snapshots: Option<String>,
 }
 
 /// A base image and what is installed into it.
@@ -254,6 +269,10 @@ pub struct Toolchain {
     pub packages: Vec<RootfsPackage>,
     /// Programs of the rootfs that Spack takes as they are.
     pub external: Vec<Probe>,
+    /// Which packages stand for a virtual one here, in place of the catalog's.
+    pub providers: BTreeMap<String, Vec<String>>,
+    /// Address of the distribution's archive as it was at a time, with `{snapshot}` in the time's place.
+    pub snapshots: Option<String>,
     /// Python wheels in pip's requirements format, each with its sums.
     pub requirements: String,
 }
@@ -272,6 +291,15 @@ mod tests {
             let toolchain = catalog.toolchain(name).unwrap();
             assert!(toolchain.packages.iter().all(|p| !p.reason.is_empty()), "{name}: a package without a reason");
             assert!(toolchain.requirements.contains("--hash=sha256:"), "{name}: wheels are pinned by sum");
+        }
+    }
+
+    #[test]
+    fn an_image_of_a_point_release_is_the_toolchains() {
+        let os = |id: &str, version: &str| OsRelease { id: id.into(), version_id: version.into() };
+        assert!(os("rocky", "9").admits(&os("rocky", "9.6")) && os("debian", "12").admits(&os("debian", "12")));
+        for (id, version) in [("rocky", "90"), ("rocky", "8.9"), ("almalinux", "9.6"), ("rocky", "")] {
+            assert!(!os("rocky", "9").admits(&os(id, version)), "{id} {version}");
         }
     }
 

@@ -116,7 +116,9 @@ fn prepared_rootfs(
         packages: &toolchain.packages,
         requirements: &toolchain.requirements,
         probes: &resolved.probes,
-        apt_sources: toolchain.apt_sources.as_deref(),
+        family: resolved.family,
+        package_sources: toolchain.package_sources.as_deref(),
+        snapshot: toolchain.snapshot.as_deref(),
     };
     if let Some(rootfs) = Rootfs::open(cache, &recipe.id()) {
         ctx.stage(Stage::Rootfs, &toolchain.name).cached(format!("{} with GCC {}", toolchain.name, rootfs.meta().gcc));

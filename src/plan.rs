@@ -74,8 +74,11 @@ pub struct HostAccess {
     pub env: Vec<(String, String)>,
     /// Folders of wheels that pip may look into, mounted at the same path.
     pub wheels: Vec<PathBuf>,
+    /// A CA bundle for pip alone, seen at the same path inside.
+    pub pip_cert: Option<PathBuf>,
     /// URL or folder of a mirror of the distribution's archive: the same packages, signed by the same keys.
-    pub apt_mirror: Option<String>,
+    /// `{snapshot}` in it stands for the time of the snapshot.
+    pub package_mirror: Option<String>,
 }
 
 /// What was asked cannot be planned.
@@ -238,8 +241,10 @@ pub struct Facts {
     pub source_mirrors: Vec<String>,
     /// Binary mirrors: folders or URLs.
     pub binary_mirrors: Vec<String>,
-    /// Text of the site's package sources.
-    pub apt_sources: Option<String>,
+    /// Text of the site's package sources, in the form of the toolchain's package manager.
+    pub package_sources: Option<String>,
+    /// The time at which the package archive is looked at.
+    pub snapshot: Option<String>,
     /// Processors of this host that we may use.
     pub host_cpus: u32,
 }
@@ -265,7 +270,10 @@ pub struct ToolchainPlan {
     pub system_gcc: String,
     /// The site's package sources, when they take the place of the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub apt_sources: Option<String>,
+    pub package_sources: Option<String>,
+    /// The time at which the package archive is looked at, `20260101T000000Z`; now when not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
 }
 
 /// Everything that decides the package's content.
@@ -428,6 +436,8 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
     let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
     packages.sort();
     packages.dedup();
+    let mut providers = catalog.providers.clone();
+    providers.extend(toolchain.providers);
     let identity = Identity {
         tool: env!("CARGO_PKG_VERSION").to_owned(),
         content_revision: CONTENT_REVISION,
@@ -445,7 +455,8 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
             packages,
             requirements: toolchain.requirements,
             system_gcc: toolchain.system_gcc,
-            apt_sources: facts.apt_sources,
+            package_sources: facts.package_sources,
+            snapshot: facts.snapshot,
         },
         spack: facts.spack,
         spack_packages: facts.spack_packages,
@@ -453,7 +464,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         rules_digest: facts.rules_digest,
         repo_digests: facts.repos.iter().map(|r| r.digest.clone()).collect(),
         pins: catalog.pins.clone(),
-        providers: catalog.providers.clone(),
+        providers,
         target: target.to_owned(),
         store: inside::STORE.to_owned(),
         epoch: EPOCH,
@@ -532,7 +543,8 @@ mod tests {
             repos: vec![],
             source_mirrors: vec![],
             binary_mirrors: vec![],
-            apt_sources: None,
+            package_sources: None,
+            snapshot: None,
             host_cpus: 8,
         }
     }
@@ -599,7 +611,7 @@ mod tests {
             (BuildRequest { compiler_version: "4.8.5".into(), ..request() }, "known: system, 15.2.0"),
             (BuildRequest { variant: Variant::Gpu, ..request() }, "--gpu"),
             (BuildRequest { publish: Publish::All, ..request() }, "--publish"),
-            (BuildRequest { toolchain: "slackware".into(), ..request() }, "noble, debian12"),
+            (BuildRequest { toolchain: "slackware".into(), ..request() }, "noble, jammy"),
         ] {
             let error = check(&request, &catalog).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

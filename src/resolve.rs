@@ -2,7 +2,7 @@
 //! host offers. The only place, with the command line, that looks at the environment.
 
 use crate::cache::{Cache, CacheError};
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Toolchain};
 use crate::config::{ConfigError, Settings, parse_size};
 use crate::fsutil;
 use crate::image::{BadReference, ClientConfig, ImageError, Platform, RegistriesError, ResolveOptions, ResolvedImage};
@@ -19,6 +19,7 @@ use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+mod host;
 mod registries;
 
 pub use registries::{image_reference, whole_name};
@@ -87,14 +88,19 @@ pub enum ResolveError {
         /// The folder.
         path: PathBuf,
     },
-    /// The file of package sources cannot be read.
-    #[error("apt-sources: `{path}` cannot be read: {source}")]
-    AptSources {
+    /// A file that a setting or variable names cannot be read.
+    #[error("{key}: `{path}` cannot be read: {source}")]
+    Named {
+        /// The setting.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
+    /// A snapshot of the package archive that cannot be had.
+    #[error("apt-snapshot: {0}")]
+    Snapshot(String),
     /// Nothing can run from the folder.
     #[error(
         "`{path}` is on a file system that is mounted noexec, so no program in it can run; choose another --cache-dir or --build-dir"
@@ -140,6 +146,8 @@ pub struct Resolved {
     pub host: HostAccess,
     /// What is pruned and allowed.
     pub rules: Rules,
+    /// How packages are installed into the rootfs.
+    pub family: crate::catalog::Family,
     /// Programs of the rootfs that Spack takes as they are.
     pub probes: Vec<crate::catalog::Probe>,
     /// Where store, views and stages are.
@@ -241,12 +249,12 @@ pub fn check(
 struct Local {
     source_mirrors: Vec<String>,
     binary_mirrors: Vec<String>,
-    apt_mirror: Option<String>,
-    apt_sources: Option<String>,
+    packages: host::PackageSources,
+    access: HostAccess,
     repos: Vec<plan::RepoPin>,
 }
 
-fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<Local, ResolveError> {
+fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &Ctx) -> Result<Local, ResolveError> {
     for (key, source) in [("spack-source", &settings.spack_source), ("spack-packages", &settings.spack_packages)] {
         if let Some(path) = source.as_deref().filter(|s| s.starts_with(['/', '.'])).map(Path::new)
             && !path.exists()
@@ -261,8 +269,8 @@ fn local(settings: &Settings, lookup: Lookup<'_>) -> Result<Local, ResolveError>
     Ok(Local {
         source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
         binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
-        apt_mirror: folders_or_urls("apt-mirror", settings.apt_mirror.as_slice())?.pop(),
-        apt_sources: settings.apt_sources.as_deref().map(apt_sources).transpose()?,
+        packages: host::package_sources(settings, toolchain, ctx)?,
+        access: host::access(settings, lookup)?,
         repos: settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<_, _>>()?,
     })
 }
@@ -281,7 +289,7 @@ pub fn resolve(
     backend(settings)?;
     ownership(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
-    let local = local(settings, lookup)?;
+    let local = local(settings, &toolchain, lookup, ctx)?;
     let rules = Rules::embedded()?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
 
@@ -310,7 +318,8 @@ pub fn resolve(
         repos: local.repos,
         source_mirrors: local.source_mirrors,
         binary_mirrors: local.binary_mirrors,
-        apt_sources: local.apt_sources,
+        package_sources: local.packages.sources,
+        snapshot: local.packages.snapshot,
         host_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
@@ -319,8 +328,9 @@ pub fn resolve(
         plan,
         image,
         client,
-        host: HostAccess { apt_mirror: local.apt_mirror, ..host_access(lookup) },
+        host: HostAccess { package_mirror: local.packages.mirror, ..local.access },
         rules,
+        family: toolchain.family,
         probes: toolchain.external,
         build_dir,
     })
@@ -371,10 +381,6 @@ fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, R
         .collect()
 }
 
-fn apt_sources(path: &Path) -> Result<String, ResolveError> {
-    fs::read_to_string(path).map_err(|source| ResolveError::AptSources { path: path.to_owned(), source })
-}
-
 /// Store and stages belong on a local disk: Spack's locks and many small files do badly on a shared one.
 pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>, ctx: &Ctx) -> PathBuf {
     if let Some(dir) = &settings.build_dir {
@@ -392,38 +398,6 @@ pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>, ctx: &C
             dir
         }
     }
-}
-
-/// What of the host the sandboxes may use: its CA bundle, proxies, pip's index settings.
-fn host_access(lookup: Lookup<'_>) -> HostAccess {
-    const BUNDLES: [&str; 3] =
-        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
-    const PASSED: [&str; 14] = [
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "PIP_INDEX_URL",
-        "PIP_EXTRA_INDEX_URL",
-        "PIP_TRUSTED_HOST",
-        "PIP_DEFAULT_TIMEOUT",
-        "PIP_NO_INDEX",
-        "PIP_FIND_LINKS",
-        "SOURCE_DATE_EPOCH",
-    ];
-    let named = lookup("SSL_CERT_FILE").map(PathBuf::from);
-    let ca_bundle = named.into_iter().chain(BUNDLES.map(PathBuf::from)).find(|p| p.is_file());
-    let env: Vec<_> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), lookup(name)?))).collect();
-    let wheels = lookup("PIP_FIND_LINKS")
-        .unwrap_or_default()
-        .split_whitespace()
-        .map(PathBuf::from)
-        .filter(|p| p.is_absolute() && p.is_dir())
-        .collect();
-    HostAccess { ca_bundle, env, wheels, apt_mirror: None }
 }
 
 #[cfg(test)]
@@ -444,21 +418,5 @@ mod tests {
         let settings = Settings { compression: Some("rar".into()), ..Settings::default() };
         let error = request(&settings, Flags::default(), &catalog).unwrap_err().to_string();
         assert!(error.contains("rar") && error.contains("zstd"), "{error}");
-    }
-
-    #[test]
-    fn the_sandbox_gets_proxies_and_the_named_bundle_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let bundle = dir.path().join("ca.pem");
-        fs::write(&bundle, "").unwrap();
-        let text = bundle.display().to_string();
-        let access = host_access(&move |name: &str| match name {
-            "https_proxy" => Some("http://proxy:3128".into()),
-            "SSL_CERT_FILE" => Some(text.clone()),
-            "AWS_SECRET_ACCESS_KEY" => Some("secret".into()),
-            _ => None,
-        });
-        assert_eq!(access.ca_bundle, Some(bundle));
-        assert_eq!(access.env, [("https_proxy".to_owned(), "http://proxy:3128".to_owned())]);
     }
 }

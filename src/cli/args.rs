@@ -157,7 +157,7 @@ pub struct WhatArgs {
     /// GCC version, or `system` for the toolchain's own
     #[arg(long, value_name = "VERSION")]
     pub compiler_version: Option<String>,
-    /// Base image and build tools: noble or debian12
+    /// Base image and build tools: noble, jammy, debian12, debian13, rockylinux8, rockylinux9 or rockylinux10
     #[arg(long, value_name = "NAME")]
     pub toolchain: Option<String>,
     /// With GPU autodetection
@@ -179,6 +179,19 @@ pub struct WhatArgs {
     /// Package sources in place of the image's own, in the form of sources.list(5)
     #[arg(long, value_name = "FILE")]
     pub apt_sources: Option<PathBuf>,
+    /// Take the distribution's packages as they were at this time, as in 20260101T000000Z: from its public snapshots, or
+    /// from an --apt-mirror with {snapshot} in the place of the time
+    #[arg(long, value_name = "TIME")]
+    pub apt_snapshot: Option<String>,
+    /// For the Rocky toolchains: mirror of the distribution's repositories, URL or folder, in place of those in the image
+    #[arg(long, value_name = "URL")]
+    pub dnf_mirror: Option<String>,
+    /// For the Rocky toolchains: a .repo file, or a folder of them, in place of the image's own
+    #[arg(long, value_name = "FILE|DIR")]
+    pub dnf_repos: Option<PathBuf>,
+    /// Python package index, or a folder of wheels, that the pinned wheels come from [default: PIP_INDEX_URL, or PyPI]
+    #[arg(long, value_name = "URL|DIR")]
+    pub pip_index: Option<String>,
     /// Use no network; name what is missing
     #[arg(long)]
     pub offline: bool,

@@ -170,7 +170,8 @@ fn resolve(error: &ResolveError) -> u8 {
         | ResolveError::RangeOwnership
         | ResolveError::Catalog(_)
         | ResolveError::Reference(_)
-        | ResolveError::AptSources { .. }
+        | ResolveError::Named { .. }
+        | ResolveError::Snapshot(_)
         | ResolveError::NoFolder { .. } => USAGE,
         ResolveError::Registries(e) => registries(e),
         ResolveError::Plan(e) => plan(e),

@@ -84,6 +84,18 @@ pub struct Settings {
     /// File in the form of sources.list(5) that takes the place of the image's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apt_sources: Option<PathBuf>,
+    /// Time at which the distribution's package archive is looked at, `20260101T000000Z`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apt_snapshot: Option<String>,
+    /// As `apt_mirror`, for toolchains whose packages dnf installs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dnf_mirror: Option<String>,
+    /// A `.repo` file, or a folder of them, that takes the place of the image's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dnf_repos: Option<PathBuf>,
+    /// URL of a Python package index, or folder of wheels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pip_index: Option<String>,
     /// `auto`, `userns` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -172,7 +184,7 @@ impl Settings {
     pub fn relative_to(mut self, file: &Path) -> Self {
         let folder = file.parent().unwrap_or(Path::new(""));
         let fix = |path: &mut PathBuf| *path = folder.join(&*path);
-        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources]
+        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources, &mut self.dnf_repos]
             .into_iter()
             .flatten()
             .for_each(fix);
@@ -180,8 +192,15 @@ impl Settings {
         let is_path = |text: &str| !text.contains("://") && (text.starts_with("./") || text.starts_with("../"));
         let sources = [&mut self.spack_source, &mut self.spack_packages].into_iter().flatten();
         let mirrors = [&mut self.source_mirrors, &mut self.binary_mirrors].into_iter().flatten().flatten();
-        for text in sources.chain(mirrors).chain(&mut self.apt_mirror).filter(|text| is_path(text)) {
+        let packages = [&mut self.apt_mirror, &mut self.dnf_mirror, &mut self.pip_index].into_iter().flatten();
+        for text in sources.chain(mirrors).chain(packages).filter(|text| is_path(text)) {
             *text = folder.join(&*text).display().to_string();
+        }
+        // An image in a file or folder: its tag, if any, is at the end of the path.
+        if let Some((kind, path)) = self.image.as_deref().and_then(|image| image.split_once(':'))
+            && ["oci", "oci-archive", "docker-archive", "dir"].contains(&kind)
+        {
+            self.image = Some(format!("{kind}:{}", folder.join(path).display()));
         }
         self
     }
@@ -300,6 +319,24 @@ mod tests {
         assert_eq!(merged.settings.toolchain.as_deref(), Some("noble"));
         assert_eq!(merged.origin("toolchain"), Origin::File("/etc/a".into()));
         assert_eq!(merged.origin("image"), Origin::BuiltIn);
+    }
+
+    #[test]
+    fn relative_paths_are_relative_to_their_file() {
+        let of = |text: &str| layer(text).relative_to(Path::new("/site/conf/x.toml"));
+        for (image, want) in [
+            ("oci:images/noble:24.04", "oci:/site/conf/images/noble:24.04"),
+            ("docker-archive:../u.tar:@0", "docker-archive:/site/conf/../u.tar:@0"),
+            ("dir:/root", "dir:/root"),
+            ("oci.site:5000/ubuntu:24.04", "oci.site:5000/ubuntu:24.04"),
+            ("ubuntu:24.04", "ubuntu:24.04"),
+        ] {
+            assert_eq!(of(&format!("image = '{image}'")).image.as_deref(), Some(want));
+        }
+        let settings = of("pip-index = './wheels'\ndnf-repos = 'repos'\ndnf-mirror = 'https://site/rocky'");
+        assert_eq!(settings.pip_index.as_deref(), Some("/site/conf/./wheels"));
+        assert_eq!(settings.dnf_repos, Some("/site/conf/repos".into()));
+        assert_eq!(settings.dnf_mirror.as_deref(), Some("https://site/rocky"));
     }
 
     #[test]

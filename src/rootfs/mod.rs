@@ -3,9 +3,13 @@
 
 mod apply;
 mod apt;
+mod dnf;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod packages;
 mod prepare;
+mod remedy;
+mod runner;
 mod stream;
 mod travel;
 mod tree;

@@ -7,35 +7,33 @@
 //! ```
 
 use super::apply::{Limits, UnpackError, unpack_arriving};
-use super::apt;
+use super::packages::{self, Given, words};
+use super::remedy::remedy;
+use super::runner::{Hidden, Runner};
 use super::tree::{self, Tree};
 use crate::cache::{Cache, CacheError};
-use crate::catalog::{OsRelease, Probe};
+use crate::catalog::{Family, OsRelease, Probe};
 use crate::fsutil;
 use crate::image::Arriving;
 use crate::plan::HostAccess;
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Io, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
-use std::io::{self, BufWriter, Write};
+use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Raised when the same inputs are prepared differently by a new version of this program.
-const PREPARE_REVISION: u32 = 1;
-
-/// How many lines of output an error carries.
-const TAIL_LINES: usize = 15;
-
-/// Where apt's sources are seen inside, when they are not the image's.
-const APT_SOURCES: &str = "/run/slurm-factory-apt";
+const PREPARE_REVISION: u32 = 2;
 
 /// Where the list of wheels is seen inside.
 const REQUIREMENTS: &str = "/run/slurm-factory-requirements.txt";
+
+/// Where a CA bundle for pip alone is seen inside.
+const PIP_CERT: &str = "/run/slurm-factory-pip-ca.pem";
 
 /// Why a rootfs could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +53,7 @@ pub enum PrepareError {
         toolchain: String,
     },
     /// A step inside the sandbox failed.
-    #[error("preparing the rootfs: {step} failed ({}); its last lines:\n  {}\nfull log: {log}{}", ended(*exit), tail.join("\n  "), remedy(tail))]
+    #[error("preparing the rootfs: {step} failed ({}); its last lines:\n  {}\nfull log: {log}{}", ended(*exit), tail.join("\n  "), remedy(step, tail))]
     Step {
         /// What was done.
         step: String,
@@ -76,12 +74,14 @@ pub enum PrepareError {
     },
     /// A mirror was named and there is nothing that it could stand for.
     #[error(
-        "--apt-mirror: no package source of the image `{image}` is an archive of its distribution (an address that ends in \
-         /ubuntu, /debian or the like), so there is nothing to replace; give the sources whole with --apt-sources FILE"
+        "{}: no package source of the image `{image}`, or of the site, is the distribution's own ({}), so there is nothing to \
+         replace; give the sources whole with {}", mirror.0, mirror.1, mirror.2
     )]
     NothingToMirror {
         /// The image.
         image: String,
+        /// The flags' names, and how an address of the distribution is recognised.
+        mirror: (&'static str, &'static str, &'static str),
     },
     /// It is needed, not there, and nothing may be fetched.
     #[error(
@@ -115,26 +115,6 @@ fn ended(how: Ended) -> String {
     }
 }
 
-fn remedy(tail: &[String]) -> &'static str {
-    let text = tail.join("\n");
-    if text.contains("Could not resolve")
-        || text.contains("Temporary failure resolving")
-        || text.contains("Could not connect")
-    {
-        "\nthe distribution's package archive cannot be reached from here: check the network and the *_proxy variables, or name \
-         the site's mirror with --apt-mirror"
-    } else if text.contains("No space left") {
-        "\nthe cache's file system is full: free some space or choose another --cache-dir"
-    } else if text.contains("CERTIFICATE_VERIFY_FAILED")
-        || text.contains("certificate verify failed")
-        || text.contains("Certificate verification failed")
-    {
-        "\nthe site's CA is not trusted inside: set SSL_CERT_FILE to a bundle that holds it"
-    } else {
-        ""
-    }
-}
-
 /// What a rootfs is made of. Its digest is the rootfs's identity.
 #[derive(Debug, Clone, Serialize)]
 pub struct Recipe<'a> {
@@ -150,8 +130,12 @@ pub struct Recipe<'a> {
     pub packages: &'a [String],
     /// Python wheels with their sums.
     pub requirements: &'a str,
+    /// How packages are installed.
+    pub family: Family,
     /// The site's package sources, when they take the place of the image's.
-    pub apt_sources: Option<&'a str>,
+    pub package_sources: Option<&'a str>,
+    /// The time at which the package archive is looked at, as its snapshots write it.
+    pub snapshot: Option<&'a str>,
     /// Programs whose versions Spack must know.
     pub probes: &'a [Probe],
 }
@@ -166,7 +150,8 @@ impl Recipe<'_> {
             self.packages,
             self.requirements,
             self.probes,
-            self.apt_sources,
+            self.package_sources,
+            self.snapshot,
         );
         // A tuple of strings and lists always serialises.
         let json = serde_json::to_vec(&parts).unwrap_or_default();
@@ -303,81 +288,85 @@ fn fill(
     for (name, value) in &host.env {
         spec = spec.env(name, value);
     }
+    // Gone afterwards: an address may hold a password.
+    let sources_dir = tempfile::Builder::new().prefix("sources-").tempdir_in(fsutil::parent_of(root))?;
+    let sources = package_sources(recipe, host, root)?;
+    if let Some(sources) = &sources {
+        for file in sources {
+            fsutil::write_atomic(&sources_dir.path().join(&file.name), file.text.as_bytes(), 0o600)?;
+        }
+        spec = spec.mount(sources_dir.path(), packages::inside(recipe.family), Access::ReadOnly);
+        let mirror = host.package_mirror.as_deref();
+        for folder in mirror.map(|m| packages::folders(recipe.family, m, recipe.snapshot)).unwrap_or_default() {
+            spec = spec.mount(&folder, &folder, Access::ReadOnly);
+        }
+    }
+    let texts = sources.iter().flatten().map(|file| file.text.as_str());
+    let hidden = Hidden::of(texts.chain(host.env.iter().map(|(_, value)| value.as_str())));
+    let mut runner = Runner::new(sandbox, ctx, log, hidden)?;
+    let given = Given {
+        packages: recipe.packages,
+        own_sources: sources.is_some(),
+        ca_bundle: host.ca_bundle.as_ref().map(|_| CA_BUNDLE_INSIDE),
+        snapshot: recipe.snapshot.is_some(),
+    };
+    let (before, after) = packages::steps(recipe.family, given);
+    for step in before {
+        runner.run(step.name, &spec, &step.argv)?;
+    }
+    if !recipe.requirements.trim().is_empty() {
+        install_wheels(&mut runner, &spec, host)?;
+    }
+    for step in after {
+        runner.run(step.name, &spec, &step.argv)?;
+    }
+    // rpm opens its database for writing even to read it.
+    let list = runner.run("listing the packages", &spec, &packages::list(recipe.family))?;
+    let packages = list.iter().filter_map(|l| l.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+    survey(recipe, root, &mut runner, packages, serde_json::to_value(unpacked).map_err(io::Error::from)?)
+}
+
+/// Installs the pinned wheels. Settings that only newer versions of pip know are variables, which older ones pass over.
+fn install_wheels(runner: &mut Runner<'_>, spec: &Spec, host: &HostAccess) -> Result<(), PrepareError> {
+    let mut spec = spec.clone();
+    for name in ["PIP_BREAK_SYSTEM_PACKAGES", "PIP_DISABLE_PIP_VERSION_CHECK"] {
+        spec = spec.env(name, "1");
+    }
+    spec = spec.env("PIP_ROOT_USER_ACTION", "ignore");
     for wheels in &host.wheels {
         spec = spec.mount(wheels, wheels, Access::ReadOnly);
     }
-    let sources = apt_sources(recipe, host.apt_mirror.as_deref(), root)?;
-    if let Some(sources) = &sources {
-        let dir = logs.join("apt");
-        fsutil::remove_tree(&dir)?;
-        for file in sources {
-            fsutil::write_atomic(&dir.join(&file.name), file.text.as_bytes(), 0o644)?;
-        }
-        spec = spec.mount(&dir, APT_SOURCES, Access::ReadOnly);
-        for archive in ["", "-security"] {
-            let folder = host.apt_mirror.as_ref().map(|mirror| format!("{mirror}{archive}"));
-            if let Some(folder) = folder.filter(|f| Path::new(f).is_absolute() && Path::new(f).is_dir()) {
-                spec = spec.mount(&folder, &folder, Access::ReadOnly);
-            }
-        }
+    if let Some(bundle) = &host.pip_cert {
+        spec = spec.mount(bundle, PIP_CERT, Access::ReadOnly).env("PIP_CERT", PIP_CERT);
     }
-    let mut runner = Runner { sandbox, ctx, log: BufWriter::new(fs::File::create(&log)?), path: log };
-    // A rootfs is thrown away when the run is cut, so dpkg need not wait for the disk after each file. apt's own
-    // user is an id that is not mapped.
-    let apt = |args: &[&str]| -> Vec<String> {
-        let options = [
-            "apt-get",
-            "-q",
-            "-o",
-            "APT::Sandbox::User=root",
-            "-o",
-            "Dpkg::Options::=--force-unsafe-io",
-            "-o",
-            "Acquire::Retries=3",
-            // Without it an archive that cannot be reached is a warning, and every package is missing later.
-            "-o",
-            "APT::Update::Error-Mode=any",
-        ];
-        let parts = format!("Dir::Etc::sourceparts={APT_SOURCES}");
-        let own = ["-o", "Dir::Etc::sourcelist=/dev/null", "-o", &parts];
-        let own = own.iter().filter(|_| sources.is_some());
-        // apt asks neither OpenSSL nor its variables.
-        let trust = format!("Acquire::https::CaInfo={CA_BUNDLE_INSIDE}");
-        let trust = ["-o", &trust];
-        let trust = trust.iter().filter(|_| host.ca_bundle.is_some());
-        options.iter().chain(own).chain(trust).chain(args).map(|s| (*s).to_owned()).collect()
-    };
-    runner.run("apt-get update", &spec, &apt(&["update"]))?;
-    let mut install = apt(&["install", "-y", "--no-install-recommends"]);
-    install.extend(recipe.packages.iter().cloned());
-    runner.run("apt-get install", &spec, &install)?;
-    if !recipe.requirements.trim().is_empty() {
-        let pip = "python3 -m pip install --quiet --no-cache-dir --break-system-packages --require-hashes --no-deps --only-binary :all: -r";
-        let argv = pip.split(' ').chain([REQUIREMENTS]).map(str::to_owned).collect::<Vec<_>>();
-        runner.run("pip install of pinned wheels", &spec, &argv)?;
-    }
-    runner.run("apt-get clean", &spec, &apt(&["clean"]))?;
-    survey(recipe, root, &mut runner, serde_json::to_value(unpacked).map_err(io::Error::from)?)
+    let pip = "python3 -m pip install --quiet --no-cache-dir --require-hashes --no-deps --only-binary :all: -r";
+    let argv: Vec<_> = words(pip).into_iter().chain([REQUIREMENTS.to_owned()]).collect();
+    runner.run("pip install of pinned wheels", &spec, &argv)?;
+    Ok(())
 }
 
-/// The package sources that apt is given, `None` for the image's own as they are.
-fn apt_sources(
+/// The package sources that are used, `None` for the image's own as they are.
+fn package_sources(
     recipe: &Recipe<'_>,
-    mirror: Option<&str>,
+    host: &HostAccess,
     root: &Path,
-) -> Result<Option<Vec<apt::Sources>>, PrepareError> {
-    let Some(mirror) = mirror else {
-        return Ok(recipe.apt_sources.map(|text| vec![apt::of_site(text)]));
-    };
-    let mut sources = match recipe.apt_sources {
-        Some(text) => vec![apt::of_site(text)],
-        None => apt::of_image(root)?,
-    };
-    let address = if mirror.starts_with('/') { format!("file://{mirror}") } else { mirror.to_owned() };
-    if apt::through_mirror(&mut sources, &address) == 0 {
-        return Err(PrepareError::NothingToMirror { image: recipe.image.to_owned() });
-    }
-    Ok(Some(sources))
+) -> Result<Option<Vec<packages::Sources>>, PrepareError> {
+    let mirror = host.package_mirror.as_deref();
+    packages::sources(recipe.family, recipe.package_sources, mirror, recipe.snapshot, root).map_err(|e| match e {
+        Some(e) => e.into(),
+        None => PrepareError::NothingToMirror {
+            image: recipe.image.to_owned(),
+            mirror: match (recipe.family, recipe.snapshot) {
+                (Family::Apt, None) => {
+                    ("--apt-mirror", "an address that ends in /ubuntu, /debian or the like", "--apt-sources")
+                }
+                (Family::Apt, Some(_)) => {
+                    ("--apt-snapshot", "an address that ends in /ubuntu, /debian or the like", "--apt-sources")
+                }
+                (Family::Dnf, _) => ("--dnf-mirror", "an address below $contentdir or /rocky", "--dnf-repos"),
+            },
+        },
+    })
 }
 
 /// Asks the programs inside for their versions, as the build will see them.
@@ -385,6 +374,7 @@ fn survey(
     recipe: &Recipe<'_>,
     root: &Path,
     runner: &mut Runner<'_>,
+    packages: BTreeMap<String, String>,
     unpacked: serde_json::Value,
 ) -> Result<Meta, PrepareError> {
     let spec = Spec::build(root);
@@ -394,15 +384,12 @@ fn survey(
         let found = lines.iter().find_map(|line| version.find(line)).map(|m| m.as_str().to_owned());
         found.ok_or_else(|| PrepareError::NoVersion { command: command.join(" ") })
     };
-    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let gcc = ask(&words("gcc -dumpfullversion"))?;
     let glibc = ask(&words("getconf GNU_LIBC_VERSION"))?;
     let mut versions = BTreeMap::new();
     for probe in recipe.probes {
         versions.insert(probe.name.clone(), ask(&probe.command)?);
     }
-    let list = runner.run("dpkg-query", &spec, &words("dpkg-query -W -f ${Package}=${Version}\\n"))?;
-    let packages = list.iter().filter_map(|l| l.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
     Ok(Meta { image_digest: recipe.image_digest.to_owned(), gcc, versions, packages, glibc, unpacked })
 }
 
@@ -416,7 +403,7 @@ fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
     };
     let found = os_release(&text);
     let wanted = recipe.os_release;
-    if found.as_ref() == Some(wanted) {
+    if found.as_ref().is_some_and(|found| wanted.admits(found)) {
         return Ok(());
     }
     Err(PrepareError::WrongImage {
@@ -438,52 +425,6 @@ fn os_release(text: &str) -> Option<OsRelease> {
             .map(|v| v.trim().trim_matches(['"', '\'']).to_owned())
     };
     Some(OsRelease { id: value("ID")?, version_id: value("VERSION_ID")? })
-}
-
-struct Runner<'a> {
-    sandbox: &'a Sandbox,
-    ctx: &'a Ctx,
-    log: BufWriter<fs::File>,
-    path: PathBuf,
-}
-
-impl Runner<'_> {
-    /// Runs one step to its end; returns its last lines (all of them when they are few).
-    fn run(&mut self, step: &str, spec: &Spec, argv: &[String]) -> Result<Vec<String>, PrepareError> {
-        self.ctx.check()?;
-        writeln!(self.log, "# {}", argv.join(" "))?;
-        let mut lines: VecDeque<String> = VecDeque::new();
-        let mut written = Ok(());
-        let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
-        let exit = self.sandbox.run(
-            spec,
-            &argv,
-            Io::Lines(&mut |line: &str| {
-                if written.is_ok() {
-                    written = writeln!(self.log, "{line}");
-                }
-                self.ctx.event(&Event::Output { stage: Stage::Rootfs, line: line.to_owned() });
-                if lines.len() == 4096 {
-                    lines.pop_front();
-                }
-                lines.push_back(line.to_owned());
-            }),
-            &self.ctx.interrupt,
-        )?;
-        self.log.flush()?;
-        written?;
-        self.ctx.check()?;
-        if exit.success() {
-            return Ok(lines.into());
-        }
-        let skip = lines.len().saturating_sub(TAIL_LINES);
-        Err(PrepareError::Step {
-            step: step.to_owned(),
-            exit: exit.ended,
-            tail: lines.into_iter().skip(skip).collect(),
-            log: self.path.clone(),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -510,7 +451,9 @@ mod tests {
                 packages: &packages,
                 requirements: "",
                 probes: &[],
-                apt_sources: None,
+                family: Family::Apt,
+                package_sources: None,
+                snapshot: None,
             }
             .id()
         };

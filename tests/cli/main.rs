@@ -424,7 +424,9 @@ fn a_loaded_prepared_rootfs_is_what_an_offline_build_uses() {
     packages.sort();
     packages.dedup();
     let recipe = Recipe {
-        apt_sources: None,
+        family: toolchain.family,
+        package_sources: None,
+        snapshot: None,
         toolchain: &toolchain.name,
         image: base,
         image_digest: &digest,
