@@ -4,6 +4,8 @@
 //! scripts do both. The filter answers these calls with success without doing them: after installing, every
 //! file belongs to the caller, and nothing misses the difference, because the image is used with one id too.
 //! What can be done for real stays real: fifos and sockets made by mknod, and `setfsuid(-1)`, which asks.
+//! Extended attributes are answered so too: rpm gives a package up when `security.capability` cannot be set, as on
+//! NFS, and a filter cannot read which name was asked for; nothing in a build root needs any.
 //!
 //! **Deny.** What a build has no use for and what exploits of the kernel begin with fails with EPERM;
 //! `clone3` says ENOSYS, because its flags are in memory that a filter cannot read, and every libc then
@@ -118,7 +120,7 @@ fn fake_root() -> Vec<Rule> {
     let rule = |when| move |call| Rule { call, when, errno: 0 };
     let mut rules: Vec<Rule> = calls![
         SYS_capset SYS_fchown SYS_fchownat SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid
-        SYS_setresgid SYS_setgroups SYS_kexec_load
+        SYS_setresgid SYS_setgroups SYS_setxattr SYS_lsetxattr SYS_fsetxattr SYS_kexec_load
     ]
     .map(rule(When::Always))
     .into();
