@@ -80,6 +80,11 @@ fn usage_errors_list_what_is_known() {
     let world = World::new();
     world.refuses(&["build", "--slurm-version", "19.05"], 2, &["19.05", "25.11", "24.11", "23.11"]);
     world.refuses(&["plan", "--toolchain", "slackware"], 2, &["slackware", "noble", "debian12"]);
+    world.refuses(&["plan", "--apt-snapshot", "2026-01-01"], 2, &["2026-01-01", "20260101T000000Z"]);
+    let mirror = ["plan", "--apt-snapshot", "20260101T000000Z", "--apt-mirror", "https://mirror.site/ubuntu"];
+    world.refuses(&mirror, 2, &["https://mirror.site/ubuntu", "{snapshot}"]);
+    world.refuses(&["plan", "--toolchain", "rockylinux9", "--dnf-repos", "/none"], 2, &["dnf-repos", "/none"]);
+    world.refuses(&["plan", "--pip-index", "/none"], 2, &["pip-index", "/none"]);
     world.refuses(&["plan", "--compiler-version", "4.8.5"], 2, &["4.8.5", "system", "13.4.0"]);
     world.refuses(&["plan", "--compression", "rar"], 2, &["rar", "gzip", "zstd"]);
     world.refuses(&["plan", "--backend", "docker"], 2, &["docker", "userns", "podman"]);

@@ -246,7 +246,9 @@ fn unpacking_that_is_killed_is_begun_again() {
     packages.sort();
     packages.dedup();
     let recipe = Recipe {
-        apt_sources: None,
+        family: toolchain.family,
+        package_sources: None,
+        snapshot: None,
         toolchain: &toolchain.name,
         image: base,
         image_digest: &digest,
