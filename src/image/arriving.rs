@@ -229,6 +229,13 @@ impl Arriving {
     }
 }
 
+/// One that is there already.
+impl From<PulledImage> for Arriving {
+    fn from(image: PulledImage) -> Self {
+        Self { image, arrivals: HashMap::new(), thread: None }
+    }
+}
+
 impl Drop for Arriving {
     fn drop(&mut self) {
         if let Some(Thread { handle, stop }) = self.thread.take() {
@@ -266,7 +273,7 @@ pub fn begin(
     match pull::look(&BlobStore::new(cache), image)? {
         Presence::Whole(pulled) => {
             done(image, ctx, true);
-            return Ok(Arriving { image: *pulled, arrivals: HashMap::new(), thread: None });
+            return Ok((*pulled).into());
         }
         Presence::Lacking(missing) if offline && matches!(image.reference(), Reference::Registry(_)) => {
             return Err(ImageError::NotCached { missing, reference: image.reference().to_string() });

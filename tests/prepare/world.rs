@@ -71,7 +71,7 @@ impl World {
             snapshot: asked.snapshot,
             probes: &[],
         };
-        let again = || Ok::<_, PrepareError>(PulledImage::open(&self.cache, self.image.resolved()).unwrap());
+        let again = || Ok::<_, PrepareError>(PulledImage::open(&self.cache, self.image.resolved()).unwrap().into());
         // Two tests may ask for the same; each is to see it made.
         let _ = slurm_factory::fsutil::remove_tree(&self.cache.dir("rootfs").join(recipe.id()));
         rootfs::prepare(&recipe, &self.cache, &self.sandbox, host, &Ctx::silent(), again)
