@@ -43,7 +43,10 @@ pub fn main() -> ExitCode {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     }
     let ctx = Ctx { reporter: reporter(&cli.global), interrupt: Interrupt::new() };
-    watch_signals(&ctx.interrupt);
+    // A thread; `shell` starts its sandbox first.
+    if !matches!(cli.verb, Verb::Shell(_)) {
+        watch_signals(&ctx.interrupt);
+    }
     let result = run(&cli, &ctx);
     ctx.reporter.finish();
     match result {

@@ -1,11 +1,11 @@
 //! `shell`: the sandbox of the last build, as Spack saw it.
 
 use super::args::{Global, ShellArgs};
-use super::{exit, open_cache, print, settings};
+use super::{exit, open_cache, print, settings, watch_signals};
 use crate::config::Settings;
 use crate::report::Ctx;
 use crate::resolve;
-use crate::sandbox::{Io, Spec, plan};
+use crate::sandbox::{Io, Spec, landlock_version, plan};
 use crate::spack::LAST_BUILD;
 use anyhow::Result;
 use std::ffi::OsString;
@@ -24,15 +24,19 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
     if let Ok(term) = std::env::var("TERM") {
         spec = spec.env("TERM", term);
     }
-    let sandbox = resolve::sandbox(&settings, ctx)?;
+    let sandbox = resolve::known_sandbox(&settings, &cache, ctx)?;
     if args.print {
         print(&plan(&spec, &sandbox.host())?.to_string())?;
+        print(&landlock_version().map_or("this kernel has no landlock\n".into(), |version| {
+            format!("landlock here: version {version}\n")
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
     ctx.reporter.finish();
     let shell = ["/bin/bash".to_owned(), "-i".to_owned()];
     let command = if args.command.is_empty() { &shell[..] } else { &args.command[..] };
     let argv: Vec<OsString> = command.iter().map(OsString::from).collect();
-    let exit = sandbox.run(&spec, &argv, Io::Terminal, &ctx.interrupt)?;
+    let mut begin = || watch_signals(&ctx.interrupt);
+    let exit = sandbox.run_first(&spec, &argv, Io::Terminal, &ctx.interrupt, &mut begin)?;
     Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)))
 }

@@ -4,6 +4,7 @@
 //! until [`Op::Pivot`]. Sources are looked up on the host, targets within the new root only ([`RootDir`]);
 //! both are then named by file descriptor, so that nothing is looked up twice.
 
+use super::beneath;
 use super::loopback;
 use super::mounts::{seal, seal_tree};
 use super::ops::Op;
@@ -79,6 +80,8 @@ impl From<rustix::io::Errno> for Trouble {
 #[derive(Default)]
 pub struct Setup {
     root: Option<RootDir>,
+    /// `/proc` is new, so that nothing is mounted below it.
+    own_proc: bool,
 }
 
 impl Setup {
@@ -102,6 +105,7 @@ impl Setup {
             }
             Op::Proc => {
                 let at = self.target(Path::new("/proc"), Want::TrueDir)?;
+                self.own_proc = true;
                 Ok(mount(Some("proc"), &fd_path(&at), Some("proc"), quiet() | MsFlags::MS_NOEXEC, NONE)?)
             }
             Op::HostProc => self.host_tree("/proc", false),
@@ -121,6 +125,7 @@ impl Setup {
                 Ok(seal(&at)?)
             }
             Op::Protect { target } => self.protect(target),
+            Op::Mask { target } => self.mask(target),
             Op::Loopback => Ok(loopback::up()?),
             Op::Hostname { name } => Ok(sethostname(name)?),
             Op::Pivot => self.pivot(),
@@ -128,6 +133,11 @@ impl Setup {
             Op::Cpus { count } => limit_cpus(*count),
             Op::NoNewPrivs => Ok(nix::sys::prctl::set_no_new_privs()?),
             Op::Capabilities { keep } => capabilities(keep),
+            Op::Landlock { writable } => beneath::restrict(writable).map_err(|(error, path)| Trouble {
+                errno: error.raw_os_error().unwrap_or(0),
+                path,
+                detail: error.to_string(),
+            }),
             Op::Seccomp { filter } => seccomp::install(*filter).map_err(|e| Trouble::why(Errno::EINVAL, e.to_string())),
         }
     }
@@ -231,7 +241,21 @@ impl Setup {
             other => other?,
         };
         mount(Some(&fd_path(&handle)), &fd_path(&handle), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
-        sealed(&self.root()?.resolve(target, Want::Any)?)
+        let covered = self.root()?.resolve(target, Want::Any)?;
+        if self.own_proc { Ok(seal(&covered)?) } else { sealed(&covered) }
+    }
+
+    fn mask(&self, target: &Path) -> Result<(), Trouble> {
+        let handle = match self.root()?.resolve(target, Want::Any) {
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => return Ok(()),
+            other => other?,
+        };
+        if FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode) == FileType::Directory {
+            let flags = quiet() | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+            return Ok(mount(Some("tmpfs"), &fd_path(&handle), Some("tmpfs"), flags, Some("mode=755,size=0"))?);
+        }
+        let null = self.root()?.resolve(Path::new("/dev/null"), Want::Any)?;
+        Ok(mount(Some(&fd_path(&null)), &fd_path(&handle), NONE, MsFlags::MS_BIND, NONE)?)
     }
 
     fn pivot(&mut self) -> Result<(), Trouble> {

@@ -1,4 +1,5 @@
-//! The helper: this program started again, with one thread, that makes the namespaces and waits.
+//! The helper: this program started again (or, while it has one thread, a copy of it), that makes the namespaces and
+//! waits.
 //!
 //! ```text
 //! the program                     many threads, never enters a namespace
@@ -31,7 +32,7 @@ use nix::unistd::{Pid, dup2_stdin, getpgrp, getppid, isatty, setpgid, tcsetpgrp}
 use rustix::fs::OFlags;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -52,8 +53,22 @@ pub fn init_if_helper() {
     }
 }
 
+/// The helper as a copy of the program that asks, which had one thread. What it has in memory is that program's; from
+/// inside it is as closed as the program itself, because the first process is not dumpable when the command starts.
+pub(super) fn forked(plan: &Plan, argv: &[OsString], terminal: bool, socket: UnixStream, parent: i32) -> i32 {
+    let socket = OwnedFd::from(socket);
+    close_leaked(socket.as_raw_fd());
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let socket = UnixStream::from(socket);
+    if let Err(failure) = tie(parent) {
+        send_report(&socket, &Report::Failed(failure));
+        return FAILED;
+    }
+    run(plan, argv, terminal, &socket)
+}
+
 fn main() -> i32 {
-    close_leaked();
+    close_leaked(0);
     // No environment of the caller's is here (it was cleared at exec), and nothing else of it shall be.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let Ok(socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 2 };
@@ -82,19 +97,24 @@ fn internal(what: &str, errno: Errno) -> Failure {
 
 /// Descriptors that the program had open without close-on-exec (given to it by whoever started it) are not
 /// the command's business.
-fn close_leaked() {
+fn close_leaked(keep: i32) {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for number in open.into_iter().filter(|number| *number > 2) {
+    for number in open.into_iter().filter(|number| *number > 2 && *number != keep) {
         let _ = nix::unistd::close(number);
     }
 }
 
-fn prepare(request: &Request, stdin: Option<OwnedFd>) -> Result<(), Failure> {
+fn tie(parent: i32) -> Result<(), Failure> {
     set_pdeathsig(Signal::SIGKILL).map_err(|e| internal("tie the helper to its parent", e))?;
-    if getppid().as_raw() != request.parent {
+    if getppid().as_raw() != parent {
         return Err(internal("the program that asked is gone", Errno::ESRCH));
     }
+    Ok(())
+}
+
+fn prepare(request: &Request, stdin: Option<OwnedFd>) -> Result<(), Failure> {
+    tie(request.parent)?;
     let stdin = stdin.map_or_else(|| open_host(Path::new("/dev/null"), OFlags::RDONLY).map(OwnedFd::from), Ok);
     let stdin = stdin.map_err(|e| internal("open /dev/null", Errno::from_raw(e.raw_os_error())))?;
     dup2_stdin(stdin).map_err(|e| internal("set up standard input", e))
@@ -206,7 +226,7 @@ pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i3
     let mut stack = vec![0_u8; STACK];
     let run = Box::new(|| std::process::exit(child()));
     // SAFETY: without CLONE_VM the child has a copy of all memory, this stack included, so that nothing it
-    // does is seen here; the helper has one thread, so no lock is held by a thread that the child lacks, and
+    // does is seen here; the caller has one thread (the helper always, the program when it asked), so no lock is held by a thread that the child lacks, and
     // the child may allocate and do as any process does. The child never returns from its function.
     unsafe { nix::sched::clone(run, &mut stack, flags, Some(Signal::SIGCHLD as i32)) }
 }

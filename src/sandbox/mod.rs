@@ -9,11 +9,12 @@
 //! wire.rs       what the two say to each other
 //! helper.rs     namespaces, id maps, init             in the helper
 //! apply.rs      does the operations                   in the helper, inside
-//!   rootdir.rs mounts.rs seccomp.rs loopback.rs family.rs
+//!   rootdir.rs mounts.rs seccomp.rs calls.rs beneath.rs loopback.rs family.rs
 //! probe.rs      tries what the host allows            in the helper
 //! facts.rs      reads what explains a refusal
 //! findings.rs   errno + facts -> meaning and remedy   pure
 //! doctor.rs     all findings about this host
+//! known.rs      what probing found is kept for the next run
 //! podman.rs     the other way to make a sandbox
 //! ```
 //!
@@ -26,12 +27,15 @@
 //! `main` must call [`init_if_helper`] first: the program starts itself again as the helper.
 
 mod apply;
+mod beneath;
+mod calls;
 mod doctor;
 mod error;
 mod facts;
 mod family;
 mod findings;
 mod helper;
+mod known;
 mod loopback;
 mod mounts;
 mod ops;
@@ -45,6 +49,7 @@ mod spec;
 mod text;
 mod wire;
 
+pub use beneath::version as landlock_version;
 pub use doctor::probe;
 pub use error::SandboxError;
 pub use facts::Facts;
@@ -61,7 +66,10 @@ pub use spec::{
 pub use wire::{Failure, Step};
 
 use crate::report::Interrupt;
+use known::Known;
+use nix::unistd::{getegid, geteuid};
 use std::ffi::OsString;
+use std::path::Path;
 
 /// Which way a sandbox is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -75,6 +83,9 @@ pub enum Backend {
     Podman,
 }
 
+/// Why, when it was not tried now.
+const WORKED: &str = "user namespaces: they worked before";
+
 /// Proof that a sandbox can be made on this host: it has been tried.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
@@ -82,6 +93,8 @@ pub struct Sandbox {
     /// In place of our own namespaces.
     podman: Option<podman::Podman>,
     why: String,
+    /// Not tried now, but by an earlier run: where that is kept, and what to try if it holds no longer.
+    kept: Option<(Known, Backend)>,
 }
 
 impl Sandbox {
@@ -101,7 +114,7 @@ impl Sandbox {
                 let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
                     format!("user namespaces, with one restriction: {}", finding.meaning)
                 });
-                return Ok(Self { host, podman: None, why });
+                return Ok(Self { host, podman: None, why, kept: None });
             }
         }
         if backend != Backend::Userns {
@@ -111,7 +124,8 @@ impl Sandbox {
                     let why = findings
                         .first()
                         .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
-                    return Ok(Self { host, why: format!("{}: {why}", podman.describe()), podman: Some(podman) });
+                    let why = format!("{}: {why}", podman.describe());
+                    return Ok(Self { host, why, podman: Some(podman), kept: None });
                 }
                 Err(finding) => findings.push(finding),
             }
@@ -119,11 +133,29 @@ impl Sandbox {
         Err(SandboxError::Unavailable { findings })
     }
 
+    /// As [`Sandbox::open`], but asks `folder` first whether user namespaces worked for an earlier run under the same
+    /// conditions, and keeps there that they do ([`known`]). Should a kept "yes" no longer hold, [`Sandbox::run`]
+    /// tries everything anew.
+    pub fn open_known(backend: Backend, folder: &Path, interrupt: &Interrupt) -> Result<Self, SandboxError> {
+        let known = if backend == Backend::Podman { None } else { Known::now(folder) };
+        let Some(known) = known else { return Self::open(backend, interrupt) };
+        if known.worked() {
+            let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true };
+            return Ok(Self { host, podman: None, why: WORKED.into(), kept: Some((known, backend)) });
+        }
+        let sandbox = Self::open(backend, interrupt)?;
+        // With a restriction or under podman it is asked anew each time: a host may have been mended.
+        if sandbox.podman.is_none() && sandbox.host.own_proc {
+            known.keep();
+        }
+        Ok(sandbox)
+    }
+
     /// Takes the word of an earlier [`Sandbox::open`] that chose user namespaces, of the same user on the same
     /// boot of the same host. Should it no longer hold, [`Sandbox::run`] says so, as the failure of the step
     /// that does not work.
     pub fn remembered(host: Host) -> Self {
-        Self { host, podman: None, why: "user namespaces: they worked before".into() }
+        Self { host, podman: None, why: WORKED.into(), kept: None }
     }
 
     /// What is known of the host, for [`plan`] and for [`Sandbox::remembered`].
@@ -143,9 +175,31 @@ impl Sandbox {
 
     /// Runs `argv` in a sandbox made for it, which ends with it. Blocks; the calling thread must live as long.
     pub fn run(&self, spec: &Spec, argv: &[OsString], io: Io<'_>, interrupt: &Interrupt) -> Result<Exit, SandboxError> {
-        match &self.podman {
-            None => run::run(plan(spec, &self.host)?, argv, io, interrupt),
-            Some(podman) => podman.run(spec, &self.host, argv, io, interrupt),
+        self.run_first(spec, argv, io, interrupt, &mut || ())
+    }
+
+    /// As [`Sandbox::run`], and calls `begin` when the sandbox is being made. A program that starts its first thread
+    /// then, and not before, gets its sandbox in half the time: it need not be loaded a second time.
+    pub fn run_first(
+        &self,
+        spec: &Spec,
+        argv: &[OsString],
+        mut io: Io<'_>,
+        interrupt: &Interrupt,
+        begin: &mut dyn FnMut(),
+    ) -> Result<Exit, SandboxError> {
+        if let Some(podman) = &self.podman {
+            begin();
+            return podman.run(spec, &self.host, argv, io, interrupt);
+        }
+        let ended = run::run(plan(spec, &self.host)?, argv, io.again(), interrupt, begin);
+        match (&self.kept, ended) {
+            // The command was not started. Perhaps the host has changed: what is true now decides.
+            (Some((known, backend)), Err(SandboxError::Setup { .. })) => {
+                known.forget();
+                Self::open(*backend, interrupt)?.run(spec, argv, io, interrupt)
+            }
+            (_, ended) => ended,
         }
     }
 }

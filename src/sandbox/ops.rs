@@ -90,8 +90,16 @@ pub enum Op {
         #[serde(with = "super::text")]
         target: PathBuf,
     },
-    /// Part of `/proc` becomes read-only: for a caller with uid 0 the kernel's own check lets it be written.
+    /// Part of `/proc` becomes read-only: for a caller with uid 0 the kernel's own check lets it be written. What
+    /// this kernel does not have is left out.
     Protect {
+        /// Inside.
+        #[serde(with = "super::text")]
+        target: PathBuf,
+    },
+    /// Part of `/proc` or `/sys` is covered: a folder by an empty one, a file by `/dev/null`. What this kernel does not
+    /// have, or does not let this user reach, is left out.
+    Mask {
         /// Inside.
         #[serde(with = "super::text")]
         target: PathBuf,
@@ -123,6 +131,12 @@ pub enum Op {
         /// What stays, by name.
         keep: Vec<String>,
     },
+    /// Nothing beneath other folders is reached, whatever is mounted (`landlock(7)`); where the kernel has it.
+    Landlock {
+        /// Inside, beneath which may be written. All else may be read only.
+        #[serde(with = "super::text::list")]
+        writable: Vec<PathBuf>,
+    },
     /// A filter on system calls (`seccomp(2)`).
     Seccomp {
         /// Which.
@@ -152,6 +166,7 @@ impl Op {
             | Self::Bind { target: path, .. }
             | Self::Seal { target: path }
             | Self::Protect { target: path }
+            | Self::Mask { target: path }
             | Self::Chdir { dir: path } => Some(path.clone()),
             Self::Device { name } => Some(PathBuf::from("/dev").join(name)),
             Self::Devpts => Some("/dev/pts".into()),
@@ -164,6 +179,7 @@ impl Op {
             | Self::Cpus { .. }
             | Self::NoNewPrivs
             | Self::Capabilities { .. }
+            | Self::Landlock { .. }
             | Self::Seccomp { .. } => None,
         }
     }
@@ -201,6 +217,7 @@ impl fmt::Display for Op {
             }
             Self::Seal { target } => write!(f, "remount {} read-only", target.display()),
             Self::Protect { target } => write!(f, "protect {} read-only", target.display()),
+            Self::Mask { target } => write!(f, "mask {}", target.display()),
             Self::Loopback => write!(f, "loopback up"),
             Self::Hostname { name } => write!(f, "hostname {name}"),
             Self::Pivot => write!(f, "pivot_root"),
@@ -209,6 +226,10 @@ impl fmt::Display for Op {
             Self::NoNewPrivs => write!(f, "no_new_privs"),
             Self::Capabilities { keep } if keep.is_empty() => write!(f, "drop all capabilities"),
             Self::Capabilities { keep } => write!(f, "drop all capabilities but {}", keep.join(" ")),
+            Self::Landlock { writable } => {
+                let writable: Vec<_> = writable.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "landlock: only {} can be written", writable.join(" "))
+            }
             Self::Seccomp { filter: Filter::FakeRoot } => write!(f, "seccomp: calls of root are faked"),
             Self::Seccomp { filter: Filter::Deny } => write!(f, "seccomp: dangerous calls are refused"),
         }

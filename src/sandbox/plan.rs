@@ -10,7 +10,7 @@
 //! files, aliases, mounts     mount points are made in the image while it can still be written ...
 //! seal /                     ... and then it cannot
 //! pivot, chdir               the host is gone
-//! no_new_privs, capabilities, seccomp   last: the filter fakes capset and refuses mounts
+//! no_new_privs, capabilities, landlock, seccomp   last: the filter fakes capset and refuses mounts
 //! ```
 
 use super::ops::{Filter, Op};
@@ -175,8 +175,22 @@ const KEPT_FOR_ROOT: [&str; 13] = [
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
-/// Parts of `/proc` that a caller with uid 0 could write, because the kernel compares uids there.
-const PROTECTED: [&str; 4] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"];
+/// Parts of `/proc` that a caller with uid 0 could write, because the kernel compares uids there. Some of
+/// `/proc/sys` can be written by whoever is root in a namespace.
+const PROTECTED: [&str; 5] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"];
+
+/// What tells of the machine or of its user's keys and is of no use to a build.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
 
 const DEV_SIZE: u64 = 64 << 10;
 const FILES_SIZE: u64 = 16 << 20;
@@ -204,10 +218,9 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
     let mut ops = vec![Op::DetachMounts, Op::Root { rootfs: spec.rootfs.clone() }];
     devices(spec, &mut ops);
     ops.push(if host.own_proc { Op::Proc } else { Op::HostProc });
-    if host.uid == 0 {
-        ops.extend(PROTECTED.map(|target| Op::Protect { target: target.into() }));
-    }
     ops.push(Op::Sys { own: spec.network == Network::None });
+    ops.extend(PROTECTED.map(|target| Op::Protect { target: target.into() }));
+    ops.extend(MASKED.map(|target| Op::Mask { target: target.into() }));
     let mounted_over = |target: &Path| spec.mounts.iter().any(|mount| mount.target == target);
     for tmpfs in spec.tmpfs.iter().filter(|tmpfs| !mounted_over(&tmpfs.target)) {
         ops.push(Op::Tmpfs { target: tmpfs.target.clone(), size: tmpfs.size, mode: tmpfs.mode });
@@ -232,13 +245,28 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
         Identity::Builder => Vec::new(),
     };
     ops.extend([Op::NoNewPrivs, Op::Capabilities { keep }]);
+    if spec.confinement == Confinement::Strict {
+        ops.extend([Op::Landlock { writable: writable(spec) }, Op::Seccomp { filter: Filter::Deny }]);
+    }
     if spec.identity == Identity::FakeRoot {
         ops.push(Op::Seccomp { filter: Filter::FakeRoot });
     }
-    if spec.confinement == Confinement::Strict {
-        ops.push(Op::Seccomp { filter: Filter::Deny });
-    }
     Ok(Plan { namespaces, uid, gid, ops, env: spec.env.clone(), grace_ms: spec.grace_ms })
+}
+
+/// What can be written inside, as the mounts have it; `/dev` and `/proc` hold what a process writes of its own.
+fn writable(spec: &Spec) -> Vec<PathBuf> {
+    if spec.rootfs_access == Access::ReadWrite {
+        return vec!["/".into()];
+    }
+    let mounts = spec.mounts.iter().filter(|mount| mount.access == Access::ReadWrite).map(|mount| &mount.target);
+    let mut paths: Vec<PathBuf> = ["/dev", "/proc"].map(PathBuf::from).into();
+    for path in spec.tmpfs.iter().map(|tmpfs| &tmpfs.target).chain(mounts) {
+        if !paths.contains(path) {
+            paths.push(path.clone());
+        }
+    }
+    paths
 }
 
 fn devices(spec: &Spec, ops: &mut Vec<Op>) {
@@ -390,6 +418,20 @@ symlink /dev/stderr -> /proc/self/fd/2
 tmpfs /dev/shm mode=1777 size=2147483648
 proc /proc
 bind /sys read-only
+protect /proc/sys read-only
+protect /proc/sysrq-trigger read-only
+protect /proc/irq read-only
+protect /proc/bus read-only
+protect /proc/fs read-only
+mask /proc/acpi
+mask /proc/kcore
+mask /proc/keys
+mask /proc/latency_stats
+mask /proc/scsi
+mask /proc/sched_debug
+mask /proc/timer_list
+mask /sys/firmware
+mask /sys/devices/virtual/powercap
 tmpfs /tmp mode=1777
 tmpfs /run mode=755
 tmpfs /var/tmp mode=1777
@@ -408,6 +450,7 @@ pivot_root
 chdir /
 no_new_privs
 drop all capabilities
+landlock: only /dev /proc /tmp /run /var/tmp /tmp/home /opt/store can be written
 seccomp: dangerous calls are refused
 environment PATH HOME USER LOGNAME LC_ALL TMPDIR
 "

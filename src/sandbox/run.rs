@@ -2,7 +2,7 @@
 //! output, passes signals on, and says how it ended.
 
 use super::error::SandboxError;
-use super::helper::terminal;
+use super::helper::{clone_into, forked, terminal};
 use super::plan::Plan;
 use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
 use crate::report::{Interrupt, Interrupted};
@@ -10,11 +10,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::ffi::OsString;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -34,6 +35,18 @@ pub enum Io<'a> {
     /// As [`Io::Inherit`], and the command is the terminal's foreground process group while it runs, so that
     /// Ctrl-C and job control are its own. Without a terminal, or in the background, it is `Inherit`.
     Terminal,
+}
+
+impl Io<'_> {
+    /// The same once more, for a command that was not started.
+    pub(super) fn again(&mut self) -> Io<'_> {
+        match self {
+            Io::Lines(lines) => Io::Lines(&mut **lines),
+            Io::Capture => Io::Capture,
+            Io::Inherit => Io::Inherit,
+            Io::Terminal => Io::Terminal,
+        }
+    }
 }
 
 /// How a command ended.
@@ -74,13 +87,22 @@ impl Exit {
 /// The helper while it runs. Dropped without having been waited for (a callback panicked), it is ended, and
 /// the sandbox with it.
 struct Helper {
-    child: Child,
+    child: Started,
     ended: bool,
+}
+
+/// How it was started.
+enum Started {
+    Again(Child),
+    Forked(Pid),
 }
 
 impl Helper {
     fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
+        match &self.child {
+            Started::Again(child) => Pid::from_raw(child.id().cast_signed()),
+            Started::Forked(pid) => *pid,
+        }
     }
 
     /// Waits for its end and leaves its number taken, so that a signal to it cannot hit another.
@@ -89,7 +111,7 @@ impl Helper {
     }
 
     fn reap(mut self) {
-        let _ = self.child.wait();
+        let _ = waitpid(self.pid(), None);
         self.ended = true;
     }
 }
@@ -97,8 +119,8 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         if !self.ended {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            let _ = kill(self.pid(), Signal::SIGKILL);
+            let _ = waitpid(self.pid(), None);
         }
     }
 }
@@ -120,11 +142,31 @@ fn start_helper(
     if own_group {
         command.process_group(0);
     }
-    let helper = Helper { child: command.spawn().map_err(failed("start"))?, ended: false };
+    let helper = Helper { child: Started::Again(command.spawn().map_err(failed("start"))?), ended: false };
     drop(command); // with it our copies of the pipes' write ends
     let parent = std::process::id().cast_signed();
     send_request(&ours, &Request { parent, work }, stdin).map_err(failed("talk to"))?;
     Ok((helper, ours))
+}
+
+/// Starts the helper as a copy of this process, which then goes on with `work` itself. Only for a process with one
+/// thread and a command that gets this process's own streams: half of a start is spent on loading this program twice.
+fn fork_helper(plan: &Plan, argv: &[OsString], terminal: bool) -> Result<(Helper, UnixStream), SandboxError> {
+    let failed = |doing| move |source: io::Error| SandboxError::Helper { doing, source };
+    let (ours, theirs) = UnixStream::pair().map_err(failed("make a socket for"))?;
+    let _ = io::stdout().flush(); // what waits there would be written twice
+    let parent = std::process::id().cast_signed();
+    let mut theirs = Some(theirs);
+    let child = clone_into(&[], &mut || theirs.take().map_or(1, |socket| forked(plan, argv, terminal, socket, parent)));
+    drop(theirs);
+    let pid = child.map_err(|errno| failed("start")(errno.into()))?;
+    Ok((Helper { child: Started::Forked(pid), ended: false }, ours))
+}
+
+/// Whether this process has no thread but this one: then a copy of it has all that there is.
+fn one_thread() -> bool {
+    // `.`, `..` and a folder a thread.
+    fs_err::metadata("/proc/self/task").is_ok_and(|found| found.nlink() == 3)
 }
 
 /// Asks the helper to try what this host allows.
@@ -145,20 +187,32 @@ fn reports(text: &[u8]) -> Vec<Report> {
     text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
 
-/// Runs `argv` as planned.
-pub(super) fn run(plan: Plan, argv: &[OsString], io: Io<'_>, interrupt: &Interrupt) -> Result<Exit, SandboxError> {
+/// Runs `argv` as planned. `begin` is called when the helper is there; a thread may be started from then on.
+pub(super) fn run(
+    plan: Plan,
+    argv: &[OsString],
+    io: Io<'_>,
+    interrupt: &Interrupt,
+    begin: &mut dyn FnMut(),
+) -> Result<Exit, SandboxError> {
     interrupt.check()?;
     let foreground = match io {
         Io::Terminal => Foreground::here(),
         _ => None,
     };
-    let work = Work::Run { plan, argv: argv.to_vec(), terminal: foreground.is_some() };
+    let terminal = foreground.is_some();
     let own_streams = matches!(io, Io::Inherit | Io::Terminal);
     let mut output = Output::new(io);
-    let stdin = io::stdin();
-    let stdin = own_streams.then(|| stdin.as_fd());
-    let (stdout, stderr) = output.ends()?;
-    let (helper, socket) = start_helper(work, stdout, stderr, stdin, !own_streams)?;
+    let (helper, socket) = if own_streams && one_thread() {
+        fork_helper(&plan, argv, terminal)?
+    } else {
+        let stdin = io::stdin();
+        let stdin = own_streams.then(|| stdin.as_fd());
+        let (stdout, stderr) = output.ends()?;
+        let work = Work::Run { plan, argv: argv.to_vec(), terminal };
+        start_helper(work, stdout, stderr, stdin, !own_streams)?
+    };
+    begin();
 
     let pid = helper.pid();
     let asked = AtomicBool::new(false);

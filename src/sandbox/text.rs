@@ -36,16 +36,16 @@ pub fn deserialize<'de, T: From<OsString>, D: Deserializer<'de>>(deserializer: D
     Text::deserialize(deserializer).map(|text| T::from(OsString::from(text)))
 }
 
-/// A list of arguments.
+/// A list of arguments, or of paths.
 pub mod list {
-    use super::{Deserialize, Deserializer, OsString, Serialize, Serializer, Text};
+    use super::{Deserialize, Deserializer, OsStr, OsString, Serialize, Serializer, Text};
 
-    pub fn serialize<S: Serializer>(list: &[OsString], serializer: S) -> Result<S::Ok, S::Error> {
-        list.iter().map(|text| Text::from(text.as_os_str())).collect::<Vec<_>>().serialize(serializer)
+    pub fn serialize<T: AsRef<OsStr>, S: Serializer>(list: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+        list.iter().map(|text| Text::from(text.as_ref())).collect::<Vec<_>>().serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OsString>, D::Error> {
-        Ok(Vec::<Text>::deserialize(deserializer)?.into_iter().map(OsString::from).collect())
+    pub fn deserialize<'de, T: From<OsString>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+        Ok(Vec::<Text>::deserialize(deserializer)?.into_iter().map(|text| T::from(OsString::from(text))).collect())
     }
 }
 

@@ -3,7 +3,7 @@
 //! | | without a flag | `--older-than DAYS` | `--full` |
 //! |---|---|---|---|
 //! | half-made entries of killed runs | goes | goes | goes |
-//! | logs, build stages | goes | older ones | goes |
+//! | logs, build stages, what is known of hosts | goes | older ones | goes |
 //! | blobs that no remembered image needs | goes | goes | goes |
 //! | images | stays | those not used for so long | goes |
 //! | prepared root file systems, Spack trees, stores | stays | older ones | goes |
@@ -73,6 +73,7 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         cache.sweep(&build_dir.join("staged"))?;
     }
     let mut victims = children(&cache.dir("logs"))?;
+    victims.extend(children(&cache.dir("hosts"))?);
     for slot in children(build_dir)? {
         victims.extend(children(&slot.join("stage"))?);
     }
