@@ -27,9 +27,11 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
     let sandbox = resolve::known_sandbox(&settings, &cache, ctx)?;
     if args.print {
         print(&plan(&spec, &sandbox.host())?.to_string())?;
-        print(&landlock_version().map_or("this kernel has no landlock\n".into(), |version| {
-            format!("landlock here: version {version}\n")
-        }))?;
+        print(
+            &landlock_version().map_or("this kernel has no landlock\n".into(), |version| {
+                format!("landlock here: version {version}\n")
+            }),
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     ctx.reporter.finish();

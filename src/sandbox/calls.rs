@@ -124,9 +124,7 @@ fn deny() -> Vec<Rule> {
         rules.extend(calls![ioctl].map(rule(When::Masked(1, u32::MAX, request), libc::EPERM)));
     }
     // Flags in memory, and file operations that no filter sees: programs do without both, as on an older kernel.
-    rules.extend(
-        calls![clone3 io_uring_setup io_uring_enter io_uring_register].map(rule(When::Always, libc::ENOSYS)),
-    );
+    rules.extend(calls![clone3 io_uring_setup io_uring_enter io_uring_register].map(rule(When::Always, libc::ENOSYS)));
     // Sockets that a network namespace does not hold back (of a virtual machine's host), or that are the kernel's
     // own cryptography, as on a kernel that is made without them.
     for family in [libc::AF_VSOCK, libc::AF_ALG] {
@@ -154,7 +152,8 @@ mod tests {
             names.sort_unstable();
             names
         };
-        for (filter, heading) in [(Filter::Deny, "Calls that are refused"), (Filter::FakeRoot, "Calls that are faked")] {
+        for (filter, heading) in [(Filter::Deny, "Calls that are refused"), (Filter::FakeRoot, "Calls that are faked")]
+        {
             let mut names: Vec<_> = rules(filter).iter().map(|rule| rule.call.name).collect();
             names.sort_unstable();
             names.dedup();

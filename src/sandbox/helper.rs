@@ -1,5 +1,4 @@
-//! The helper: this program started again (or, while it has one thread, a copy of it), that makes the namespaces and
-//! waits.
+//! The helper: this program started again, with one thread, that makes the namespaces and waits.
 //!
 //! ```text
 //! the program                     many threads, never enters a namespace
@@ -7,6 +6,8 @@
 //!      └─ the first process       applies the plan, then is the sandbox's init: reaps, reports the status
 //!          └─ the command
 //! ```
+//!
+//! A program that has but one thread is its own helper ([`super::run`]).
 //!
 //! Each one dies with its parent (`PR_SET_PDEATHSIG`), and the kernel kills a pid namespace with its first
 //! process, so that SIGKILL of any of them ends all below, children that called setsid included.
@@ -53,22 +54,8 @@ pub fn init_if_helper() {
     }
 }
 
-/// The helper as a copy of the program that asks, which had one thread. What it has in memory is that program's; from
-/// inside it is as closed as the program itself, because the first process is not dumpable when the command starts.
-pub(super) fn forked(plan: &Plan, argv: &[OsString], terminal: bool, socket: UnixStream, parent: i32) -> i32 {
-    let socket = OwnedFd::from(socket);
-    close_leaked(socket.as_raw_fd());
-    umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    let socket = UnixStream::from(socket);
-    if let Err(failure) = tie(parent) {
-        send_report(&socket, &Report::Failed(failure));
-        return FAILED;
-    }
-    run(plan, argv, terminal, &socket)
-}
-
 fn main() -> i32 {
-    close_leaked(0);
+    close_leaked(&[]);
     // No environment of the caller's is here (it was cleared at exec), and nothing else of it shall be.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let Ok(socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 2 };
@@ -97,24 +84,19 @@ fn internal(what: &str, errno: Errno) -> Failure {
 
 /// Descriptors that the program had open without close-on-exec (given to it by whoever started it) are not
 /// the command's business.
-fn close_leaked(keep: i32) {
+fn close_leaked(keep: &[i32]) {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for number in open.into_iter().filter(|number| *number > 2 && *number != keep) {
+    for number in open.into_iter().filter(|number| *number > 2 && !keep.contains(number)) {
         let _ = nix::unistd::close(number);
     }
 }
 
-fn tie(parent: i32) -> Result<(), Failure> {
+fn prepare(request: &Request, stdin: Option<OwnedFd>) -> Result<(), Failure> {
     set_pdeathsig(Signal::SIGKILL).map_err(|e| internal("tie the helper to its parent", e))?;
-    if getppid().as_raw() != parent {
+    if getppid().as_raw() != request.parent {
         return Err(internal("the program that asked is gone", Errno::ESRCH));
     }
-    Ok(())
-}
-
-fn prepare(request: &Request, stdin: Option<OwnedFd>) -> Result<(), Failure> {
-    tie(request.parent)?;
     let stdin = stdin.map_or_else(|| open_host(Path::new("/dev/null"), OFlags::RDONLY).map(OwnedFd::from), Ok);
     let stdin = stdin.map_err(|e| internal("open /dev/null", Errno::from_raw(e.raw_os_error())))?;
     dup2_stdin(stdin).map_err(|e| internal("set up standard input", e))
@@ -163,32 +145,10 @@ fn run(plan: &Plan, argv: &[OsString], terminal: bool, socket: &UnixStream) -> i
         Ok(signals) => signals,
         Err(e) => return failed(internal("watch for signals", e)),
     };
-    let mut pair = match UnixStream::pair() {
-        Ok((ours, theirs)) => (Some(ours), Some(theirs)),
-        Err(e) => return failed(internal("make a socket", errno_of(&e))),
-    };
-    let child = clone_into(&plan.namespaces, &mut || {
-        // In the child's copy: held open there, the helper's end would not be seen to close.
-        drop(pair.0.take());
-        first_process(plan, argv, terminal, socket, pair.1.take())
-    });
-    let child = match child {
+    let child = match start_first(plan, argv, terminal, socket, false) {
         Ok(child) => child,
-        Err(errno) => {
-            let step = Step::Namespaces(plan.namespaces.clone());
-            return failed(Failure { step, path: None, errno: errno as i32, detail: String::new() });
-        }
+        Err(failure) => return failed(failure),
     };
-    drop(pair.1);
-    let go = map_ids(child, plan.uid, plan.gid).and_then(|()| {
-        let sent = pair.0.as_mut().map_or(Ok(()), |ours| ours.write_all(b"go"));
-        sent.map_err(|e| internal("wake the first process", errno_of(&e)))
-    });
-    if let Err(failure) = go {
-        let _ = kill(child, Signal::SIGKILL);
-        let _ = waitpid(child, None);
-        return failed(failure);
-    }
     loop {
         wait_for_signal(&signals, None);
         if told_to_end(&signals) {
@@ -207,6 +167,45 @@ fn run(plan: &Plan, argv: &[OsString], terminal: bool, socket: &UnixStream) -> i
             Err(e) => return failed(internal("wait for the first process", e)),
         }
     }
+}
+
+/// Makes the sandbox's first process, which applies the plan and reports to `socket`, and writes its id maps. Signals
+/// must be blocked: the first process has to inherit that, or one that comes early is lost to it (`signal(7)`).
+///
+/// `copied`: this process is the program itself, and the first process a copy of it that has to let go of what the
+/// program has open. What it has in memory is the program's, and as closed from inside as the program: the first
+/// process is not dumpable when the command starts.
+pub(super) fn start_first(
+    plan: &Plan,
+    argv: &[OsString],
+    terminal: bool,
+    socket: &UnixStream,
+    copied: bool,
+) -> Result<Pid, Failure> {
+    let pair = UnixStream::pair().map_err(|e| internal("make a socket", errno_of(&e)))?;
+    let mut pair = (Some(pair.0), Some(pair.1));
+    let child = clone_into(&plan.namespaces, &mut || {
+        // In the child's copy: held open there, the helper's end would not be seen to close.
+        drop(pair.0.take());
+        if copied {
+            let start = pair.1.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+            close_leaked(&[socket.as_raw_fd(), start]);
+            umask(Mode::S_IWGRP | Mode::S_IWOTH);
+        }
+        first_process(plan, argv, terminal, socket, pair.1.take())
+    });
+    let step = || Step::Namespaces(plan.namespaces.clone());
+    let child = child.map_err(|e| Failure { step: step(), path: None, errno: e as i32, detail: String::new() })?;
+    drop(pair.1);
+    let go = map_ids(child, plan.uid, plan.gid).and_then(|()| {
+        let sent = pair.0.as_mut().map_or(Ok(()), |ours| ours.write_all(b"go"));
+        sent.map_err(|e| internal("wake the first process", errno_of(&e)))
+    });
+    if go.is_err() {
+        let _ = kill(child, Signal::SIGKILL);
+        let _ = waitpid(child, None);
+    }
+    go.map(|()| child)
 }
 
 /// `clone(2)` with new namespaces. Not `clone3`, which filters of containers answer with ENOSYS.

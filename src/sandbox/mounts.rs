@@ -2,18 +2,19 @@
 //!
 //! A remount must repeat the flags that a mount came with: in a user namespace nosuid, nodev, noexec and the
 //! rest are locked, and leaving one out is EPERM (`mount_namespaces(7)`). `MS_RDONLY` on a recursive bind
-//! reaches only its top; `mount_setattr(2)` would reach all, from Linux 5.12 on. Every kernel lists its
-//! mounts, so they are remounted one by one.
+//! reaches only its top; `mount_setattr(2)` reaches all, from Linux 5.12 on. Every kernel lists its
+//! mounts, so on an older one they are remounted one by one.
 
 use super::rootdir::{fd_path, open_host};
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::{FsFlags, fstatvfs, statvfs};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,9 @@ pub fn seal(handle: &impl AsFd) -> Result<(), Errno> {
 /// Makes the mount that `handle` is open on read-only and all that are mounted below it. On failure also
 /// says which one.
 pub fn seal_tree(handle: &impl AsFd) -> Result<(), (Errno, Option<PathBuf>)> {
+    if seal_at_once(handle).is_ok() {
+        return Ok(());
+    }
     seal(handle).map_err(|errno| (errno, None))?;
     let listed =
         |e: std::io::Error| (Errno::from_raw(e.raw_os_error().unwrap_or(0)), Some("/proc/self/mountinfo".into()));
@@ -86,6 +90,31 @@ pub fn seal_tree(handle: &impl AsFd) -> Result<(), (Errno, Option<PathBuf>)> {
         }
     }
     Ok(())
+}
+
+/// As [`seal_tree`], in one call, where the kernel has it and filters around us let it pass. All or nothing.
+#[allow(unsafe_code)]
+fn seal_at_once(handle: &impl AsFd) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the descriptor is borrowed and open, the path a string with its end, and the structure of the size that
+    // is passed; the kernel reads both and keeps neither (mount_setattr(2)).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            handle.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// All entries below the one with this number, parents before children.

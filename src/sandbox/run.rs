@@ -2,7 +2,7 @@
 //! output, passes signals on, and says how it ended.
 
 use super::error::SandboxError;
-use super::helper::{clone_into, forked, terminal};
+use super::helper::{start_first, terminal};
 use super::plan::Plan;
 use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
 use crate::report::{Interrupt, Interrupted};
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::ffi::OsString;
 use std::io::{self, PipeReader, Read, Write};
@@ -91,17 +91,19 @@ struct Helper {
     ended: bool,
 }
 
-/// How it was started.
+/// Which process that is.
 enum Started {
+    /// This program, started again.
     Again(Child),
-    Forked(Pid),
+    /// The sandbox's first process itself.
+    First(Pid),
 }
 
 impl Helper {
     fn pid(&self) -> Pid {
         match &self.child {
             Started::Again(child) => Pid::from_raw(child.id().cast_signed()),
-            Started::Forked(pid) => *pid,
+            Started::First(pid) => *pid,
         }
     }
 
@@ -110,9 +112,13 @@ impl Helper {
         while waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
     }
 
-    fn reap(mut self) {
-        let _ = waitpid(self.pid(), None);
+    /// The signal by which the sandbox's first process ended, when that is what was started.
+    fn reap(mut self) -> Option<i32> {
         self.ended = true;
+        match (waitpid(self.pid(), None), &self.child) {
+            (Ok(WaitStatus::Signaled(_, signal, _)), Started::First(_)) => Some(signal as i32),
+            _ => None,
+        }
     }
 }
 
@@ -149,18 +155,17 @@ fn start_helper(
     Ok((helper, ours))
 }
 
-/// Starts the helper as a copy of this process, which then goes on with `work` itself. Only for a process with one
-/// thread and a command that gets this process's own streams: half of a start is spent on loading this program twice.
-fn fork_helper(plan: &Plan, argv: &[OsString], terminal: bool) -> Result<(Helper, UnixStream), SandboxError> {
-    let failed = |doing| move |source: io::Error| SandboxError::Helper { doing, source };
-    let (ours, theirs) = UnixStream::pair().map_err(failed("make a socket for"))?;
+/// Makes the first process without a helper: this process writes its id maps, and waits for it. Only for a process
+/// with one thread and a command that gets this process's own streams; a good part of a start is loading this program.
+fn start_here(plan: &Plan, argv: &[OsString], terminal: bool) -> Result<(Helper, UnixStream), SandboxError> {
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|source| SandboxError::Helper { doing: "make a socket for", source })?;
     let _ = io::stdout().flush(); // what waits there would be written twice
-    let parent = std::process::id().cast_signed();
-    let mut theirs = Some(theirs);
-    let child = clone_into(&[], &mut || theirs.take().map_or(1, |socket| forked(plan, argv, terminal, socket, parent)));
-    drop(theirs);
-    let pid = child.map_err(|errno| failed("start")(errno.into()))?;
-    Ok((Helper { child: Started::Forked(pid), ended: false }, ours))
+    let failed = |errno: Errno| SandboxError::Helper { doing: "block signals for", source: errno.into() };
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(failed)?;
+    let first = start_first(plan, argv, terminal, &theirs, true);
+    before.thread_set_mask().map_err(failed)?;
+    Ok((Helper { child: Started::First(first.map_err(SandboxError::setup)?), ended: false }, ours))
 }
 
 /// Whether this process has no thread but this one: then a copy of it has all that there is.
@@ -204,7 +209,7 @@ pub(super) fn run(
     let own_streams = matches!(io, Io::Inherit | Io::Terminal);
     let mut output = Output::new(io);
     let (helper, socket) = if own_streams && one_thread() {
-        fork_helper(&plan, argv, terminal)?
+        start_here(&plan, argv, terminal)?
     } else {
         let stdin = io::stdin();
         let stdin = own_streams.then(|| stdin.as_fd());
@@ -227,12 +232,11 @@ pub(super) fn run(
     }
     helper.wait();
     drop(guard);
-    helper.reap();
+    let mut gone = helper.reap();
     drop(foreground);
 
     interrupt.check()?;
     let said = carried.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
-    let mut gone = None;
     for report in reports(&said) {
         let ended = match report {
             Report::Failed(failure) => return Err(SandboxError::setup(failure)),

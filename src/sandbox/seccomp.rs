@@ -23,8 +23,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -208,9 +208,9 @@ mod tests {
         }
         let action = |answer: u32| (answer & libc::SECCOMP_RET_ACTION_FULL).cast_signed();
         let programs = filters.iter().flat_map(|filter| programs(*filter, machine).unwrap());
-        programs.map(|program| run(&program, &data)).fold(ALLOW, |strictest, answer| {
-            if action(answer) <= action(strictest) { answer } else { strictest }
-        })
+        programs
+            .map(|program| run(&program, &data))
+            .fold(ALLOW, |strictest, answer| if action(answer) <= action(strictest) { answer } else { strictest })
     }
 
     fn errno(errno: i32) -> u32 {
@@ -262,7 +262,9 @@ mod tests {
                     _ => aarch64::Sysno::$name as i64,
                 }),*] };
             }
-            for call in numbers![read write openat execve clone unshare linkat renameat2 ptrace prctl ioctl socket mmap exit] {
+            for call in
+                numbers![read write openat execve clone unshare linkat renameat2 ptrace prctl ioctl socket mmap exit]
+            {
                 assert_eq!(answer(&both, machine, audit(machine), call, [0; 6]), ALLOW, "{call}");
             }
         }
@@ -299,6 +301,9 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("kexec_load").count(), 1);
-        assert!(text.contains(r#"{"names":["kexec_load"],"action":"SCMP_ACT_ERRNO","errnoRet":0,"args":[]}"#), "{text}");
+        assert!(
+            text.contains(r#"{"names":["kexec_load"],"action":"SCMP_ACT_ERRNO","errnoRet":0,"args":[]}"#),
+            "{text}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Who one is inside, what is seen, what can be written, and what root's calls do.
 
 use crate::Test;
-use crate::world::{ATTACKER, World};
+use crate::world::World;
 use fs_err as fs;
 use slurm_factory::report::Interrupt;
 use slurm_factory::sandbox::{Access, Content, Io, Network, Spec};
@@ -30,7 +30,6 @@ pub const TESTS: &[Test] = &[
     ("network_of_the_host", network_of_the_host),
     ("network_none_is_loopback_only", network_none_is_loopback_only),
     ("capabilities_are_gone", capabilities_are_gone),
-    ("attacks_fail", attacks_fail),
     ("nothing_of_the_host_is_visible", nothing_of_the_host_is_visible),
     ("two_at_once", two_at_once),
 ];
@@ -258,20 +257,6 @@ fn capabilities_are_gone(world: &World) {
     let sys_admin = 21;
     assert_eq!(held >> sys_admin & 1, 0, "{prepare}");
     assert!(world.ok(&world.build(), "grep NoNewPrivs /proc/self/status").contains('1'));
-}
-
-/// What the attacker, our own program inside, tries is in `world.rs`; each line is an attack that worked.
-fn attacks_fail(world: &World) {
-    let secret = world.folder("secret").join("key");
-    fs::write(&secret, "secret").unwrap();
-    let program = std::env::current_exe().unwrap();
-    for spec in [world.build(), world.prepare()] {
-        let spec = spec.mount(&program, "/tmp/attacker", Access::ReadOnly);
-        let script = format!("exec /tmp/attacker {ATTACKER} {}", secret.display());
-        let out = world.ok(&spec, &script);
-        assert_eq!(out, "attacks done\n");
-    }
-    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
 }
 
 fn nothing_of_the_host_is_visible(world: &World) {

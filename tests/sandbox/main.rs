@@ -3,6 +3,7 @@
 //! | file | what is shown |
 //! |---|---|
 //! | `inside.rs` | who one is inside, what is seen, what can be written, what root's calls do |
+//! | `escape.rs` | a program in C tries to get out, and to do what is refused; what builds do is not in its way |
 //! | `ending.rs` | exit codes, signals, and that nothing survives |
 //! | `hostile.rs` | images that try to lead out, and errors that say what to do |
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
@@ -18,6 +19,7 @@
 #![allow(clippy::items_after_statements)]
 
 mod ending;
+mod escape;
 mod hostile;
 mod hosts;
 mod inside;
@@ -33,12 +35,8 @@ type Test = (&'static str, fn(&World));
 fn main() {
     slurm_factory::sandbox::init_if_helper();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, Part); 4] = [
-        (world::PROGRAM, world::program),
-        (world::DOCTOR, world::doctor),
-        (world::REFUSING, world::refusing),
-        (world::ATTACKER, world::attacker),
-    ];
+    let parts: [(&str, Part); 3] =
+        [(world::PROGRAM, world::program), (world::DOCTOR, world::doctor), (world::REFUSING, world::refusing)];
     if let Some((_, play)) = parts.iter().find(|(name, _)| arguments.first().is_some_and(|first| first == name)) {
         std::process::exit(play(&arguments[1..]));
     }
@@ -47,7 +45,8 @@ fn main() {
     }
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let world = World::new();
-    let tests: Vec<Test> = [inside::TESTS, ending::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS].concat();
+    let tests: Vec<Test> =
+        [inside::TESTS, escape::TESTS, ending::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS].concat();
     let mut failed = Vec::new();
     let mut passed = 0;
     for (name, test) in tests {

@@ -13,9 +13,6 @@ use std::process::{Command, Stdio};
 /// First argument with which this program plays the program that is interrupted and killed.
 pub const PROGRAM: &str = "--as-program";
 
-/// First argument with which this program, inside, tries to get out.
-pub const ATTACKER: &str = "--as-attacker";
-
 /// First argument with which this program prints what the doctor finds, as JSON.
 pub const DOCTOR: &str = "--as-doctor";
 
@@ -338,66 +335,4 @@ pub fn refusing(arguments: &[String]) -> i32 {
         seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
     }
     panic!("{}", Command::new(&arguments[0]).args(&arguments[1..]).exec());
-}
-
-/// Runs inside as the command, and tries what it must not be able to. Prints each attack that worked.
-#[allow(unsafe_code)]
-pub fn attacker(arguments: &[String]) -> i32 {
-    use nix::libc;
-    let secret = Path::new(&arguments[0]);
-    let mut worked = Vec::new();
-    let mut attack = |name: &str, success: bool| {
-        if success {
-            worked.push(name.to_owned());
-        }
-    };
-    attack("read a file of the host", fs::read(secret).is_ok());
-    attack(
-        "reach the first process's files",
-        fs::read_dir("/proc/1/root/").is_ok() && fs::read_link("/proc/1/exe").is_ok(),
-    );
-    attack("open the program of the host", fs::File::open("/proc/1/exe").is_ok());
-    let of_first = |number: i32| fs::read_link(format!("/proc/1/fd/{number}")).is_ok();
-    attack("reach the first process's descriptors", (0..64).any(of_first));
-    attack("write the first process's memory", fs::OpenOptions::new().write(true).open("/proc/1/mem").is_ok());
-    for switch in ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger"] {
-        attack(switch, fs::OpenOptions::new().write(true).open(switch).is_ok());
-    }
-    attack("write /sys", fs::OpenOptions::new().write(true).open("/sys/power/state").is_ok());
-    // Signals to processes outside: only those inside have numbers here.
-    attack("see others", (2..300_000).step_by(1).filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count() > 8);
-    let none: Option<&str> = None;
-    attack("mount", nix::mount::mount(Some("t"), "/tmp", Some("tmpfs"), nix::mount::MsFlags::empty(), none).is_ok());
-    attack("unmount", nix::mount::umount("/etc/passwd").is_ok() || nix::mount::umount("/tmp").is_ok());
-    attack("unshare", nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_ok());
-    attack(
-        "join namespaces",
-        fs::File::open("/proc/1/ns/mnt").is_ok_and(|f| nix::sched::setns(f, nix::sched::CloneFlags::empty()).is_ok()),
-    );
-    let call = |number: libc::c_long, a: usize, b: usize, c: usize| {
-        // SAFETY: each call below takes numbers, or pointers that are null, which the kernel checks.
-        unsafe { libc::syscall(number, a, b, c, 0, 0) }
-    };
-    attack("keyctl", call(libc::SYS_keyctl, 0, 0, 0) >= 0); // KEYCTL_GET_KEYRING_ID
-    attack("bpf", call(libc::SYS_bpf, 0, 0, 0) >= 0 || nix::errno::Errno::last_raw() != libc::EPERM);
-    attack("userfaultfd", call(libc::SYS_userfaultfd, 0, 0, 0) >= 0);
-    attack("clone3", call(libc::SYS_clone3, 0, 0, 0) >= 0 || nix::errno::Errno::last_raw() != libc::ENOSYS);
-    attack("load a module", call(libc::SYS_finit_module, 0, 0, 0) >= 0);
-    attack("perf", call(libc::SYS_perf_event_open, 0, 0, 0) >= 0);
-    let clone = call(libc::SYS_unshare, (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as usize, 0, 0);
-    attack("unshare two", clone >= 0);
-    let pty = nix::pty::openpty(None, None).unwrap();
-    let letter = b'x';
-    // SAFETY: TIOCSTI reads one byte from the pointer, which is valid for the call.
-    let pushed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&pty.slave), libc::TIOCSTI, &letter) };
-    attack("TIOCSTI", pushed == 0 || nix::errno::Errno::last_raw() != libc::EPERM);
-    // Last: from a folder outside of a second chroot, `..` goes up to the true root, which must still be ours.
-    let left = nix::unistd::chroot("/tmp").is_ok() && (0..64).all(|_| nix::unistd::chdir("..").is_ok());
-    let relative = secret.strip_prefix("/").unwrap_or(secret);
-    attack("chroot out", left && nix::unistd::chroot(".").is_ok() && fs::read(relative).is_ok());
-    for name in &worked {
-        println!("{name}");
-    }
-    println!("attacks done");
-    0
 }
