@@ -11,7 +11,7 @@ use crate::plan::{
 };
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
-use crate::sandbox::{Backend, Sandbox, SandboxError};
+use crate::sandbox::{Backend, Confinement, Sandbox, SandboxError};
 use crate::secret::Secret;
 use crate::sign::{Created, KeyStore, SignError, SigningKey};
 use crate::spack::{SourceError, own_repo, source};
@@ -363,12 +363,23 @@ pub fn signing_key(
 
 /// The sandbox of this host, by really trying.
 pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    Ok(Sandbox::open(backend(settings)?, &ctx.interrupt)?)
+    let confinement = confinement(settings)?;
+    Ok(Sandbox::open(backend(settings)?, &ctx.interrupt)?.confined(confinement))
 }
 
 /// The sandbox of this host for what takes milliseconds: not tried when it worked before.
 pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    Ok(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?)
+    let confinement = confinement(settings)?;
+    Ok(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?.confined(confinement))
+}
+
+/// The confinement that settings name.
+fn confinement(settings: &Settings) -> Result<Confinement, ResolveError> {
+    match settings.confinement.as_deref().unwrap_or("strict") {
+        "strict" => Ok(Confinement::Strict),
+        "relaxed" => Ok(Confinement::Relaxed),
+        other => Err(bad("confinement", other, &["strict", "relaxed"])),
+    }
 }
 
 fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, ResolveError> {

@@ -42,9 +42,11 @@ pub fn main() -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     }
-    let ctx = Ctx { reporter: reporter(&cli.global), interrupt: Interrupt::new() };
-    // A thread; `shell` starts its sandbox first.
-    if !matches!(cli.verb, Verb::Shell(_)) {
+    // No thread before the sandbox of `shell` is there: none that draws a bar (which is no use over somebody else's
+    // lines), none that waits for signals.
+    let shell = matches!(cli.verb, Verb::Shell(_));
+    let ctx = Ctx { reporter: reporter(&cli.global, !shell), interrupt: Interrupt::new() };
+    if !shell {
         watch_signals(&ctx.interrupt);
     }
     let result = run(&cli, &ctx);
@@ -55,7 +57,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn reporter(global: &Global) -> std::sync::Arc<dyn report::Reporter> {
+fn reporter(global: &Global, bar: bool) -> std::sync::Arc<dyn report::Reporter> {
     let format = match global.log_format {
         Format::Human => report::LogFormat::Human,
         Format::Json => report::LogFormat::Json,
@@ -68,6 +70,7 @@ fn reporter(global: &Global) -> std::sync::Arc<dyn report::Reporter> {
     let verbosity = match (global.quiet, global.verbose) {
         (true, _) => report::Verbosity::Quiet,
         (_, true) => report::Verbosity::Verbose,
+        _ if !bar => report::Verbosity::Verbose,
         _ => report::Verbosity::Normal,
     };
     report::renderer(format, color, verbosity)

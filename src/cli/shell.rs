@@ -5,7 +5,7 @@ use super::{exit, open_cache, print, settings, watch_signals};
 use crate::config::Settings;
 use crate::report::Ctx;
 use crate::resolve;
-use crate::sandbox::{Io, Spec, landlock_version, plan};
+use crate::sandbox::{Io, Spec, landlock_version};
 use crate::spack::LAST_BUILD;
 use anyhow::Result;
 use std::ffi::OsString;
@@ -26,7 +26,7 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
     }
     let sandbox = resolve::known_sandbox(&settings, &cache, ctx)?;
     if args.print {
-        print(&plan(&spec, &sandbox.host())?.to_string())?;
+        print(&sandbox.plan(&spec)?.to_string())?;
         print(
             &landlock_version().map_or("this kernel has no landlock\n".into(), |version| {
                 format!("landlock here: version {version}\n")

@@ -102,6 +102,9 @@ pub struct Settings {
     /// Whose the files of a rootfs are: `single`, all the user's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ownership: Option<String>,
+    /// `strict` or `relaxed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<String>,
     /// Parallel compile jobs, 0 for all processors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<u32>,

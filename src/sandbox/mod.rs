@@ -68,6 +68,7 @@ pub use wire::{Failure, Step};
 use crate::report::Interrupt;
 use known::Known;
 use nix::unistd::{getegid, geteuid};
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -95,6 +96,8 @@ pub struct Sandbox {
     why: String,
     /// Not tried now, but by an earlier run: where that is kept, and what to try if it holds no longer.
     kept: Option<(Known, Backend)>,
+    /// Of all sandboxes made with this, whatever their [`Spec`] says, if it is the weaker one.
+    confinement: Confinement,
 }
 
 impl Sandbox {
@@ -102,6 +105,7 @@ impl Sandbox {
     /// [`Backend::Auto`] where that works, it takes a few milliseconds, with podman a second.
     pub fn open(backend: Backend, interrupt: &Interrupt) -> Result<Self, SandboxError> {
         let facts = Facts::read();
+        let confinement = Confinement::Strict;
         let mut findings = Vec::new();
         let mut host = Host { uid: facts.uid, gid: facts.gid, own_proc: true };
         if backend != Backend::Podman {
@@ -114,7 +118,7 @@ impl Sandbox {
                 let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
                     format!("user namespaces, with one restriction: {}", finding.meaning)
                 });
-                return Ok(Self { host, podman: None, why, kept: None });
+                return Ok(Self { host, podman: None, why, kept: None, confinement });
             }
         }
         if backend != Backend::Userns {
@@ -125,7 +129,7 @@ impl Sandbox {
                         .first()
                         .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
                     let why = format!("{}: {why}", podman.describe());
-                    return Ok(Self { host, why, podman: Some(podman), kept: None });
+                    return Ok(Self { host, why, podman: Some(podman), kept: None, confinement });
                 }
                 Err(finding) => findings.push(finding),
             }
@@ -141,7 +145,8 @@ impl Sandbox {
         let Some(known) = known else { return Self::open(backend, interrupt) };
         if known.worked() {
             let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true };
-            return Ok(Self { host, podman: None, why: WORKED.into(), kept: Some((known, backend)) });
+            let confinement = Confinement::Strict;
+            return Ok(Self { host, podman: None, why: WORKED.into(), kept: Some((known, backend)), confinement });
         }
         let sandbox = Self::open(backend, interrupt)?;
         // With a restriction or under podman it is asked anew each time: a host may have been mended.
@@ -155,7 +160,7 @@ impl Sandbox {
     /// boot of the same host. Should it no longer hold, [`Sandbox::run`] says so, as the failure of the step
     /// that does not work.
     pub fn remembered(host: Host) -> Self {
-        Self { host, podman: None, why: WORKED.into(), kept: None }
+        Self { host, podman: None, why: WORKED.into(), kept: None, confinement: Confinement::Strict }
     }
 
     /// What is known of the host, for [`plan`] and for [`Sandbox::remembered`].
@@ -171,6 +176,28 @@ impl Sandbox {
     /// Which backend was chosen and why, in one line.
     pub fn why(&self) -> &str {
         &self.why
+    }
+
+    /// With [`Confinement::Relaxed`], no sandbox made with this refuses calls of its own: a site's own choice.
+    #[must_use]
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
+        if confinement == Confinement::Relaxed {
+            self.why.push_str("; confinement is relaxed, as the settings say");
+        }
+        self
+    }
+
+    /// What is done for `spec` here.
+    pub fn plan(&self, spec: &Spec) -> Result<Plan, SpecError> {
+        plan(&self.confine(spec), &self.host)
+    }
+
+    fn confine<'a>(&self, spec: &'a Spec) -> Cow<'a, Spec> {
+        if self.confinement == Confinement::Strict || spec.confinement == self.confinement {
+            return Cow::Borrowed(spec);
+        }
+        Cow::Owned(Spec { confinement: self.confinement, ..spec.clone() })
     }
 
     /// Runs `argv` in a sandbox made for it, which ends with it. Blocks; the calling thread must live as long.
@@ -190,14 +217,14 @@ impl Sandbox {
     ) -> Result<Exit, SandboxError> {
         if let Some(podman) = &self.podman {
             begin();
-            return podman.run(spec, &self.host, argv, io, interrupt);
+            return podman.run(&self.confine(spec), &self.host, argv, io, interrupt);
         }
-        let ended = run::run(plan(spec, &self.host)?, argv, io.again(), interrupt, begin);
+        let ended = run::run(self.plan(spec)?, argv, io.again(), interrupt, begin);
         match (&self.kept, ended) {
             // The command was not started. Perhaps the host has changed: what is true now decides.
             (Some((known, backend)), Err(SandboxError::Setup { .. })) => {
                 known.forget();
-                Self::open(*backend, interrupt)?.run(spec, argv, io, interrupt)
+                Self::open(*backend, interrupt)?.confined(self.confinement).run(spec, argv, io, interrupt)
             }
             (_, ended) => ended,
         }

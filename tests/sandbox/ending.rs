@@ -329,7 +329,7 @@ pub fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
 }
 
-fn only_child(of: Pid) -> Pid {
+pub fn only_child(of: Pid) -> Pid {
     let children = fs::read_dir(format!("/proc/{of}/task"))
         .unwrap()
         .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap());
@@ -375,7 +375,7 @@ impl Nap {
 }
 
 /// A pseudo-terminal with a shell that runs the program in it.
-struct Terminal {
+pub struct Terminal {
     master: Option<std::fs::File>,
     child: Child,
     seen: String,
@@ -385,10 +385,14 @@ struct Terminal {
 
 impl Terminal {
     fn start(world: &World, outer: &str, inner: &str) -> Self {
+        Self::with(&world.as_program(&world.build().env("TERM", "dumb"), "terminal", inner), outer)
+    }
+
+    /// `outer` is a line of bash, in which `"$@"` is the program.
+    pub fn with(program: &Command, outer: &str) -> Self {
         let size = nix::pty::Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = nix::pty::openpty(Some(&size), None).unwrap();
         nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
-        let program = world.as_program(&world.build().env("TERM", "dumb"), "terminal", inner);
         let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
         // setsid -c: the terminal becomes the new session's own.
         let child = Command::new("setsid")
@@ -403,12 +407,12 @@ impl Terminal {
         Self { master: Some(pty.master.into()), child, seen: String::new(), read: 0 }
     }
 
-    fn send(&mut self, text: &str) {
+    pub fn send(&mut self, text: &str) {
         self.master.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Reads on until `text` comes.
-    fn expect(&mut self, text: &str) {
+    pub fn expect(&mut self, text: &str) {
         use nix::poll::{PollFd, PollFlags, poll};
         use std::os::fd::AsFd;
         let start = Instant::now();
@@ -429,12 +433,30 @@ impl Terminal {
         }
     }
 
-    fn hang_up(&mut self) {
+    /// The number that follows `text`, when it and the line's end have come.
+    pub fn number_after(&mut self, text: &str) -> i32 {
+        self.expect(text);
+        let from = self.read;
+        self.expect("\n");
+        self.seen[from..].lines().next().unwrap().trim().parse().unwrap()
+    }
+
+    /// As the user's window does.
+    #[allow(unsafe_code)]
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let master = self.master.as_ref().unwrap();
+        // SAFETY: TIOCSWINSZ reads one such structure from the pointer, which is valid for the call.
+        let done = unsafe { nix::libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(master), nix::libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(done, 0);
+    }
+
+    pub fn hang_up(&mut self) {
         self.master = None;
         self.child.wait().unwrap();
     }
 
-    fn end(mut self) -> String {
+    pub fn end(mut self) -> String {
         self.child.wait().unwrap();
         std::mem::take(&mut self.seen)
     }

@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 pub const TESTS: &[Test] = &[
     ("nothing_gets_out", nothing_gets_out),
     ("a_relaxed_sandbox_is_told_from_a_strict_one", a_relaxed_sandbox_is_told_from_a_strict_one),
+    ("a_site_may_relax_all", a_site_may_relax_all),
     ("a_folder_that_came_in_is_no_way_out", a_folder_that_came_in_is_no_way_out),
     ("without_own_pids_the_host_is_not_signalled", without_own_pids_the_host_is_not_signalled),
     ("builds_link_rename_and_write", builds_link_rename_and_write),
@@ -116,6 +117,15 @@ fn a_relaxed_sandbox_is_told_from_a_strict_one(world: &World) {
     {
         assert!(!worked.iter().any(|line| line == name), "{name}: {worked:?}");
     }
+}
+
+fn a_site_may_relax_all(world: &World) {
+    let argv: Vec<OsString> = ["unshare", "--user", "true"].map(OsString::from).into();
+    let run = |sandbox: &Sandbox| sandbox.run(&world.build(), &argv, Io::Capture, &Interrupt::new()).unwrap().success();
+    assert!(!run(&world.sandbox));
+    let relaxed = world.sandbox.clone().confined(Confinement::Relaxed);
+    assert!(run(&relaxed) && relaxed.why().contains("relaxed"));
+    assert!(!relaxed.plan(&world.build()).unwrap().to_string().contains("seccomp"));
 }
 
 /// A folder of the host as standard input leads by `..` to all of the host. What stands in the way is Landlock.

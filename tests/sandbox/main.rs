@@ -5,6 +5,7 @@
 //! | `inside.rs` | who one is inside, what is seen, what can be written, what root's calls do |
 //! | `escape.rs` | a program in C tries to get out, and to do what is refused; what builds do is not in its way |
 //! | `ending.rs` | exit codes, signals, and that nothing survives |
+//! | `shell.rs` | the program's own `shell`, with and without a terminal, and what it remembers of the host |
 //! | `hostile.rs` | images that try to lead out, and errors that say what to do |
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
 //! | `podman.rs` | the other backend |
@@ -24,6 +25,7 @@ mod hostile;
 mod hosts;
 mod inside;
 mod podman;
+mod shell;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,7 +48,7 @@ fn main() {
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let world = World::new();
     let tests: Vec<Test> =
-        [inside::TESTS, escape::TESTS, ending::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS].concat();
+        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS].concat();
     let mut failed = Vec::new();
     let mut passed = 0;
     for (name, test) in tests {

@@ -166,6 +166,7 @@ impl World {
         // The target folder may be closed to other users.
         let program = dir.path().join("sandbox-tests");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), dir.path().join("slurm-factory")).unwrap();
         chown(dir.path(), Some(user.id), Some(user.id)).unwrap();
         let run = dir.path().join("run");
         fs::create_dir(&run).unwrap();
