@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
-    apt apt-utils bubblewrap buildah bzip2 ca-certificates createrepo-c curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
+    apt apt-utils bubblewrap buildah bzip2 ca-certificates charliecloud createrepo-c crun curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
     git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
     mount python3-pip rpm runc strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )

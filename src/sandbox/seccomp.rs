@@ -276,7 +276,7 @@ mod tests {
             // getpid by the 32-bit tables, and anything by the other machine's.
             assert_eq!(answer(&[filter], TargetArch::x86_64, I386, 20, [0; 6]), KILL);
             assert_eq!(answer(&[filter], TargetArch::aarch64, ARM, 20, [0; 6]), KILL);
-            let x32 = 0x4000_0000 | 39;
+            let x32 = 0x4000_0000 | 0x27;
             let arch = audit(TargetArch::x86_64);
             assert_eq!(answer(&[filter], TargetArch::x86_64, arch, x32, [0; 6]), errno(libc::ENOSYS));
         }

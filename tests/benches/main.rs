@@ -3,16 +3,18 @@
 //!
 //! - image: pull from a loopback registry and unpack, against `skopeo copy` + `umoci unpack --rootless`, `podman pull`,
 //!   `buildah pull`, and the floor: `curl | inflate | tar` with `openssl` hashing both streams
-//! - sandbox: start of `/bin/true` in a read-only rootfs, against `bwrap`
+//! - sandbox: start of `/bin/true` in a read-only rootfs, against `bwrap`, `crun`, `ch-run` and `podman`; ten thousand forks
+//!   and a walk of `/usr`, against the same without a sandbox
 //!
 //! ```text
 //! cargo bench --bench peers               Debian's minbase (170 MB)
+//! cargo bench --bench peers -- sandbox    only sandboxes (a minute)
 //! cargo bench --bench peers -- large      also an image of 1 GB and 40,000 files (4 GB of memory, ten minutes)
 //! cargo bench --bench peers -- large podman    the same, with this peer alone (also `skopeo`, `buildah`, `curl`)
 //! cargo bench --bench peers -- elf        search paths and whole trees, see elf.rs
 //! ```
 //!
-//! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, mmdebstrap, curl, openssl, isal, zstd (Debian's packages).
+//! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, crun, charliecloud, mmdebstrap, curl, openssl, isal, zstd (Debian's packages).
 //! Targets are fresh folders on tmpfs (`/dev/shm`). All sides run as programs of their own, so that their processor time
 //! is counted alike.
 
@@ -24,14 +26,13 @@ use slurm_factory::cache::Cache;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
 use slurm_factory::report::Ctx;
 use slurm_factory::rootfs::{Limits, unpack_arriving};
-use slurm_factory::sandbox::{Backend, Io, Sandbox, Spec};
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 5;
-const STARTS: usize = 30;
+
+mod sandbox;
 
 fn main() {
     slurm_factory::sandbox::init_if_helper();
@@ -39,11 +40,11 @@ fn main() {
     match args.get(1).map(String::as_str) {
         Some("--ours-image") => ours_image(&args[2], Path::new(&args[3]), Path::new(&args[4])),
         Some("--ours-again") => ours_again(&args[2], Path::new(&args[3])),
-        Some("--ours-sandbox") => ours_sandbox(Path::new(&args[2])),
         Some("--ours-elf") => elf::ours(Path::new(&args[2]), Path::new(&args[3])),
         Some("--ours-tree") => elf::ours_tree(Path::new(&args[2]), Path::new(&args[3])),
         Some("--ours-verify") => elf::ours_verify(Path::new(&args[2])),
         _ if args.iter().any(|a| a == "elf") => elf::compare(work().path()),
+        Some("sandbox") => sandbox_alone(),
         _ => compare(),
     }
 }
@@ -69,13 +70,6 @@ fn ours_again(reference: &str, cache: &Path) {
     let options = ResolveOptions { refresh: true, ..ResolveOptions::default() };
     let resolved = image::resolve(&reference, Platform::host().unwrap(), &cache, &client, options, &ctx).unwrap();
     image::pull(&resolved, &cache, &client, false, &ctx).unwrap();
-}
-
-fn ours_sandbox(root: &Path) {
-    let ctx = Ctx::silent();
-    let sandbox = Sandbox::open(Backend::Userns, &ctx.interrupt).unwrap();
-    let exit = sandbox.run(&Spec::build(root), &[OsString::from("/bin/true")], Io::Capture, &ctx.interrupt).unwrap();
-    assert!(exit.success(), "{exit:?}");
 }
 
 /// Processor time and wall time of a command and all that it started.
@@ -199,7 +193,16 @@ fn compare() {
             images_of_one_kind(work, &registry, &tag, inflate);
         }
     }
-    sandbox_start(&text(&work.join("o-minbase-gzip-0")));
+    sandbox::compare(&work.join("o-minbase-gzip-0"), work);
+}
+
+fn sandbox_alone() {
+    let work = tempfile::Builder::new().prefix("sfb.").tempdir_in("/dev/shm").expect("/dev/shm, a tmpfs");
+    let root = work.path().join("root");
+    println!("making a root file system ...");
+    command(&["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "bookworm", &text(&root)]);
+    sandbox::compare(&root, work.path());
+    remove(&root);
 }
 
 fn text(path: &Path) -> String {
@@ -305,32 +308,4 @@ fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str
 
 fn remove(dir: &Path) {
     slurm_factory::fsutil::remove_tree(dir).unwrap();
-}
-
-fn sandbox_start(root: &str) {
-    let me = text(&std::env::current_exe().unwrap());
-    let ours = best(STARTS, |_| measure(|| drop(command(&[&me, "--ours-sandbox", root]))));
-    let theirs = best(STARTS, |_| {
-        measure(|| {
-            command(&[
-                "bwrap",
-                "--unshare-user",
-                "--unshare-pid",
-                "--unshare-ipc",
-                "--unshare-uts",
-                "--ro-bind",
-                root,
-                "/",
-                "--proc",
-                "/proc",
-                "--dev",
-                "/dev",
-                "--tmpfs",
-                "/tmp",
-                "--die-with-parent",
-                "/bin/true",
-            ]);
-        })
-    });
-    row("sandbox start", ours, "bwrap", theirs);
 }

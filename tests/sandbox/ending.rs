@@ -447,7 +447,9 @@ impl Terminal {
         let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let master = self.master.as_ref().unwrap();
         // SAFETY: TIOCSWINSZ reads one such structure from the pointer, which is valid for the call.
-        let done = unsafe { nix::libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(master), nix::libc::TIOCSWINSZ, &raw const size) };
+        let done = unsafe {
+            nix::libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(master), nix::libc::TIOCSWINSZ, &raw const size)
+        };
         assert_eq!(done, 0);
     }
 

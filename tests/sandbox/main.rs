@@ -48,7 +48,8 @@ fn main() {
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let world = World::new();
     let tests: Vec<Test> =
-        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS].concat();
+        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS]
+            .concat();
     let mut failed = Vec::new();
     let mut passed = 0;
     for (name, test) in tests {

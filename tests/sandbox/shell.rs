@@ -73,7 +73,8 @@ fn text(output: &Output) -> String {
 
 fn shell_runs_a_command(world: &World) {
     let shell = Shell::new(world, "shell-command", &world.build());
-    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -1 $$", 129)] {
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -1 $$", 129)]
+    {
         assert_eq!(shell.output(&["--", "sh", "-c", script]).status.code(), Some(code), "{script}");
     }
     let mut child = shell
@@ -85,12 +86,17 @@ fn shell_runs_a_command(world: &World) {
         .unwrap();
     child.stdin.take().unwrap().write_all(b"passed\n").unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "passed\n0\n1\n2\n3\n", "the fourth is of the folder that ls reads");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "passed\n0\n1\n2\n3\n",
+        "the fourth is of the folder that ls reads"
+    );
     assert_eq!(String::from_utf8_lossy(&output.stderr), "error\n");
     let output = shell.output(&["--", "no-such-program"]);
     assert!(text(&output).contains("`no-such-program`") && !output.status.success(), "{}", text(&output));
     let printed = text(&shell.output(&["--print"]));
-    let landlock = landlock_version().map_or("no landlock".into(), |version| format!("landlock here: version {version}"));
+    let landlock =
+        landlock_version().map_or("no landlock".into(), |version| format!("landlock here: version {version}"));
     assert!(printed.contains("pivot_root") && printed.contains(&landlock), "{printed}");
     fs::remove_file(shell.cache.join("last-build.json")).unwrap();
     let output = shell.output(&[]);
