@@ -227,7 +227,7 @@ fn kills_at_any_time_leave_nothing_that_could_be_taken_for_good() {
 #[test]
 fn unpacking_that_is_killed_is_begun_again() {
     const DIRS: usize = 60;
-    const FILES: usize = 100;
+    const FILES: usize = 50;
     let user = User::new();
     let home = user.home();
     let base = "registry.test/site/base:1";

@@ -1,6 +1,7 @@
 //! An ordinary user, made for one test, and the program as that user runs it.
 #![allow(clippy::disallowed_methods)] // tests start their own programs
 
+use crate::support::place_for;
 use fs_err as fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ pub struct User {
     made: Option<String>,
     id: u32,
     dir: TempDir,
+    home: TempDir,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -24,8 +26,13 @@ impl User {
         fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         // The target folder may be closed to other users.
         fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), dir.path().join("slurm-factory")).unwrap();
+        // In memory where there is room, but builds refuse a folder in which nothing can be run.
+        let place = Some(place_for(20_000)).filter(|place| !slurm_factory::fsutil::mounted_noexec(place));
+        let place = place.unwrap_or_else(std::env::temp_dir);
+        let home = tempfile::Builder::new().prefix("image-tests-").tempdir_in(place).unwrap();
+        fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let own = nix::unistd::geteuid();
-        let mut user = Self { made: None, id: own.as_raw(), dir };
+        let mut user = Self { made: None, id: own.as_raw(), dir, home };
         if own.is_root() {
             let name = format!("imagetest{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             // -K: without subordinate ids, which Debian gives to each new user by itself.
@@ -43,7 +50,7 @@ impl User {
     }
 
     pub fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
+        self.home.path().join("home")
     }
 
     /// The program as this user, in its home, with nothing of the tester's environment. Its process id is that of what is
