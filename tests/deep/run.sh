@@ -18,5 +18,5 @@ export SLURM_FACTORY_TEST_KILLS=${SLURM_FACTORY_TEST_KILLS:-300}
 export SLURM_FACTORY_TEST_SUITES=${SLURM_FACTORY_TEST_SUITES:-bookworm trixie}
 
 names=("$@")
-((${#names[@]})) || names=(hostile:: kill:: random:: unpack::)
+((${#names[@]})) || names=(bounds:: hostile:: kill:: random:: unpack::)
 exec cargo test --locked --test image -- --nocapture --test-threads 1 "${names[@]}"

@@ -9,7 +9,8 @@
 //! | arriving.rs | layers unpacked while they and later ones still come, and what may happen then |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
 //! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
-//! | hostile.rs   | layers, indexes and sizes that lie, bombs, a million files: refused or right, nothing outside |
+//! | hostile.rs   | layers that no honest tool writes: refused or right, nothing outside               |
+//! | bounds.rs    | what must have an end: indexes, sizes that lie, bombs, a million files             |
 //! | kill.rs      | SIGKILL while a layer comes and while it is unpacked; an ordinary user (user.rs)   |
 //! | oci.rs       | the generator: archives and layouts written byte by byte                          |
 //! | random.rs    | layers made by chance, unpacked as umoci does                                      |
@@ -18,6 +19,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
 
 mod arriving;
+mod bounds;
 mod files;
 mod hostile;
 mod kill;
