@@ -89,6 +89,9 @@ pub fn build(
         return Ok(built);
     }
     ctx.note(format!("sandbox: {}", sandbox.why()));
+    for limit in sandbox.limits() {
+        ctx.note(format!("limit: {limit}"));
+    }
     let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
     let installed = install(&resolved, &rootfs, cache, &sandbox, ctx)?;
     let staging = cache.staging(&resolved.build_dir.join("staged"))?;

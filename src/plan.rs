@@ -172,8 +172,14 @@ pub struct BuildRequest {
     pub jobs: u32,
     /// Processors, 0 for all.
     pub cpus: u32,
-    /// Shared memory inside the sandbox, bytes.
+    /// Memory, bytes, 0 for all.
+    pub memory: u64,
+    /// Shared memory inside the sandbox, bytes, 0 for all.
     pub shm_size: u64,
+    /// What may be written, bytes, 0 for all.
+    pub disk: u64,
+    /// How much processor time is left to others, 0 to 19.
+    pub nice: u8,
     /// Network inside the build sandbox.
     pub network: Network,
     /// Whether anything may be fetched.
@@ -326,8 +332,14 @@ pub struct Execution {
     pub jobs: u32,
     /// Processors the sandbox may use.
     pub cpus: u32,
-    /// Shared memory, bytes.
+    /// Memory, bytes, 0 for all.
+    pub memory: u64,
+    /// Shared memory, bytes, 0 for all.
     pub shm_size: u64,
+    /// What may be written, bytes, 0 for all.
+    pub disk: u64,
+    /// As in nice(1).
+    pub nice: u8,
     /// Network inside.
     pub network: Network,
     /// Whether anything may be fetched.
@@ -474,7 +486,10 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
     let execution = Execution {
         jobs: if request.jobs == 0 { cpus } else { request.jobs },
         cpus,
+        memory: request.memory,
         shm_size: request.shm_size,
+        disk: request.disk,
+        nice: request.nice,
         network: request.network,
         offline: request.offline,
         repos: facts.repos,
@@ -522,6 +537,9 @@ mod tests {
             compression: Compression::Gzip,
             jobs: 4,
             cpus: 0,
+            memory: 0,
+            disk: 0,
+            nice: 0,
             shm_size: 2 << 30,
             network: Network::Host,
             offline: false,

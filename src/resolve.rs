@@ -11,7 +11,7 @@ use crate::plan::{
 };
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
-use crate::sandbox::{Backend, Confinement, Sandbox, SandboxError};
+use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError};
 use crate::secret::Secret;
 use crate::sign::{Created, KeyStore, SignError, SigningKey};
 use crate::spack::{SourceError, own_repo, source};
@@ -182,15 +182,22 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
         "none" => Network::None,
         other => return Err(bad("network", other, &["host", "fetch-only", "none"])),
     };
+    let limits = limits(settings)?;
     Ok(BuildRequest {
         slurm_version: or(&settings.slurm_version, &defaults.slurm),
         compiler_version: or(&settings.compiler_version, &defaults.compiler),
         toolchain: or(&settings.toolchain, &defaults.toolchain),
         variant,
         compression,
-        jobs: settings.jobs.unwrap_or(4),
+        jobs: settings.jobs.unwrap_or_else(|| match settings.cpus {
+            Some(cpus) if cpus > 0 => cpus.min(4),
+            _ => 4,
+        }),
         cpus: settings.cpus.unwrap_or(0),
+        memory: limits.memory.unwrap_or(0),
         shm_size: settings.shm_size.as_deref().map_or(Ok(2 << 30), parse_size)?,
+        disk: limits.disk.unwrap_or(0),
+        nice: limits.nice,
         network,
         offline: flags.offline,
         use_cache: !flags.no_cache,
@@ -361,16 +368,18 @@ pub fn signing_key(
     Ok(key)
 }
 
-/// The sandbox of this host, by really trying.
+/// The sandbox of this host, by really trying, with the limits that settings set.
 pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    let confinement = confinement(settings)?;
-    Ok(Sandbox::open(backend(settings)?, &ctx.interrupt)?.confined(confinement))
+    let (confinement, limits) = (confinement(settings)?, limits(settings)?);
+    let sandbox = Sandbox::open(backend(settings)?, &ctx.interrupt)?.confined(confinement);
+    Ok(sandbox.limited(limits, &ctx.interrupt)?)
 }
 
 /// The sandbox of this host for what takes milliseconds: not tried when it worked before.
 pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    let confinement = confinement(settings)?;
-    Ok(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?.confined(confinement))
+    let (confinement, limits) = (confinement(settings)?, limits(settings)?);
+    let sandbox = Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?.confined(confinement);
+    Ok(sandbox.limited(limits, &ctx.interrupt)?)
 }
 
 /// The confinement that settings name.
@@ -380,6 +389,27 @@ fn confinement(settings: &Settings) -> Result<Confinement, ResolveError> {
         "relaxed" => Ok(Confinement::Relaxed),
         other => Err(bad("confinement", other, &["strict", "relaxed"])),
     }
+}
+
+/// What a build may use.
+pub fn limits(settings: &Settings) -> Result<Limits, ResolveError> {
+    let size = |text: &Option<String>| match text.as_deref().map(parse_size) {
+        None | Some(Ok(0)) => Ok(None),
+        Some(Ok(bytes)) => Ok(Some(bytes)),
+        Some(Err(e)) => Err(e),
+    };
+    let memory = size(&settings.memory)?;
+    if memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+        return Err(bad("memory", settings.memory.as_deref().unwrap_or_default(), &["0 (all)", "64M and more"]));
+    }
+    let nice = settings.nice.unwrap_or(0);
+    let nice = u8::try_from(nice).ok().filter(|nice| *nice < 20);
+    Ok(Limits {
+        cpus: settings.cpus.and_then(|cpus| usize::try_from(cpus).ok()).filter(|cpus| *cpus > 0),
+        memory,
+        disk: size(&settings.disk)?,
+        nice: nice.ok_or_else(|| bad("nice", &settings.nice.unwrap_or(0).to_string(), &["0 to 19"]))?,
+    })
 }
 
 fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, ResolveError> {

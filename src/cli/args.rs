@@ -195,18 +195,24 @@ pub struct WhatArgs {
     /// Use no network; name what is missing
     #[arg(long)]
     pub offline: bool,
-    /// Parallel compile jobs, 0 for all processors [default: 4]
+    /// Parallel compile jobs, 0 for all processors that the build may use [default: 4, or --cpus if that is less]
     #[arg(long, short, value_name = "N")]
     pub jobs: Option<u32>,
     /// Processors that the build may use, 0 for all [default: 0]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// Memory that the build may use, 0 for no limit [default: 0]
+    /// Memory that the build may use: a number with K, M, G or T (times 1024), 0 for all [default: 0]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Shared memory inside the sandbox [default: 2G]
+    /// Shared memory inside the sandbox, 0 for all [default: 2G]
     #[arg(long, value_name = "SIZE")]
     pub shm_size: Option<String>,
+    /// How much the build may write to the cache and the build folder, 0 for all [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
+    /// Leave processor time to others, as nice(1) does: 0 to 19 [default: 0]
+    #[arg(long, value_name = "N")]
+    pub nice: Option<u32>,
     /// Network inside the build sandbox: host, fetch-only (none while packages are built) or none [default: host]
     #[arg(long, value_name = "NETWORK")]
     pub network: Option<String>,

@@ -4,10 +4,11 @@ use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::pipeline;
-use crate::plan::{BuildPlan, Publish};
+use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
 use crate::resolve::Flags;
 use anyhow::Result;
+use humansize::{BINARY, format_size};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -29,7 +30,10 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         backend: args.backend.clone(),
         jobs: args.jobs,
         cpus: args.cpus,
+        memory: args.memory.clone(),
         shm_size: args.shm_size.clone(),
+        disk: args.disk.clone(),
+        nice: args.nice,
         network: args.network.clone(),
         compression: args.compression.clone(),
         key: args.key.clone(),
@@ -56,15 +60,6 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
     };
     if args.to.is_some() && matches!(publish, None | Some(Publish::None)) {
         return Err(exit::Usage("--to says where to publish to, and --publish is not available yet: packages are left in the cache's `builds` folder".into()).into());
-    }
-    if let Some(size) = &args.memory
-        && crate::config::parse_size(size)? != 0
-    {
-        return Err(exit::Usage(
-            "--memory is not available yet: no limit can be enforced; run the build under `systemd-run --user --scope -p MemoryMax=...` or in a Slurm job"
-                .into(),
-        )
-        .into());
     }
     Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })
 }
@@ -106,6 +101,20 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn limits(execution: &Execution) -> String {
+    let size = |name: &str, bytes: u64| match bytes {
+        0 => format!("all {name}"),
+        bytes => format!("{} of {name}", format_size(bytes, BINARY)),
+    };
+    let nice = if execution.nice > 0 { format!(", nice {}", execution.nice) } else { String::new() };
+    format!(
+        "{}, {}, {}{nice}",
+        size("memory", execution.memory),
+        size("shared memory", execution.shm_size),
+        size("disk", execution.disk)
+    )
+}
+
 fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
     let identity = &plan.identity;
     let execution = &plan.execution;
@@ -127,6 +136,7 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
         ("spec", identity.spec.clone()),
         ("target", identity.target.clone()),
         ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
+        ("limits", limits(execution)),
         (
             "result",
             there.map_or_else(|| "not built yet".to_owned(), |path| format!("already built: {}", path.display())),

@@ -151,6 +151,9 @@ fn build(error: &BuildError) -> u8 {
         BuildError::Image(e) => image(e),
         BuildError::Prepare(PrepareError::Offline { .. })
         | BuildError::Spack(SpackError::Source(SourceError::Offline { .. })) => HOST,
+        BuildError::Prepare(PrepareError::Sandbox(e)) | BuildError::Spack(SpackError::Sandbox(e)) if e.over_limit() => {
+            BUILD
+        }
         BuildError::Prepare(PrepareError::Sandbox(_)) | BuildError::Spack(SpackError::Sandbox(_)) => HOST,
         BuildError::Spack(SpackError::Failed(e)) if e.offline && e.stage == Stage::Fetch => HOST,
         BuildError::Package(e) => package(e),

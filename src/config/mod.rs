@@ -111,9 +111,18 @@ pub struct Settings {
     /// Processors the build may use, 0 for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
+    /// Memory that the build may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
     /// Shared memory inside the sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<String>,
+    /// How much the build may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// How much processor time the build leaves to others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice: Option<u32>,
     /// `host` or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
@@ -213,7 +222,7 @@ impl Settings {
     /// name is an error, so that a misspelt variable does not silently do nothing.
     pub fn from_env(vars: impl IntoIterator<Item = (String, String)>, ignored: &[&str]) -> Result<Self, ConfigError> {
         const LISTS: [&str; 3] = ["spack-repos", "source-mirrors", "binary-mirrors"];
-        const NUMBERS: [&str; 2] = ["jobs", "cpus"];
+        const NUMBERS: [&str; 3] = ["jobs", "cpus", "nice"];
         let mut merged = Self::default();
         for (name, text) in vars {
             let Some(key) = name.strip_prefix("SLURM_FACTORY_") else { continue };

@@ -4,8 +4,10 @@ use super::findings::{Finding, remedy_for};
 use super::plan::SpecError;
 use super::wire::{Failure, Step};
 use crate::report::Interrupted;
+use humansize::{BINARY, format_size};
 use nix::errno::Errno;
 use std::io;
+use std::path::PathBuf;
 
 /// Why a command did not run, or why it is not known how it ended. A command that ran and failed is no error
 /// here, but an [`super::Exit`].
@@ -48,6 +50,42 @@ pub enum SandboxError {
         /// The signal that ended its first process.
         signal: Option<i32>,
     },
+    /// A limit could not be put on the sandbox.
+    #[error("cannot limit {what} of the sandbox: {source}")]
+    Limit {
+        /// Which.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The command failed, and the limit of memory had been reached.
+    #[error(
+        "memory ran out: --memory allows {} ({how}){}; give more with --memory (0 for no limit), or use less at a time with \
+         fewer --jobs",
+        format_size(*limit, BINARY), kills(*killed)
+    )]
+    OutOfMemory {
+        /// The limit in bytes.
+        limit: u64,
+        /// How it is enforced.
+        how: String,
+        /// How many processes the kernel ended for it.
+        killed: u64,
+    },
+    /// More was written than is allowed; what ran was ended.
+    #[error(
+        "too much was written: --disk allows {}, and {} were written to {}; give more with --disk (0 for no limit)",
+        format_size(*limit, BINARY), format_size(*written, BINARY),
+        folders.iter().map(|f| format!("`{}`", f.display())).collect::<Vec<_>>().join(", ")
+    )]
+    DiskQuota {
+        /// The limit in bytes.
+        limit: u64,
+        /// What was seen.
+        written: u64,
+        /// Where.
+        folders: Vec<PathBuf>,
+    },
     /// podman could not run the container.
     #[error("`{call}` failed: {said}")]
     Podman {
@@ -62,6 +100,11 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
+    /// Whether what ran used more than it was allowed.
+    pub fn over_limit(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. } | Self::DiskQuota { .. })
+    }
+
     pub(super) fn setup(failure: Failure) -> Self {
         match failure.step {
             Step::Start(program) => Self::Start { program, errno: failure.errno },
@@ -111,6 +154,14 @@ fn helper_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "; /proc and /dev must be mounted where this program runs",
         _ => start_hint(source.raw_os_error().unwrap_or(0)),
+    }
+}
+
+fn kills(killed: u64) -> String {
+    match killed {
+        0 => " and a process got no more".into(),
+        1 => " and the kernel ended a process for it".into(),
+        n => format!(" and the kernel ended {n} processes for it"),
     }
 }
 

@@ -16,6 +16,8 @@
 //! doctor.rs     all findings about this host
 //! known.rs      what probing found is kept for the next run
 //! podman.rs     the other way to make a sandbox
+//! limits.rs     processors, memory, disk, nice: put on the helper before it works
+//!   cgroup.rs quota.rs
 //! ```
 //!
 //! Two uses: [`Spec::prepare`] installs packages into a rootfs as fake root, [`Spec::build`] builds in a
@@ -29,6 +31,7 @@
 mod apply;
 mod beneath;
 mod calls;
+mod cgroup;
 mod doctor;
 mod error;
 mod facts;
@@ -36,12 +39,14 @@ mod family;
 mod findings;
 mod helper;
 mod known;
+mod limits;
 mod loopback;
 mod mounts;
 mod ops;
 mod plan;
 mod podman;
 mod probe;
+mod quota;
 mod rootdir;
 mod run;
 mod seccomp;
@@ -55,6 +60,7 @@ pub use error::SandboxError;
 pub use facts::Facts;
 pub use findings::{Finding, Outcome, classify};
 pub use helper::init_if_helper;
+pub use limits::{LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
 pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
 pub use probe::{Trial, Try};
@@ -71,6 +77,7 @@ use nix::unistd::{getegid, geteuid};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Which way a sandbox is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -98,6 +105,7 @@ pub struct Sandbox {
     kept: Option<(Known, Backend)>,
     /// Of all sandboxes made with this, whatever their [`Spec`] says, if it is the weaker one.
     confinement: Confinement,
+    limited: Option<Arc<limits::Limited>>,
 }
 
 impl Sandbox {
@@ -118,7 +126,7 @@ impl Sandbox {
                 let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
                     format!("user namespaces, with one restriction: {}", finding.meaning)
                 });
-                return Ok(Self { host, podman: None, why, kept: None, confinement });
+                return Ok(Self { host, podman: None, why, kept: None, confinement, limited: None });
             }
         }
         if backend != Backend::Userns {
@@ -129,7 +137,7 @@ impl Sandbox {
                         .first()
                         .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
                     let why = format!("{}: {why}", podman.describe());
-                    return Ok(Self { host, why, podman: Some(podman), kept: None, confinement });
+                    return Ok(Self { host, why, podman: Some(podman), kept: None, confinement, limited: None });
                 }
                 Err(finding) => findings.push(finding),
             }
@@ -146,7 +154,8 @@ impl Sandbox {
         if known.worked() {
             let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true };
             let confinement = Confinement::Strict;
-            return Ok(Self { host, podman: None, why: WORKED.into(), kept: Some((known, backend)), confinement });
+            let kept = Some((known, backend));
+            return Ok(Self { host, podman: None, why: WORKED.into(), kept, confinement, limited: None });
         }
         let sandbox = Self::open(backend, interrupt)?;
         // With a restriction or under podman it is asked anew each time: a host may have been mended.
@@ -160,7 +169,24 @@ impl Sandbox {
     /// boot of the same host. Should it no longer hold, [`Sandbox::run`] says so, as the failure of the step
     /// that does not work.
     pub fn remembered(host: Host) -> Self {
-        Self { host, podman: None, why: WORKED.into(), kept: None, confinement: Confinement::Strict }
+        let confinement = Confinement::Strict;
+        Self { host, podman: None, why: WORKED.into(), kept: None, confinement, limited: None }
+    }
+
+    /// The same with limits, which hold for everything that it runs; how they are enforced here is found out now, by
+    /// trying.
+    pub fn limited(mut self, limits: Limits, interrupt: &Interrupt) -> Result<Self, SandboxError> {
+        self.limited = None;
+        if limits != Limits::default() {
+            let limited = limits::Limited::new(limits, self.podman.as_ref(), interrupt)?;
+            self.limited = Some(Arc::new(limited));
+        }
+        Ok(self)
+    }
+
+    /// Each limit that was set, and how it is enforced.
+    pub fn limits(&self) -> Vec<String> {
+        self.limited.as_ref().map(|limited| limited.describe()).unwrap_or_default()
     }
 
     /// What is known of the host, for [`plan`] and for [`Sandbox::remembered`].
@@ -206,7 +232,8 @@ impl Sandbox {
     }
 
     /// As [`Sandbox::run`], and calls `begin` when the sandbox is being made. A program that starts its first thread
-    /// then, and not before, gets its sandbox in half the time: it need not be loaded a second time.
+    /// then, and not before, gets its sandbox in half the time: it need not be loaded a second time. (Not with limits,
+    /// which are put on a helper before it works.)
     pub fn run_first(
         &self,
         spec: &Spec,
@@ -215,18 +242,38 @@ impl Sandbox {
         interrupt: &Interrupt,
         begin: &mut dyn FnMut(),
     ) -> Result<Exit, SandboxError> {
-        if let Some(podman) = &self.podman {
-            begin();
-            return podman.run(&self.confine(spec), &self.host, argv, io, interrupt);
-        }
-        let ended = run::run(self.plan(spec)?, argv, io.again(), interrupt, begin);
+        let ended = self.within(spec, io.again(), interrupt, |spec, io, interrupt, limits| match &self.podman {
+            Some(podman) => {
+                begin();
+                podman.run(&self.confine(spec), &self.host, argv, io, interrupt, limits)
+            }
+            None => run::run(self.plan(spec)?, argv, io, interrupt, limits, begin),
+        });
         match (&self.kept, ended) {
             // The command was not started. Perhaps the host has changed: what is true now decides.
             (Some((known, backend)), Err(SandboxError::Setup { .. })) => {
                 known.forget();
-                Self::open(*backend, interrupt)?.confined(self.confinement).run(spec, argv, io, interrupt)
+                let mut anew = Self::open(*backend, interrupt)?.confined(self.confinement);
+                if let Some(limited) = &self.limited {
+                    anew = anew.limited(limited.limits(), interrupt)?;
+                }
+                anew.run(spec, argv, io, interrupt)
             }
             (_, ended) => ended,
+        }
+    }
+
+    /// Runs a command by `start`, within the limits.
+    fn within(
+        &self,
+        spec: &Spec,
+        io: Io<'_>,
+        interrupt: &Interrupt,
+        start: impl FnOnce(&Spec, Io<'_>, &Interrupt, &limits::Enter<'_>) -> Result<Exit, SandboxError>,
+    ) -> Result<Exit, SandboxError> {
+        match &self.limited {
+            None => start(spec, io, interrupt, &limits::Enter::freely(interrupt)),
+            Some(limited) => limited.run(spec, io, interrupt, start),
         }
     }
 }

@@ -15,6 +15,7 @@
 
 use super::error::SandboxError;
 use super::findings::{Finding, Outcome};
+use super::limits::Enter;
 use super::ops::Filter;
 use super::plan::{self, Host};
 use super::run::{Ended, Exit, Io, Output, in_foreground};
@@ -102,6 +103,11 @@ impl Podman {
         }))
     }
 
+    /// Whether its containers stay in the control group that it was started in.
+    pub(super) fn keeps_groups(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "--cgroups=disabled")
+    }
+
     /// How it is called, for messages.
     pub(super) fn describe(&self) -> String {
         ["podman run"].into_iter().chain(self.flags.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
@@ -116,6 +122,7 @@ impl Podman {
         argv: &[OsString],
         io: Io<'_>,
         interrupt: &Interrupt,
+        limits: &Enter<'_>,
     ) -> Result<Exit, SandboxError> {
         interrupt.check()?;
         plan::plan(spec, host)?; // the same nonsense is refused
@@ -124,8 +131,16 @@ impl Podman {
         let merged = matches!(io, Io::Lines(_));
         let prefix = format!("{PREFIX}{}-", std::process::id());
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(scratch()).map_err(files)?;
-        let start = Start { spec, argv, watch: !own_streams, merged };
-        let mut command = Command::new("podman");
+        let (group, memory, nice) = limits.for_podman();
+        let start = Start { spec, argv, watch: !own_streams, merged, memory };
+        let nice = format!("{nice}");
+        let mut command = Command::new("nice");
+        if let Some(file) = group {
+            // podman goes on in the group that the shell has joined, and without groups of its own so does the container.
+            command = Command::new("/bin/sh");
+            command.args(["-c", "echo $$ > \"$0\" && exec nice \"$@\""]).arg(file);
+        }
+        command.args(["-n", &nice, "podman"]);
         command.args(self.arguments(spec, folder.path(), &start, terminal)?);
 
         let mut output = Output::new(io);
@@ -264,6 +279,8 @@ struct Start<'a> {
     argv: &'a [OsString],
     watch: bool,
     merged: bool,
+    /// Of each process, in bytes.
+    memory: Option<u64>,
 }
 
 impl Start<'_> {
@@ -280,6 +297,9 @@ impl Start<'_> {
         }
         if self.merged {
             text.push("exec 2>&1\n");
+        }
+        if let Some(bytes) = self.memory {
+            text.push(format!("ulimit -d {}\n", bytes.div_ceil(1024)));
         }
         if let Some(list) = self.spec.cpus.and_then(processors) {
             text.push(format!("taskset -c {list} "));
@@ -439,7 +459,7 @@ mod tests {
     fn no_variable_is_on_the_command_line() {
         let folder = tempfile::tempdir().unwrap();
         let spec = Spec::build("/r").env("https_proxy", "http://me:secret@proxy");
-        let start = Start { spec: &spec, argv: &["true".into()], watch: true, merged: true };
+        let start = Start { spec: &spec, argv: &["true".into()], watch: true, merged: true, memory: None };
         let podman = Podman { flags: vec!["--runtime=runc".into()] };
         let call = podman.arguments(&spec, folder.path(), &start, false).unwrap();
         assert!(!call.iter().any(|word| word.to_string_lossy().contains("secret")), "{call:?}");

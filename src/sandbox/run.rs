@@ -3,6 +3,7 @@
 
 use super::error::SandboxError;
 use super::helper::{start_first, terminal};
+use super::limits::Enter;
 use super::plan::Plan;
 use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
 use crate::report::{Interrupt, Interrupted};
@@ -131,15 +132,28 @@ impl Drop for Helper {
     }
 }
 
-/// Starts the helper with this request. Its standard input is the socket that is returned.
+/// A helper that waits to be told what to do, and never is: something to try limits with.
+pub(super) struct Idle {
+    helper: Helper,
+    _socket: UnixStream,
+}
+
+impl Idle {
+    /// Its number.
+    pub(super) fn pid(&self) -> Pid {
+        self.helper.pid()
+    }
+}
+
+/// Starts a helper that does nothing until it is dropped.
+pub(super) fn idle() -> Result<Idle, SandboxError> {
+    let (helper, socket) = spawn_helper(Stdio::null(), Stdio::null(), true)?;
+    Ok(Idle { helper, _socket: socket })
+}
+
+/// Starts the helper. Its standard input is the socket that is returned.
 #[allow(clippy::disallowed_methods)] // our own program, not one of the host
-fn start_helper(
-    work: Work,
-    stdout: Stdio,
-    stderr: Stdio,
-    stdin: Option<BorrowedFd<'_>>,
-    own_group: bool,
-) -> Result<(Helper, UnixStream), SandboxError> {
+fn spawn_helper(stdout: Stdio, stderr: Stdio, own_group: bool) -> Result<(Helper, UnixStream), SandboxError> {
     let failed = |doing| move |source: io::Error| SandboxError::Helper { doing, source };
     let (ours, theirs) = UnixStream::pair().map_err(failed("make a socket for"))?;
     let mut command = Command::new("/proc/self/exe");
@@ -150,8 +164,23 @@ fn start_helper(
     }
     let helper = Helper { child: Started::Again(command.spawn().map_err(failed("start"))?), ended: false };
     drop(command); // with it our copies of the pipes' write ends
+    Ok((helper, ours))
+}
+
+/// Starts the helper with this request, within the limits.
+fn start_helper(
+    work: Work,
+    stdout: Stdio,
+    stderr: Stdio,
+    stdin: Option<BorrowedFd<'_>>,
+    own_group: bool,
+    limits: &Enter<'_>,
+) -> Result<(Helper, UnixStream), SandboxError> {
+    let failed = |source: io::Error| SandboxError::Helper { doing: "talk to", source };
+    let (helper, ours) = spawn_helper(stdout, stderr, own_group)?;
+    limits.put_on(helper.pid())?;
     let parent = std::process::id().cast_signed();
-    send_request(&ours, &Request { parent, work }, stdin).map_err(failed("talk to"))?;
+    send_request(&ours, &Request { parent, work }, stdin).map_err(failed)?;
     Ok((helper, ours))
 }
 
@@ -176,7 +205,9 @@ fn one_thread() -> bool {
 
 /// Asks the helper to try what this host allows.
 pub(super) fn probe(full: bool) -> Result<Vec<super::probe::Trial>, SandboxError> {
-    let (helper, mut socket) = start_helper(Work::Probe { full }, Stdio::null(), Stdio::null(), None, true)?;
+    let interrupt = Interrupt::new();
+    let free = Enter::freely(&interrupt);
+    let (helper, mut socket) = start_helper(Work::Probe { full }, Stdio::null(), Stdio::null(), None, true, &free)?;
     let mut text = Vec::new();
     let read = socket.read_to_end(&mut text);
     helper.reap();
@@ -192,12 +223,14 @@ fn reports(text: &[u8]) -> Vec<Report> {
     text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
 
-/// Runs `argv` as planned. `begin` is called when the helper is there; a thread may be started from then on.
+/// Runs `argv` as planned, within the limits. `begin` is called when the helper is there; a thread may be started from
+/// then on.
 pub(super) fn run(
     plan: Plan,
     argv: &[OsString],
     io: Io<'_>,
     interrupt: &Interrupt,
+    limits: &Enter<'_>,
     begin: &mut dyn FnMut(),
 ) -> Result<Exit, SandboxError> {
     interrupt.check()?;
@@ -208,14 +241,14 @@ pub(super) fn run(
     let terminal = foreground.is_some();
     let own_streams = matches!(io, Io::Inherit | Io::Terminal);
     let mut output = Output::new(io);
-    let (helper, socket) = if own_streams && one_thread() {
+    let (helper, socket) = if own_streams && limits.are_none() && one_thread() {
         start_here(&plan, argv, terminal)?
     } else {
         let stdin = io::stdin();
         let stdin = own_streams.then(|| stdin.as_fd());
         let (stdout, stderr) = output.ends()?;
         let work = Work::Run { plan, argv: argv.to_vec(), terminal };
-        start_helper(work, stdout, stderr, stdin, !own_streams)?
+        start_helper(work, stdout, stderr, stdin, !own_streams, limits)?
     };
     begin();
 

@@ -30,7 +30,7 @@ use crate::cache::{Cache, CacheError};
 use crate::fsutil;
 use crate::plan::{BuildPlan, HostAccess, inside};
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, Ended, Io, Network, PATH_INSIDE, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, Ended, Exit, Io, Network, PATH_INSIDE, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use log::{Progress, Step};
 use sha2::{Digest, Sha256};
@@ -399,22 +399,25 @@ impl Session<'_> {
             };
             ctx.event(&Event::Package { name, state, done: counts.0, total: counts.1 });
         };
-        let exit = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
+        let ended = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt);
         written.map_err(|e| fsutil::with_path(&e, "write", &console))?;
         ctx.check()?;
-        if !exit.success() {
-            let mut failure = progress.failure();
-            if let Ended::Signal(signal) = exit.ended {
-                failure.errors.push(format!("Spack was ended by signal {signal}"));
-            }
-            let log = failure.log.as_ref().and_then(|inside_path| {
-                let kept = console.with_file_name("build-failed.log");
-                fs::copy(on_host(slot, inside_path), &kept).ok().map(|_| kept)
-            });
-            let offline = self.plan.execution.offline;
-            return Err(SpackError::Failed(Box::new(Failed { stage, offline, failure, log, console })));
-        }
-        Ok(progress.installed())
+        let why = match ended {
+            Ok(exit) if exit.success() => return Ok(progress.installed()),
+            Ok(Exit { ended: Ended::Signal(signal), .. }) => Some(format!("Spack was ended by signal {signal}")),
+            Ok(_) => None,
+            // Which package it was that used too much stands in what Spack said.
+            Err(e) if e.over_limit() => Some(e.to_string()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut failure = progress.failure();
+        failure.errors.extend(why);
+        let log = failure.log.as_ref().and_then(|inside_path| {
+            let kept = console.with_file_name("build-failed.log");
+            fs::copy(on_host(slot, inside_path), &kept).ok().map(|_| kept)
+        });
+        let offline = self.plan.execution.offline;
+        Err(SpackError::Failed(Box::new(Failed { stage, offline, failure, log, console })))
     }
 
     /// The file that keeps everything Spack prints in this stage.

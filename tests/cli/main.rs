@@ -110,7 +110,6 @@ fn what_is_not_done_yet_is_refused_at_planning() {
         (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
         (vec!["--gpu"], "--gpu"),
         (vec!["--publish", "all"], "builds"),
-        (vec!["--memory", "4G"], "systemd-run"),
         (vec!["--to", "s3://bucket/x"], "--publish"),
     ] {
         for verb in ["plan", "build"] {

@@ -21,21 +21,21 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// In a user namespace, as root there.
-const UNSHARE: [&str; 3] = ["unshare", "--user", "--map-root-user"];
+pub const UNSHARE: [&str; 3] = ["unshare", "--user", "--map-root-user"];
 
 /// Runs the program in the build sandbox within these words of command line.
 fn within(world: &World, wrapper: &[&str], script: &str) -> Output {
     wrapped(world, wrapper, &world.as_program(&world.build(), "lines", script))
 }
 
-fn wrapped(world: &World, wrapper: &[&str], program: &Command) -> Output {
+pub fn wrapped(world: &World, wrapper: &[&str], program: &Command) -> Output {
     let [first, rest @ ..] = wrapper else { panic!("no wrapper") };
     let mut command = Command::new(first);
     command.args(rest).arg(program.get_program()).args(program.get_args());
     command.stdin(Stdio::null()).current_dir(&world.dir).output().unwrap_or_else(|e| panic!("{first}: {e}"))
 }
 
-fn said(output: &Output) -> (Option<i32>, String) {
+pub fn said(output: &Output) -> (Option<i32>, String) {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
@@ -52,7 +52,7 @@ fn works(output: &Output, expect: &str) {
     assert_eq!(said(output), (Some(0), expect.to_owned()));
 }
 
-fn shell(prefix: &[&str], script: &'static str) -> Vec<String> {
+pub fn shell(prefix: &[&str], script: &'static str) -> Vec<String> {
     let words = ["sh", "-c", script, "sh"];
     prefix.iter().chain(&words).map(|word| (*word).to_owned()).collect()
 }

@@ -7,6 +7,7 @@
 //! | `ending.rs` | exit codes, signals, and that nothing survives |
 //! | `shell.rs` | the program's own `shell`, with and without a terminal, and what it remembers of the host |
 //! | `hostile.rs` | images that try to lead out, and errors that say what to do |
+//! | `limits.rs` | processors, memory, disk, nice: that they hold, and what is said when they are reached |
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
 //! | `podman.rs` | the other backend |
 //! | `world.rs` | the helpers: a rootfs of the host's own programs, a user made for the test |
@@ -24,6 +25,7 @@ mod escape;
 mod hostile;
 mod hosts;
 mod inside;
+mod limits;
 mod podman;
 mod shell;
 mod world;
@@ -48,7 +50,7 @@ fn main() {
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let world = World::new();
     let tests: Vec<Test> =
-        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, hosts::TESTS, podman::TESTS]
+        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, limits::TESTS, hosts::TESTS, podman::TESTS]
             .concat();
     let mut failed = Vec::new();
     let mut passed = 0;

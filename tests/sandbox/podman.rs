@@ -2,11 +2,12 @@
 
 use crate::Test;
 use crate::ending::{Nap, pid};
+use crate::limits::own_nice;
 use crate::world::World;
 use fs_err as fs;
 use nix::sys::signal::{Signal, kill};
 use slurm_factory::report::Interrupt;
-use slurm_factory::sandbox::{Access, Backend, Content, Ended, Io, Network, Sandbox, SandboxError, Spec};
+use slurm_factory::sandbox::{Access, Backend, Content, Ended, Io, Limits, Network, Sandbox, SandboxError, Spec};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("podman_runs_what_it_is_given", podman_runs_what_it_is_given),
     ("podman_stands_in_for_root", podman_stands_in_for_root),
     ("podman_ends_all", podman_ends_all),
+    ("podman_keeps_limits", podman_keeps_limits),
     ("podman_says_what_is_wrong", podman_says_what_is_wrong),
 ];
 
@@ -123,6 +125,16 @@ fn podman_ends_all(world: &World) {
         assert!(start.elapsed() < Duration::from_secs(20), "a container is left");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+fn podman_keeps_limits(world: &World) {
+    let limits = Limits { memory: Some(128 << 20), nice: 5, ..Limits::default() };
+    let sandbox = open().limited(limits, &Interrupt::new()).unwrap();
+    let nice = "read -r a b c d e f g h i j k l m n o p q r s rest < /proc/self/stat; echo $s";
+    assert_eq!(sh(&sandbox, &world.build(), nice), format!("{}\n", own_nice() + 5));
+    let argv = ["dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"].map(OsString::from);
+    let error = sandbox.run(&world.build(), &argv, Io::Capture, &Interrupt::new()).unwrap_err();
+    assert!(matches!(error, SandboxError::OutOfMemory { .. }), "{error}");
 }
 
 fn podman_says_what_is_wrong(world: &World) {

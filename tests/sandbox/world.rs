@@ -3,7 +3,7 @@
 
 use fs_err as fs;
 use slurm_factory::report::Interrupt;
-use slurm_factory::sandbox::{Backend, Exit, Host, Io, Sandbox, Spec};
+use slurm_factory::sandbox::{Backend, Exit, Host, Io, Limits, Sandbox, Spec};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -177,7 +177,12 @@ impl World {
         for mount_point in ["dev", "proc", "sys", "run", "var/tmp", "opt/here"] {
             fs::create_dir_all(of_root.join(mount_point)).unwrap();
         }
-        let status = Command::new("setpriv")
+        let group = Delegated::new(user.id);
+        // A host that gives its users a part of the memory controller; where it does not, a test hides it again.
+        let status = Command::new("sh")
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(group.0.join("cgroup.procs"))
+            .arg("setpriv")
             .args(["--reuid", &user.id.to_string(), "--regid", &user.id.to_string(), "--clear-groups"])
             .args(["--bounding-set=-all", "--inh-caps=-all"])
             .arg(&program)
@@ -236,6 +241,39 @@ impl Drop for TestUser {
     }
 }
 
+/// A control group of the memory controller below ours that a user may write, for as long as this lives.
+struct Delegated(PathBuf);
+
+impl Delegated {
+    fn new(user: u32) -> Self {
+        let dir = own_group().join(format!("slurm-factory-tests-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        for path in [dir.clone(), dir.join("cgroup.procs"), dir.join("cgroup.subtree_control")] {
+            if path.exists() {
+                chown(path, Some(user), Some(user)).unwrap();
+            }
+        }
+        Self(dir)
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Our own group's folder in the hierarchy of the memory controller, v1 or v2.
+fn own_group() -> PathBuf {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path =
+        |of: &str| groups.lines().find_map(|line| Some(line.split_once(of)?.1.trim_start_matches('/').to_owned()));
+    match path(":memory:") {
+        Some(path) => Path::new("/sys/fs/cgroup/memory").join(path),
+        None => Path::new("/sys/fs/cgroup").join(path("0::").expect("control groups")),
+    }
+}
+
 fn make_rootfs(rootfs: &Path) {
     if rootfs.exists() {
         return;
@@ -285,6 +323,12 @@ pub fn program(arguments: &[String]) -> i32 {
     });
     let backend = if io == "podman" { Backend::Podman } else { Backend::Userns };
     let sandbox = match Sandbox::open(backend, &interrupt) {
+        Ok(sandbox) if io == "limited" => {
+            let limits = Limits { memory: Some(128 << 20), ..Limits::default() };
+            let sandbox = sandbox.limited(limits, &interrupt).unwrap();
+            println!("{}", sandbox.limits().join("\n"));
+            sandbox
+        }
         Ok(sandbox) if io == "shared" => Sandbox::remembered(Host { own_proc: false, ..sandbox.host() }),
         Ok(sandbox) => sandbox,
         Err(e) => {
@@ -295,7 +339,7 @@ pub fn program(arguments: &[String]) -> i32 {
     let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
     let mut lines = |line: &str| println!("{line}");
     let io = match io.as_str() {
-        "lines" | "shared" | "podman" => Io::Lines(&mut lines),
+        "lines" | "shared" | "podman" | "limited" => Io::Lines(&mut lines),
         "terminal" => Io::Terminal,
         _ => Io::Inherit,
     };
