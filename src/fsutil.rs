@@ -118,6 +118,34 @@ pub fn shared_file_system(path: &Path) -> Option<&'static str> {
     KNOWN.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name)
 }
 
+/// The type of the file system that holds `path`, by the magic number of statfs(2); the number itself for those that are not
+/// known here.
+pub fn file_system(path: &Path) -> String {
+    const KNOWN: [(i64, &str); 14] = [
+        (0xEF53, "ext4 (or ext2, ext3)"),
+        (0x5846_5342, "xfs"),
+        (0x9123_683E, "btrfs"),
+        (0x0102_1994, "tmpfs (in memory)"),
+        (0x8584_58F6, "ramfs (in memory)"),
+        (0x794C_7630, "overlay"),
+        (0x2FC1_2FC1, "zfs"),
+        (0x6573_5546, "fuse"),
+        (0xF2F5_2010, "f2fs"),
+        (0xCA45_1A4E, "bcachefs"),
+        (0xF15F, "ecryptfs"),
+        (0x0102_1997, "9p"),
+        (0xFE53_4D42, "smb2"),
+        (0x7371_7368, "squashfs"),
+    ];
+    if let Some(name) = shared_file_system(path) {
+        return name.into();
+    }
+    let Ok(stat) = nix::sys::statfs::statfs(path) else { return "not told".into() };
+    let magic = stat.filesystem_type().0;
+    let known = KNOWN.iter().find(|(number, _)| *number == magic);
+    known.map_or_else(|| format!("of type {magic:#x}"), |(_, name)| (*name).into())
+}
+
 /// Whether programs in `path` cannot be run because its file system is mounted `noexec` (mount(8)).
 pub fn mounted_noexec(path: &Path) -> bool {
     use nix::sys::statvfs::{FsFlags, statvfs};

@@ -260,6 +260,9 @@ pub struct DoctorArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    /// Ask the registry and Spack's repositories too
+    #[arg(long)]
+    pub online: bool,
     /// How the sandbox shall be made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,

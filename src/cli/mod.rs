@@ -10,6 +10,7 @@ mod image;
 mod install;
 mod key;
 mod manual;
+mod online;
 mod relocate;
 mod shell;
 mod verify;

@@ -127,6 +127,13 @@ impl Registry {
         self.manifest(&self.endpoint.reference.wanted()).await
     }
 
+    /// Asks for what the reference names, and returns the `Date` of the answer.
+    pub async fn date(&self) -> Result<Option<String>, ImageError> {
+        let path = format!("manifests/{}", self.endpoint.reference.wanted());
+        let response = self.get(&path, "image", Some(&ACCEPTED.join(", ")), 0).await?;
+        Ok(response.headers().get(reqwest::header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned))
+    }
+
     /// The manifest or index that `wanted` (a tag or a digest) names, not yet checked.
     pub async fn manifest(&self, wanted: &str) -> Result<Vec<u8>, ImageError> {
         let path = format!("manifests/{wanted}");

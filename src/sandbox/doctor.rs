@@ -4,30 +4,51 @@
 use super::error::SandboxError;
 use super::facts::Facts;
 use super::findings::{Finding, Outcome, classify};
-use super::rootdir::open_host;
-use super::run;
-use crate::process::{ProcessError, Program};
+use super::{Backend, folders, podman, resources, run};
 use crate::report::Interrupt;
-use fs_err as fs;
-use nix::errno::Errno;
-use rustix::fs::OFlags;
-use std::io::{self, Write};
 use std::path::Path;
 
-/// Tries everything, and whether programs can run from `folders` (the cache and the build folder).
-pub fn probe(folders: &[&Path], interrupt: &Interrupt) -> Result<Vec<Finding>, SandboxError> {
+/// Tries everything. `chosen` is the backend that builds would use, none when none works; `folders` are what builds
+/// write to, by a name that begins their ids (`cache`, `build-dir`).
+pub fn probe(
+    chosen: Option<Backend>,
+    folders: &[(&str, &Path)],
+    interrupt: &Interrupt,
+) -> Result<Vec<Finding>, SandboxError> {
     let facts = Facts::read();
     let mut findings: Vec<_> = run::probe(true)?.iter().map(|trial| classify(trial, &facts)).collect();
     findings.extend(limits(&facts));
-    findings.extend([newuidmap(&facts), subordinate(&facts), no_new_privs(&facts)]);
-    for folder in folders {
-        findings.push(executable(folder, interrupt)?);
+    if chosen == Some(Backend::Podman) {
+        // They are in the way of our own sandbox only, and another is used.
+        for finding in findings.iter_mut().filter(|finding| finding.outcome == Outcome::Fail) {
+            finding.outcome = Outcome::Warn;
+        }
     }
-    findings.push(super::podman::version(interrupt)?);
+    findings.extend([newuidmap(&facts), subordinate(&facts), no_new_privs(&facts)]);
+    findings.extend(resources::look(&facts, interrupt)?);
+    for (what, folder) in folders {
+        findings.extend(folders::look(what, folder, interrupt)?);
+    }
+    findings.extend(podman(chosen, interrupt)?);
     Ok(findings)
 }
 
-fn row(id: &str, tried: impl Into<String>, outcome: Outcome, meaning: impl Into<String>) -> Finding {
+/// Which podman there is, and whether a container starts. Who has none and needs none is not told twice.
+fn podman(chosen: Option<Backend>, interrupt: &Interrupt) -> Result<Vec<Finding>, SandboxError> {
+    let version = podman::version(interrupt)?;
+    if version.outcome != Outcome::Ok {
+        return Ok(vec![version]);
+    }
+    let tried = "starting a container with podman";
+    let started = match podman::Podman::open(interrupt)? {
+        Ok(podman) => row("podman-run", tried, Outcome::Ok, podman.describe()),
+        Err(finding) if chosen == Some(Backend::Userns) => Finding { outcome: Outcome::Warn, ..finding },
+        Err(finding) => finding,
+    };
+    Ok(vec![version, started])
+}
+
+pub(super) fn row(id: &str, tried: impl Into<String>, outcome: Outcome, meaning: impl Into<String>) -> Finding {
     Finding { id: id.into(), tried: tried.into(), outcome, errno: None, meaning: meaning.into(), remedy: None }
 }
 
@@ -42,13 +63,6 @@ fn limits(facts: &Facts) -> Vec<Finding> {
         let outcome = if value == 1 { Outcome::Warn } else { Outcome::Ok };
         rows.push(row("apparmor-userns", "kernel.apparmor_restrict_unprivileged_userns", outcome, meaning));
     }
-    // A build with a few jobs has some hundred processes at a time, and the limit counts all of the user's.
-    let few = facts.max_processes.is_some_and(|limit| limit < 512);
-    let outcome = if few { Outcome::Warn } else { Outcome::Ok };
-    let limit = facts.max_processes.map_or("no limit".into(), |limit| limit.to_string());
-    let mut processes = row("processes", "the limit of your processes (RLIMIT_NPROC)", outcome, limit);
-    processes.remedy = few.then(|| "Raise it (`ulimit -u 4096`), or build with fewer jobs.".into());
-    rows.push(processes);
     rows
 }
 
@@ -84,36 +98,5 @@ fn no_new_privs(facts: &Facts) -> Finding {
         row("no-new-privs", tried, Outcome::Warn, "no; newuidmap and rootless podman with many ids cannot work")
     } else {
         row("no-new-privs", tried, Outcome::Ok, "yes")
-    }
-}
-
-/// Runs a program in `folder`: a file system mounted noexec answers EACCES.
-fn executable(folder: &Path, interrupt: &Interrupt) -> Result<Finding, SandboxError> {
-    let tried = format!("running a program in {}", folder.display());
-    let path = folder.join(format!(".tmp-exec-{}", std::process::id()));
-    // Closed at once: a file open for writing is ETXTBSY.
-    let made = open_host(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC).map_err(io::Error::from);
-    if let Err(e) = made.and_then(|mut file| file.write_all(b"#!/bin/sh\nexit 0\n")) {
-        let _ = fs::remove_file(&path);
-        let mut finding = row("exec", tried, Outcome::Fail, "no file can be made there");
-        finding.errno = e.raw_os_error();
-        finding.remedy = Some("Choose a folder of yours with --cache-dir or --build-dir.".into());
-        return Ok(finding);
-    }
-    let ran = Program::new(&path).output(interrupt);
-    let _ = fs::remove_file(&path);
-    match ran {
-        Ok(_) => Ok(row("exec", tried, Outcome::Ok, "works")),
-        Err(ProcessError::Interrupted(interrupted)) => Err(interrupted.into()),
-        Err(ProcessError::Start { source, .. }) => {
-            let errno = source.raw_os_error();
-            let noexec = errno == Some(Errno::EACCES as i32);
-            let meaning = if noexec { "its file system is mounted noexec" } else { "programs cannot run from there" };
-            let mut finding = row("exec", tried, Outcome::Fail, meaning);
-            finding.errno = errno;
-            finding.remedy = Some("Choose another folder with --cache-dir and --build-dir.".into());
-            Ok(finding)
-        }
-        Err(e) => Ok(row("exec", tried, Outcome::Fail, e.to_string())),
     }
 }

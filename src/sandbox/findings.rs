@@ -69,9 +69,12 @@ pub fn classify(trial: &Trial, facts: &Facts) -> Finding {
     };
     let Cause { meaning, remedy } = explain(trial.step, Errno::from_raw(errno), facts);
     let outcome = match trial.step {
-        Try::Proc | Try::Sysfs | Try::Nested | Try::Deny | Try::Namespace(Namespace::Pid | Namespace::Net) => {
-            Outcome::Warn
-        }
+        Try::Proc
+        | Try::Sysfs
+        | Try::Nested
+        | Try::Overlay
+        | Try::Deny
+        | Try::Namespace(Namespace::Pid | Namespace::Net) => Outcome::Warn,
         _ => Outcome::Fail,
     };
     Finding { id, tried, outcome, errno: Some(errno), meaning, remedy }
@@ -88,6 +91,7 @@ fn names(step: Try) -> (String, String) {
         Try::Sysfs => ("mount-sysfs".into(), "mounting a new /sys".into()),
         Try::FakeRoot => ("seccomp-fake-root".into(), "the system call filter that stands in for root".into()),
         Try::Deny => ("seccomp-deny".into(), "the system call filter that refuses dangerous calls".into()),
+        Try::Overlay => ("mount-overlay".into(), "an overlay, and removing a folder of its lower layer".into()),
         Try::Nested => ("nested-user-namespace".into(), "a user namespace in a user namespace".into()),
     }
 }
@@ -113,6 +117,10 @@ fn explain(step: Try, errno: Errno, facts: &Facts) -> Cause {
         },
         (Try::Sysfs, Errno::EPERM) if facts.apparmor_restrict != Some(1) => Cause {
             meaning: "parts of /sys are masked here; the host's /sys is shown read-only instead".into(),
+            remedy: None,
+        },
+        (Try::Overlay, _) => Cause {
+            meaning: "not to be had in a user namespace here, and not needed: the rootfs is bound read-only".into(),
             remedy: None,
         },
         (Try::FakeRoot | Try::Deny, _) => cause(

@@ -14,6 +14,7 @@
 //! facts.rs      reads what explains a refusal
 //! findings.rs   errno + facts -> meaning and remedy   pure
 //! doctor.rs     all findings about this host
+//!   folders.rs resources.rs
 //! known.rs      what probing found is kept for the next run
 //! podman.rs     the other way to make a sandbox
 //! limits.rs     processors, memory, disk, nice: put on the helper before it works
@@ -37,6 +38,7 @@ mod error;
 mod facts;
 mod family;
 mod findings;
+mod folders;
 mod helper;
 mod known;
 mod limits;
@@ -47,6 +49,7 @@ mod plan;
 mod podman;
 mod probe;
 mod quota;
+mod resources;
 mod rootdir;
 mod run;
 mod seccomp;

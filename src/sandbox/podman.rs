@@ -39,10 +39,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// What a host may need to be told, tried in this order. With cgroups that the caller may not use, crun
 /// fails; it can do without any, but only on a host with the unified hierarchy; runc copes with the others.
 const VARIANTS: [&[&str]; 3] = [&["--cgroups=disabled"], &[], &["--runtime=runc"]];
+
+/// Longer than podman needs for its first container on a busy host; one that waits for a lock for ever shall not make us wait.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Maps one id, also for callers with subordinate ids: what is made in the rootfs belongs to the caller.
 const ONE_ID: [&str; 4] = ["--uidmap", "0:0:1", "--gidmap", "0:0:1"];
@@ -82,11 +86,11 @@ impl Podman {
         for flags in VARIANTS {
             let program =
                 Program::new("podman").args(["run", "--rm", "--network=host"]).args(flags).args(ONE_ID).args(limits());
-            let program = program.args(&call).arg("--rootfs").arg(rootfs.path()).arg("/usr/bin/true");
+            let program = program.args(&call).arg("--rootfs").arg(rootfs.path()).arg("/usr/bin/true").timeout(PATIENCE);
             match program.output(interrupt) {
                 Ok(_) => return Ok(Ok(Self { flags: flags.iter().map(|flag| (*flag).to_owned()).collect() })),
                 Err(ProcessError::Interrupted(interrupted)) => return Err(interrupted.into()),
-                Err(e @ ProcessError::Start { .. }) => {
+                Err(e @ (ProcessError::Start { .. } | ProcessError::TimedOut { .. })) => {
                     meaning = e.to_string();
                     break;
                 }

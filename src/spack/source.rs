@@ -188,6 +188,16 @@ pub fn resolve(
     }
 }
 
+/// Whether a source answers and has the reference; a folder that is there does.
+pub fn reach(what: &'static str, source: &str, reference: &str, ctx: &Ctx) -> Result<bool, SourceError> {
+    match kind_of(what, source)? {
+        Kind::Tree(_) | Kind::GitDir(_) => Ok(true),
+        // A commit has no name to ask for; that there is an answer is what counts.
+        Kind::Url if is_commit(reference) => ls_remote(what, source, "HEAD", ctx).map(|_| true),
+        Kind::Url => ls_remote(what, source, reference, ctx).map(|found| found.is_some()),
+    }
+}
+
 fn ls_remote(what: &str, url: &str, reference: &str, ctx: &Ctx) -> Result<Option<String>, SourceError> {
     let names =
         [format!("refs/tags/{reference}^{{}}"), format!("refs/tags/{reference}"), format!("refs/heads/{reference}")];

@@ -99,7 +99,7 @@ fn no_new_privileges(world: &World) {
 
 fn a_filter_that_refuses_namespaces(world: &World) {
     let program = std::env::current_exe().unwrap();
-    let wrapper = [program.to_str().unwrap(), REFUSING];
+    let wrapper = [program.to_str().unwrap(), REFUSING, "container"];
     refused(
         &within(world, &wrapper, "true"),
         &["a new user namespace", "EPERM", "system call filter", "seccomp=unconfined"],
@@ -152,7 +152,7 @@ fn noexec(world: &World) {
     let wrapper =
         shell(&[UNSHARE.as_slice(), &["--mount"]].concat(), "mount -t tmpfs -o noexec none noexec && exec \"$@\"");
     let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
-    let row = row(&findings(&wrapped(world, &wrapper, &world.doctor(&[&dir]))), "exec");
+    let row = row(&findings(&wrapped(world, &wrapper, &world.doctor(&[&dir]))), "folder-exec");
     assert_eq!((row.outcome, row.errno), (Outcome::Fail, Some(nix::libc::EACCES)), "{row}");
     assert!(
         row.meaning.contains("noexec") && row.remedy.as_ref().is_some_and(|text| text.contains("--cache-dir")),
@@ -178,7 +178,15 @@ fn the_doctor_here(world: &World) {
         "seccomp-fake-root",
         "seccomp-deny",
         "nested-user-namespace",
-        "exec",
+        "folder-exec",
+        "folder-flock",
+        "folder-rename",
+        "folder-link",
+        "mount-overlay",
+        "memory",
+        "processors",
+        "limit-memory",
+        "clock",
         "processes",
         "no-new-privs",
     ] {

@@ -9,6 +9,7 @@
 //! | `hostile.rs` | images that try to lead out, and errors that say what to do |
 //! | `limits.rs` | processors, memory, disk, nice: that they hold, and what is said when they are reached |
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
+//! | `matrix.rs` | the program itself on such hosts: it builds, or exits with 3, and `doctor --json` names the cause |
 //! | `podman.rs` | the other backend |
 //! | `world.rs` | the helpers: a rootfs of the host's own programs, a user made for the test |
 //!
@@ -26,6 +27,7 @@ mod hostile;
 mod hosts;
 mod inside;
 mod limits;
+mod matrix;
 mod podman;
 mod shell;
 mod world;
@@ -49,9 +51,18 @@ fn main() {
     }
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let world = World::new();
-    let tests: Vec<Test> =
-        [inside::TESTS, escape::TESTS, ending::TESTS, shell::TESTS, hostile::TESTS, limits::TESTS, hosts::TESTS, podman::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        inside::TESTS,
+        escape::TESTS,
+        ending::TESTS,
+        shell::TESTS,
+        hostile::TESTS,
+        limits::TESTS,
+        hosts::TESTS,
+        matrix::TESTS,
+        podman::TESTS,
+    ]
+    .concat();
     let mut failed = Vec::new();
     let mut passed = 0;
     for (name, test) in tests {

@@ -30,11 +30,7 @@ struct Shell {
 
 impl Shell {
     fn new(world: &World, name: &str, spec: &Spec) -> Self {
-        let program = world.dir.join("slurm-factory");
-        if !program.exists() {
-            // Of the user's run there is only a copy that root has made.
-            fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), &program).unwrap();
-        }
+        let program = world.program();
         let cache = world.folder(name);
         fs::write(cache.join("last-build.json"), serde_json::to_vec(spec).unwrap()).unwrap();
         Self { program, cache }

@@ -93,6 +93,25 @@ impl World {
         nix::unistd::geteuid().is_root()
     }
 
+    /// The program itself, where every user can start it: the target folder may be closed to others.
+    pub fn program(&self) -> PathBuf {
+        self.copy(Path::new(env!("CARGO_BIN_EXE_slurm-factory")), "slurm-factory")
+    }
+
+    /// This program, likewise.
+    pub fn tests(&self) -> PathBuf {
+        self.copy(&std::env::current_exe().unwrap(), "tests")
+    }
+
+    fn copy(&self, from: &Path, name: &str) -> PathBuf {
+        let to = self.dir.join("programs").join(name);
+        if !to.exists() {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(from, &to).unwrap();
+        }
+        to
+    }
+
     /// A folder for one test.
     pub fn folder(&self, name: &str) -> PathBuf {
         let dir = self.dir.join(name);
@@ -161,12 +180,13 @@ impl World {
         if !self.is_root() {
             return true;
         }
-        let user = TestUser::new();
+        let user = OwnUser::new(0);
         let dir = tempfile::Builder::new().prefix("sandbox-tests-").tempdir().unwrap();
         // The target folder may be closed to other users.
         let program = dir.path().join("sandbox-tests");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), dir.path().join("slurm-factory")).unwrap();
+        fs::create_dir(dir.path().join("programs")).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), dir.path().join("programs/slurm-factory")).unwrap();
         chown(dir.path(), Some(user.id), Some(user.id)).unwrap();
         let run = dir.path().join("run");
         fs::create_dir(&run).unwrap();
@@ -214,28 +234,42 @@ impl Drop for World {
 }
 
 /// A user of the machine, for as long as this lives.
-struct TestUser {
+pub struct OwnUser {
     name: String,
-    id: u32,
+    /// Its uid and gid.
+    pub id: u32,
 }
 
-impl TestUser {
-    fn new() -> Self {
-        let name = format!("sandboxtest{}", std::process::id());
-        // -K: without subordinate ids, which Debian gives to each new user by itself.
+impl OwnUser {
+    /// With a range of them.
+    pub fn with_subordinate_ids() -> Self {
+        Self::new(65536)
+    }
+
+    /// Makes a tree this user's.
+    pub fn give(&self, tree: &Path) {
+        let owner = format!("{0}:{0}", self.id);
+        assert!(Command::new("chown").args(["-hR", &owner]).arg(tree).status().unwrap().success());
+    }
+
+    fn new(subordinate: u32) -> Self {
+        let name = format!("sandboxtest{}{}", std::process::id(), if subordinate > 0 { "s" } else { "" });
+        // -K: Debian gives subordinate ids to each new user by itself.
+        let (uids, gids) = (format!("SUB_UID_COUNT={subordinate}"), format!("SUB_GID_COUNT={subordinate}"));
         let made = Command::new("useradd")
-            .args(["--no-create-home", "--user-group", "-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", &name])
+            .args(["--no-create-home", "--user-group", "-K", &uids, "-K", &gids, &name])
             .status()
             .expect("useradd is missing: apt-get install passwd");
         assert!(made.success(), "useradd {name}: {made}");
         let user = nix::unistd::User::from_name(&name).unwrap().unwrap();
         let subuid = fs::read_to_string("/etc/subuid").unwrap_or_default();
-        assert!(!subuid.lines().any(|line| line.starts_with(&format!("{name}:"))), "{name} has subuids: {subuid}");
+        let has = subuid.lines().any(|line| line.starts_with(&format!("{name}:")));
+        assert_eq!(has, subordinate > 0, "{name}: {subuid}");
         Self { name, id: user.uid.as_raw() }
     }
 }
 
-impl Drop for TestUser {
+impl Drop for OwnUser {
     fn drop(&mut self) {
         let _ = Command::new("userdel").args(["--force", &self.name]).stderr(Stdio::null()).status();
     }
@@ -354,13 +388,20 @@ pub fn program(arguments: &[String]) -> i32 {
 
 /// Plays `slurm-factory doctor`.
 pub fn doctor(arguments: &[String]) -> i32 {
-    let folders: Vec<&Path> = arguments.iter().map(Path::new).collect();
-    let rows = slurm_factory::sandbox::probe(&folders, &Interrupt::new()).unwrap();
+    let folders: Vec<_> = arguments.iter().map(|folder| ("folder", Path::new(folder))).collect();
+    let rows = slurm_factory::sandbox::probe(Some(Backend::Userns), &folders, &Interrupt::new()).unwrap();
     println!("{}", serde_json::to_string(&rows).unwrap());
     0
 }
 
-/// Runs a program under a filter like those of container runtimes.
+/// Runs a program under a filter that refuses: the first argument says what, and with which errno.
+///
+/// | word | refused |
+/// |---|---|
+/// | `container` | what container runtimes refuse: new user namespaces, mounts; `clone3` is ENOSYS |
+/// | `clone=N` | new user namespaces, as security modules refuse them, with errno N |
+/// | `mount=N` | mounts, with errno N |
+/// | `ours` | new user namespaces as we make them, and not as podman makes its own |
 pub fn refusing(arguments: &[String]) -> i32 {
     use nix::libc;
     use seccompiler::{
@@ -368,12 +409,26 @@ pub fn refusing(arguments: &[String]) -> i32 {
     };
     use std::os::unix::process::CommandExt;
     let new_user = u64::try_from(libc::CLONE_NEWUSER).unwrap();
+    // What rootless podman asks for.
+    let of_podman = new_user | u64::try_from(libc::CLONE_NEWNS | libc::SIGCHLD).unwrap();
+    let [what, arguments @ ..] = arguments else { return 2 };
+    let (what, number) = what.split_once('=').unwrap_or((what, "1"));
+    let errno: i32 = number.parse().unwrap();
+    let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, of_podman).unwrap();
     let asks = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(new_user), new_user).unwrap();
+    let ours = || vec![SeccompRule::new(vec![asks.clone(), other.clone()]).unwrap()];
     let asks = || vec![SeccompRule::new(vec![asks.clone()]).unwrap()];
-    for (rules, errno) in [
-        (vec![(libc::SYS_clone, asks()), (libc::SYS_unshare, asks()), (libc::SYS_mount, vec![])], libc::EPERM),
-        (vec![(libc::SYS_clone3, vec![])], libc::ENOSYS),
-    ] {
+    let filters = match what {
+        "container" => vec![
+            (vec![(libc::SYS_clone, asks()), (libc::SYS_unshare, asks()), (libc::SYS_mount, vec![])], libc::EPERM),
+            (vec![(libc::SYS_clone3, vec![])], libc::ENOSYS),
+        ],
+        "clone" => vec![(vec![(libc::SYS_clone, asks()), (libc::SYS_unshare, asks())], errno)],
+        "mount" => vec![(vec![(libc::SYS_mount, vec![])], errno)],
+        "ours" => vec![(vec![(libc::SYS_clone, ours())], errno)],
+        other => panic!("{other}"),
+    };
+    for (rules, errno) in filters {
         let action = SeccompAction::Errno(u32::try_from(errno).unwrap());
         let arch = std::env::consts::ARCH.try_into().unwrap();
         let filter = SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, action, arch).unwrap();
