@@ -283,6 +283,99 @@ fn without_user_namespaces_build_and_doctor_say_what_to_ask_for() {
     }
 }
 
+/// What docs/doctor.md says of the JSON, of the real one.
+#[test]
+fn doctor_answers_as_its_page_says() {
+    let page = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctor.md")).unwrap();
+    let fields = |heading: &str| {
+        let table = page.split_once(heading).unwrap().1.split("\n\n").find(|part| part.starts_with("| field")).unwrap();
+        let row = |line: &str| {
+            let mut cells = line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`').to_owned());
+            (cells.next().unwrap(), cells.next().unwrap())
+        };
+        table.lines().skip(2).map(row).collect::<Vec<_>>()
+    };
+    let is = |value: &serde_json::Value, kind: &str| match kind {
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "text" => value.is_string(),
+        "text or null" => value.is_string() || value.is_null(),
+        "number or null" => value.is_i64() || value.is_null(),
+        "list" => value.is_array(),
+        "list of text" => value.as_array().is_some_and(|list| list.iter().all(serde_json::Value::is_string)),
+        other => panic!("{other}"),
+    };
+    let holds = |value: &serde_json::Value, fields: &[(String, String)]| {
+        let names: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(names, fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+        for (name, kind) in fields {
+            assert!(is(&value[name], kind), "{name} is no {kind}: {value:#}");
+        }
+    };
+    let world = World::new();
+    let memory = [("SLURM_FACTORY_MEMORY", "1G"), ("SLURM_FACTORY_DISK", "5G")];
+    let answer = world.run_env(&["doctor", "--json", "--build-dir", "."], &memory);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!((answer.code, &json["schema"], &json["can_build"]), (0, &1.into(), &true.into()), "{json:#}");
+    holds(&json, &fields("One object:"));
+    let limits = json["limits"].as_array().unwrap();
+    assert!(limits[0].as_str().unwrap().starts_with("memory 1 GiB (") && limits.len() == 2, "{limits:?}");
+    let finding = fields("A finding:");
+    let rows = json["findings"].as_array().unwrap();
+    assert!(rows.len() > 30, "{rows:?}");
+    for row in rows {
+        holds(row, &finding);
+        assert!(["ok", "warn", "fail"].contains(&row["outcome"].as_str().unwrap()), "{row}");
+        // The build folder's ids are the cache's with another beginning.
+        let id = row["id"].as_str().unwrap().replace("build-dir-", "cache-");
+        assert!(page.contains(&format!("`{id}`")), "docs/doctor.md does not name {id}");
+    }
+}
+
+/// Loopback ports that nobody listens on stand for an unreachable outside.
+#[test]
+fn doctor_online_names_what_does_not_answer() {
+    let world = World::new();
+    fs_err::create_dir(world.path("recipes")).unwrap();
+    let file = world.write(
+        "site.toml",
+        &format!(
+            "image = '127.0.0.1:9/x/y:1'\nspack-source = 'http://127.0.0.1:9/spack.git'\nspack-packages = '{}'\n",
+            world.path("recipes")
+        ),
+    );
+    let answer = world.run(&["--config", &file, "doctor", "--json", "--online"]);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!((answer.code, &json["can_build"]), (3, &false.into()), "{json:#}");
+    let row = |id: &str| json["findings"].as_array().unwrap().iter().find(|row| row["id"] == id).unwrap();
+    for (id, outcome, part) in [
+        ("online-registry", "fail", "127.0.0.1:9"),
+        ("online-spack", "fail", "127.0.0.1"),
+        ("online-spack-packages", "ok", "answers"),
+    ] {
+        assert_eq!(row(id)["outcome"], outcome, "{:#}", row(id));
+        assert!(row(id)["meaning"].as_str().unwrap().contains(part), "{:#}", row(id));
+    }
+    assert!(row("online-registry")["remedy"].as_str().unwrap().contains("https_proxy"));
+    // Nobody is asked without being told to.
+    let answer = world.run(&["--config", &file, "doctor"]);
+    assert!(answer.code == 0 && answer.out.contains("--online does"), "{}", answer.out);
+}
+
+#[test]
+fn limits_are_planned_and_nonsense_is_refused() {
+    let world = World::new();
+    for (flag, value, says) in [
+        ("--memory", "3X", "3X"),
+        ("--memory", "1M", "64M and more"),
+        ("--disk", "much", "much"),
+        ("--nice", "20", "0 to 19"),
+    ] {
+        let answer = world.run(&["build", "--dry-run", flag, value]);
+        assert!([2, 3].contains(&answer.code) && answer.err.contains(says), "{flag} {value}: {}", answer.err);
+    }
+}
+
 #[test]
 fn configuration_errors_name_file_and_key() {
     let world = World::new();

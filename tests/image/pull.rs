@@ -6,7 +6,7 @@ use crate::support::{
     small_image,
 };
 use fs_err as fs;
-use slurm_factory::image::{self, ClientConfig, Credentials, ImageError, Login, ResolveOptions};
+use slurm_factory::image::{self, ClientConfig, Credentials, ImageError, Login, Reference, ResolveOptions};
 use slurm_factory::report::Ctx;
 use slurm_factory::rootfs::{Limits, UnpackError, unpack};
 use slurm_factory::secret::Secret;
@@ -356,4 +356,24 @@ fn on_a_small_disk() {
             contains(&error, &["no space", "noise", &small]);
         }
     }
+}
+
+/// `doctor --online`: each place is asked, and nothing is kept.
+#[test]
+fn registries_are_asked_whether_they_answer() {
+    let site = Site::new();
+    let registry = Registry::start();
+    let source = small_image(&site, "reach", architecture());
+    registry.push(&source, "reach/image:t", &[]);
+    let ask = |name: &str| {
+        let Reference::Registry(reference) = name.parse().unwrap() else { panic!("{name}") };
+        image::reach(&reference, &quick(), &Ctx::silent()).unwrap().remove(0)
+    };
+    let reached = ask(&registry.name("reach/image:t"));
+    let date = reached.answer.unwrap().expect("a registry says its time");
+    assert!((date.as_second() - jiff::Timestamp::now().as_second()).abs() < 60, "{date}");
+    let error = ask(&registry.name("reach/none:t")).answer.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+    let error = ask("127.0.0.1:9/x:y").answer.unwrap_err();
+    assert!(matches!(error, ImageError::Unreachable { .. }), "{error}");
 }
