@@ -187,6 +187,7 @@ impl World {
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         fs::create_dir(dir.path().join("programs")).unwrap();
         fs::copy(env!("CARGO_BIN_EXE_slurm-factory"), dir.path().join("programs/slurm-factory")).unwrap();
+        fs::copy(&program, dir.path().join("programs/tests")).unwrap();
         chown(dir.path(), Some(user.id), Some(user.id)).unwrap();
         let run = dir.path().join("run");
         fs::create_dir(&run).unwrap();
