@@ -31,16 +31,20 @@ const ANOTHER: &str = "Choose another folder with --cache-dir and --build-dir.";
 /// Everything about `path`; `what` is `cache` or `build-dir` and begins the ids.
 pub(super) fn look(what: &str, path: &Path, interrupt: &Interrupt) -> Result<Vec<Finding>, SandboxError> {
     let mut rows = vec![space(what, path), file_system(what, path)];
-    let made = tempfile::Builder::new().prefix(".tmp-doctor-").tempdir_in(path);
-    match made {
+    // By ourselves: tempfile's errors hide the errno.
+    let dir = path.join(format!("{}doctor-{}", fsutil::TEMPORARY, std::process::id()));
+    match nix::unistd::mkdir(&dir, nix::sys::stat::Mode::S_IRWXU) {
         Err(e) => {
-            let mut row = failed(what, "write", path, &e, Outcome::Fail);
+            let mut row = failed(what, "write", path, &e.into(), Outcome::Fail);
             row.meaning = "nothing can be written there".into();
             rows.push(row);
         }
-        Ok(dir) => {
-            rows.push(executable(what, dir.path(), path, interrupt)?);
-            rows.extend(operations(what, dir.path(), path));
+        Ok(()) => {
+            let executable = executable(what, &dir, path, interrupt);
+            rows.extend(operations(what, &dir, path));
+            // What is left of it is one of our temporaries, which the next run sweeps.
+            let _ = fsutil::remove_tree(&dir);
+            rows.insert(2, executable?);
         }
     }
     Ok(rows)
