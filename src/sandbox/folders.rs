@@ -33,20 +33,16 @@ pub(super) fn look(what: &str, path: &Path, interrupt: &Interrupt) -> Result<Vec
     let mut rows = vec![space(what, path), file_system(what, path)];
     // By ourselves: tempfile's errors hide the errno.
     let dir = path.join(format!("{}doctor-{}", fsutil::TEMPORARY, std::process::id()));
-    match nix::unistd::mkdir(&dir, nix::sys::stat::Mode::S_IRWXU) {
-        Err(e) => {
-            let mut row = failed(what, "write", path, &e.into(), Outcome::Fail);
-            row.meaning = "nothing can be written there".into();
-            rows.push(row);
-        }
-        Ok(()) => {
-            let executable = executable(what, &dir, path, interrupt);
-            rows.extend(operations(what, &dir, path));
-            // What is left of it is one of our temporaries, which the next run sweeps.
-            let _ = fsutil::remove_tree(&dir);
-            rows.insert(2, executable?);
-        }
+    if let Err(e) = nix::unistd::mkdir(&dir, nix::sys::stat::Mode::S_IRWXU) {
+        let mut row = failed(what, "write", path, &e.into(), Outcome::Fail);
+        row.meaning = "nothing can be written there".into();
+        rows.push(row);
+        return Ok(rows);
     }
+    rows.extend(operations(what, &dir, path));
+    let executable = executable(what, &dir, path, interrupt);
+    let _ = fsutil::remove_tree(&dir); // what could be left has the name of our temporaries
+    rows.insert(2, executable?);
     Ok(rows)
 }
 
