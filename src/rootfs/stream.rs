@@ -252,11 +252,23 @@ impl Sink {
     }
 }
 
+/// All members of a gzip file, one after the other.
+#[cfg(not(feature = "isa-l"))]
+fn gunzip(blob: impl BufRead) -> impl Read {
+    flate2::bufread::MultiGzDecoder::new(blob)
+}
+
+#[cfg(feature = "isa-l")]
+fn gunzip(blob: impl BufRead) -> impl Read {
+    // It keeps a pointer into itself from its first reading on; it is only borrowed until it is dropped.
+    isal::read::GzipDecoder::new(blob)
+}
+
 fn decode(blob: HashedBlob, compression: Compression, mut sink: Sink) -> io::Result<Decoded> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     let result = match compression {
         Compression::None => sink.drain(&mut blob),
-        Compression::Gzip => sink.drain(&mut flate2::bufread::MultiGzDecoder::new(&mut blob)),
+        Compression::Gzip => sink.drain(&mut gunzip(&mut blob)),
         Compression::Zstd => match zstd::stream::read::Decoder::with_buffer(&mut blob) {
             Ok(mut decoder) => match decoder.window_log_max(ZSTD_WINDOW) {
                 Ok(()) => sink.drain(&mut decoder),
