@@ -225,8 +225,9 @@ pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i3
     let mut stack = vec![0_u8; STACK];
     let run = Box::new(|| std::process::exit(child()));
     // SAFETY: without CLONE_VM the child has a copy of all memory, this stack included, so that nothing it
-    // does is seen here; the caller has one thread (the helper always, the program when it asked), so no lock is held by a thread that the child lacks, and
-    // the child may allocate and do as any process does. The child never returns from its function.
+    // does is seen here; the caller has one thread (the helper always, the program when it asked), so no lock is held by
+    // a thread that the child lacks, and the child may allocate and do as any process does. The child never returns from
+    // its function.
     unsafe { nix::sched::clone(run, &mut stack, flags, Some(Signal::SIGCHLD as i32)) }
 }
 

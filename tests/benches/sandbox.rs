@@ -49,11 +49,12 @@ fn starts(shell: &[String], root: &Path, work: &Path) {
     let mut peers = vec![ours, Peer { name: "bwrap --unshare-all", argv: words(bwrap), rounds: STARTS }];
     peers.push(Peer { name: "crun run", argv: crun(root, work), rounds: STARTS });
     peers.push(Peer { name: "ch-run", argv: words("ch-run ROOT -- /bin/true"), rounds: STARTS });
-    // runc cannot do without control groups, crun not with the old kind.
+    // runc cannot do without control groups, crun not with the old kind. Podman's own limits may be above the hard ones.
     for (name, start) in
         [("podman run", "podman run --cgroups=disabled"), ("podman run, runc", "podman --runtime=runc run")]
     {
-        let argv = words(&format!("{start} --rm --network=host --rootfs ROOT /bin/true"));
+        let limits = "--ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024";
+        let argv = words(&format!("{start} --rm --network=host {limits} --rootfs ROOT /bin/true"));
         peers.push(Peer { name, argv, rounds: SLOW_STARTS });
     }
     // What refuses to run here is said, and is no figure.
