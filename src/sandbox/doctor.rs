@@ -4,7 +4,7 @@
 use super::error::SandboxError;
 use super::facts::Facts;
 use super::findings::{Finding, Outcome, classify};
-use super::{Backend, folders, podman, resources, run};
+use super::{Backend, beneath, folders, podman, resources, run};
 use crate::report::Interrupt;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub fn probe(
             finding.outcome = Outcome::Warn;
         }
     }
-    findings.extend([newuidmap(&facts), subordinate(&facts), no_new_privs(&facts)]);
+    findings.extend([landlock(), newuidmap(&facts), subordinate(&facts), no_new_privs(&facts)]);
     findings.extend(resources::look(&facts, interrupt)?);
     for (what, folder) in folders {
         findings.extend(folders::look(what, folder, interrupt)?);
@@ -64,6 +64,19 @@ fn limits(facts: &Facts) -> Vec<Finding> {
         rows.push(row("apparmor-userns", "kernel.apparmor_restrict_unprivileged_userns", outcome, meaning));
     }
     rows
+}
+
+/// The second wall, which only newer kernels have.
+fn landlock() -> Finding {
+    let tried = "holding a thread to its folders with Landlock";
+    if let Some(version) = beneath::version() {
+        return row("landlock", tried, Outcome::Ok, format!("version {version}"));
+    }
+    let mut finding = row("landlock", tried, Outcome::Warn, "not on this kernel; mounts alone keep files apart");
+    let remedy = "For a second wall ask an administrator for Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK and \
+                  `landlock` among the `lsm=` of its command line.";
+    finding.remedy = Some(remedy.into());
+    finding
 }
 
 /// Only for the mode with many ids, which is optional: never worse than a warning.

@@ -110,7 +110,8 @@ fn limit_of_memory(interrupt: &Interrupt) -> Result<Finding, SandboxError> {
 
 /// A clock that is wrong makes certificates and signatures invalid.
 fn clock(now: Duration) -> Finding {
-    let text = jiff::Timestamp::try_from(SystemTime::UNIX_EPOCH + now).map(|t| t.to_string()).unwrap_or_default();
+    let whole = Duration::from_secs(now.as_secs());
+    let text = jiff::Timestamp::try_from(SystemTime::UNIX_EPOCH + whole).map(|t| t.to_string()).unwrap_or_default();
     let wrong = now < LONG_AGO || now > LONG_AGO + Duration::from_hours(100 * 365 * 24);
     let outcome = if wrong { Outcome::Warn } else { Outcome::Ok };
     let meaning = if wrong { format!("{text}: certificates and signatures will be refused") } else { text };
