@@ -152,6 +152,12 @@ pub fn mounted_noexec(path: &Path) -> bool {
     statvfs(path).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_NOEXEC))
 }
 
+/// An error when the user who runs may not make files in the folder `path` (access(2) with W_OK and X_OK).
+pub fn writable(path: &Path) -> io::Result<()> {
+    use nix::unistd::{AccessFlags, access};
+    Ok(access(path, AccessFlags::W_OK | AccessFlags::X_OK)?)
+}
+
 /// Whether `path` still names the open `file`, and not one that was renamed or made there since.
 pub fn is_at(file: &std::fs::File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {

@@ -109,6 +109,14 @@ pub enum ResolveError {
         /// The cache or the build folder.
         path: PathBuf,
     },
+    /// Nothing can be made there.
+    #[error("`{path}` cannot be written ({source}); choose another --cache-dir or --build-dir")]
+    Closed {
+        /// The cache or the build folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// The home folder is needed and not known.
     #[error("HOME is not set: name the cache folder with --cache-dir or SLURM_FACTORY_CACHE_DIR")]
     NoHome,
@@ -243,11 +251,11 @@ pub fn check(
     ownership(settings)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
-        if let Some(there) = path.ancestors().find(|p| p.is_dir())
-            && fsutil::mounted_noexec(there)
-        {
+        let Some(there) = path.ancestors().find(|p| p.is_dir()) else { continue };
+        if fsutil::mounted_noexec(there) {
             return Err(ResolveError::NoExec { path });
         }
+        fsutil::writable(there).map_err(|source| ResolveError::Closed { path, source })?;
     }
     Ok(())
 }

@@ -130,6 +130,7 @@ fn code(error: &Error) -> u8 {
     if let Some(e) = find::<MoveError>(error) {
         return match e {
             MoveError::Leftover { .. } => VERIFY,
+            MoveError::Halfway { .. } => BUILD,
             MoveError::Io(e) if e.kind() != std::io::ErrorKind::NotFound => BUILD,
             _ => USAGE,
         };
@@ -190,6 +191,7 @@ fn resolve(error: &ResolveError) -> u8 {
         | ResolveError::Sign(_)
         | ResolveError::Sandbox(_)
         | ResolveError::NoExec { .. }
+        | ResolveError::Closed { .. }
         | ResolveError::NoHome => HOST,
     }
 }

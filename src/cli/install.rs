@@ -20,6 +20,9 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
     let package = args.package.as_ref().ok_or_else(|| exit::Usage("install: which package?".into()))?;
     let keyring;
     let trust = if args.allow_unsigned {
+        ctx.warn(
+            "no signature is checked (--allow-unsigned): the sums only tell that the package is whole, not who made it",
+        );
         Trust::Skip
     } else {
         keyring = verify::keyring(global, &args.key, ctx)?;

@@ -115,19 +115,23 @@ fn variable(name: &str) -> Option<String> {
 /// All layers of configuration, flags on top.
 fn settings(global: &Global, mut flags: Settings) -> Result<Settings> {
     let mut merged = Merged::default();
+    let home = variable("HOME").map(PathBuf::from);
     let named = global.config.clone().or_else(|| variable("SLURM_FACTORY_CONFIG").map(PathBuf::from));
     let files = named.map_or_else(default_files, |path| vec![(path, true)]);
     for (path, required) in files {
         match fs::read_to_string(&path) {
-            Ok(text) => merged.add(Origin::File(path.clone()), Settings::parse(&path, &text)?.relative_to(&path))?,
+            Ok(text) => {
+                let layer = Settings::parse(&path, &text)?.with_home(home.as_deref()).relative_to(&path);
+                merged.add(Origin::File(path.clone()), layer)?;
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound && !required => {}
             Err(e) => return Err(exit::Usage(format!("configuration: {e}")).into()),
         }
     }
-    let environment = Settings::from_env(std::env::vars(), &NOT_SETTINGS)?;
+    let environment = Settings::from_env(std::env::vars(), &NOT_SETTINGS)?.with_home(home.as_deref());
     merged.add(Origin::Env("SLURM_FACTORY_*".into()), environment)?;
     flags.cache_dir = flags.cache_dir.or_else(|| global.cache_dir.clone());
-    merged.add(Origin::Flag, flags)?;
+    merged.add(Origin::Flag, flags.with_home(home.as_deref()))?;
     Ok(merged.settings)
 }
 

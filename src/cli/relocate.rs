@@ -39,14 +39,14 @@ pub fn run(args: &RelocateArgs, ctx: &Ctx) -> Result<ExitCode> {
     if args.json {
         print_json(&moved)?;
     } else {
-        print(&describe(&moved, args.dry_run, &to))?;
+        print(&describe(&moved, args.dry_run, &args.from, &to))?;
     }
     Ok(if args.dry_run && !moved.leftovers.is_empty() { ExitCode::from(exit::VERIFY) } else { ExitCode::SUCCESS })
 }
 
-fn describe(moved: &Moved, dry_run: bool, to: &Path) -> String {
+fn describe(moved: &Moved, dry_run: bool, from: &Path, to: &Path) -> String {
     let mut text = String::new();
-    let Moved { files, search_paths, text: texts, strings, links, completed, .. } = moved;
+    let Moved { files, search_paths, text: texts, strings, links, completed, leftovers, .. } = moved;
     let how = if dry_run { "would be" } else { "were" };
     // Writing to a string does not fail.
     let _ = writeln!(
@@ -57,6 +57,14 @@ fn describe(moved: &Moved, dry_run: bool, to: &Path) -> String {
     if *completed {
         let _ = writeln!(text, "an earlier run that was cut is complete now");
     }
-    let _ = writeln!(text, "the tree {} at {}", if dry_run { "would then work" } else { "works" }, to.display());
+    let works = if dry_run { "would then work" } else { "works" };
+    let _ = if moved.is_nothing() {
+        writeln!(text, "nothing in it names {}: is that the prefix that it was built for?", from.display())
+    } else if leftovers.is_empty() {
+        writeln!(text, "the tree {works} at {}", to.display())
+    } else {
+        let count = leftovers.len();
+        writeln!(text, "the tree {works} at {} as far as it does without the {count} places named above", to.display())
+    };
     text
 }

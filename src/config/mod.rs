@@ -191,6 +191,22 @@ impl Settings {
         Ok(layer)
     }
 
+    /// Puts the home folder in place of a `~/` at the begin of paths, which no shell sees in a file or a variable.
+    #[must_use]
+    pub fn with_home(mut self, home: Option<&Path>) -> Self {
+        let Some(home) = home else { return self };
+        [&mut self.cache_dir, &mut self.build_dir, &mut self.key, &mut self.apt_sources, &mut self.dnf_repos]
+            .into_iter()
+            .flatten()
+            .chain(self.spack_repos.iter_mut().flatten())
+            .for_each(|path| {
+                if let Ok(below) = path.strip_prefix("~") {
+                    *path = home.join(below);
+                }
+            });
+        self
+    }
+
     /// Makes the relative paths of a layer relative to the folder of the file that it came from.
     #[must_use]
     pub fn relative_to(mut self, file: &Path) -> Self {

@@ -108,6 +108,12 @@ pub fn save(image: &PulledImage, name: &Name, target: &Path, ctx: &Ctx) -> Resul
         ctx.note("its manifest is Docker's and is kept as it is, so that its digest stays the same: `image load`, oci: and oci-archive: read it, skopeo and umoci look for OCI manifests only");
     }
     let mut progress = Progress { ctx, done: 0, total: blobs.iter().map(|b| b.size).sum() };
+    let other = [".zip", ".tar.xz", ".tar.bz2", ".txz", ".tar.lz4"];
+    let named = target.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if other.iter().any(|end| named.ends_with(end)) && !target.is_dir() {
+        let reason = "archives are made as .tar, .tar.gz or .tar.zst".to_owned();
+        return Err(ImageError::Target { path: target.to_owned(), reason });
+    }
     match packing(target) {
         Some(packing) if !target.is_dir() => to_archive(&blobs, &entry, target, &packing, &mut progress),
         _ => to_folder(&blobs, entry, target, &mut progress),
@@ -235,7 +241,7 @@ fn to_folder(blobs: &[Blob], entry: Value, dir: &Path, progress: &mut Progress<'
     let index = match fs::read(&path) {
         Ok(bytes) => {
             let index: Value = serde_json::from_slice(&bytes).map_err(|e| target(format!("its index.json: {e}")))?;
-            merge(index, entry).ok_or_else(|| target("its index.json is no index".to_owned()))?
+            merge(index, entry, progress.ctx).ok_or_else(|| target("its index.json is no index".to_owned()))?
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => new_index(&[entry]),
         Err(e) => return Err(ImageError::Io(e)),
@@ -260,12 +266,25 @@ fn holds(path: &Path, blob: &Blob, ctx: &Ctx) -> Result<bool, ImageError> {
     }
 }
 
-/// The index with the entry in place of one with the same tag and platform, or with the same digest and no other tag.
-fn merge(mut index: Value, entry: Value) -> Option<Value> {
+/// The index with the entry in place of one of the same name and platform, or with the same digest and no other tag. Where
+/// the tag is that of an image of another name (`alpha:24.04`, `beta:24.04`), the whole name stands in its place.
+fn merge(mut index: Value, mut entry: Value, ctx: &Ctx) -> Option<Value> {
     let tag = entry["annotations"][REF_NAME].clone();
+    let name = entry["annotations"][IMAGE_NAME].clone();
     let entries = index.get_mut("manifests")?.as_array_mut()?;
+    let is_another = |old: &Value| {
+        let old = &old["annotations"][IMAGE_NAME];
+        !name.is_null() && !old.is_null() && *old != name
+    };
+    if entries.iter().any(|old| old["annotations"][REF_NAME] == tag && is_another(old))
+        && let Some(whole) = name.as_str()
+    {
+        ctx.note(format!("the tag {tag} of this layout is another image's; this one is `{whole}` there"));
+        entry["annotations"][REF_NAME] = json!(whole);
+    }
     entries.retain(|old| {
-        let same_tag = old["annotations"][REF_NAME] == tag;
+        let same_name = !name.is_null() && old["annotations"][IMAGE_NAME] == name;
+        let same_tag = same_name || old["annotations"][REF_NAME] == tag && !is_another(old);
         let replaces = match (&tag, &old["platform"]) {
             (Value::Null, _) => old["digest"] == entry["digest"],
             (_, Value::Null) => true,

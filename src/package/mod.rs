@@ -164,7 +164,7 @@ pub enum PackageError {
     },
     /// No signature where one is required.
     #[error(
-        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from (`install --allow-unsigned` goes without)"
+        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from (`install --allow-unsigned` goes without; `verify --foreign` looks into archives of others)"
     )]
     NotSigned {
         /// The archive.

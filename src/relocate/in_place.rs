@@ -82,6 +82,14 @@ pub enum MoveError {
         /// The new prefix of that run.
         to: String,
     },
+    /// It failed while files were put into their places.
+    #[error("`{dir}` is half moved: {source}; mend that and run the same command again, which completes the move")]
+    Halfway {
+        /// The tree.
+        dir: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
     /// A file operation failed.
     #[error("relocate: {0}")]
     Io(#[from] io::Error),
@@ -155,6 +163,13 @@ pub struct Moved {
     pub leftovers: Vec<Leftover>,
     /// This run completed one that was cut.
     pub completed: bool,
+}
+
+impl Moved {
+    /// Whether nothing in the tree names the old prefix.
+    pub fn is_nothing(&self) -> bool {
+        self.search_paths + self.text + self.strings + self.links == 0 && self.leftovers.is_empty() && !self.completed
+    }
 }
 
 /// A list of renames. Names are bytes, written as hexadecimal digits.
@@ -504,10 +519,10 @@ fn commit(dir: &Path, staging: &Path, list: &List) -> Result<(), MoveError> {
     nix::unistd::syncfs(folder.file()).map_err(|e| fsutil::with_path(&e.into(), "sync", staging))?;
     let json = serde_json::to_vec(list).map_err(io::Error::from)?;
     fsutil::write_atomic(&staging.join(LIST), &json, 0o644)?;
-    carry_out(dir, staging, list)
+    carry_out(dir, staging, list).map_err(|source| MoveError::Halfway { dir: dir.to_owned(), source })
 }
 
-fn carry_out(dir: &Path, staging: &Path, list: &List) -> Result<(), MoveError> {
+fn carry_out(dir: &Path, staging: &Path, list: &List) -> io::Result<()> {
     for (index, name) in &list.files {
         match fs::rename(staging.join(index.to_string()), dir.join(unhexed(name)?)) {
             // An earlier run came as far as this.
@@ -551,7 +566,8 @@ fn complete(request: &Request<'_>, staging: &Path) -> Result<Option<Moved>, Move
         let show = |path: &Path| path.display().to_string();
         return Err(MoveError::Unfinished { dir: show(request.dir), from: show(&from), to: show(&to) });
     }
-    carry_out(request.dir, staging, &list)?;
+    carry_out(request.dir, staging, &list)
+        .map_err(|source| MoveError::Halfway { dir: request.dir.to_owned(), source })?;
     let Summary { files, search_paths, text, strings, links } = list.result;
     Ok(Some(Moved { files, search_paths, text, strings, links, completed: true, ..Moved::default() }))
 }

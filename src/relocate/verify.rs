@@ -25,6 +25,8 @@ pub enum Problem {
         path: PathBuf,
         /// The library's name.
         library: String,
+        /// Where in the tree there is one of this name, to which no search path of the file leads.
+        elsewhere: Option<PathBuf>,
     },
     /// The library that a file finds lacks a version of its symbols that the file needs: the loader refuses it.
     MissingVersion {
@@ -77,7 +79,11 @@ pub enum Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::MissingLibrary { path, library } => {
+            Self::MissingLibrary { path, library, elsewhere: Some(place) } => {
+                let (path, place) = (path.display(), place.display());
+                write!(f, "{path}: needs {library}, which is at {place}, but no search path of the file leads there")
+            }
+            Self::MissingLibrary { path, library, elsewhere: None } => {
                 write!(f, "{}: needs {library}, which is neither in the package nor one of glibc's", path.display())
             }
             Self::MissingVersion { path, library, version } => {
@@ -307,7 +313,9 @@ impl<'a> Inspector<'a> {
                     self.findings.from_host.insert(name.clone());
                 } else {
                     let library = name.clone();
-                    self.findings.problems.push(Problem::MissingLibrary { path: path.clone(), library });
+                    let elsewhere = self.names.iter().find(|name| name.file_name() == Some(OsStr::new(&library)));
+                    let elsewhere = elsewhere.cloned();
+                    self.findings.problems.push(Problem::MissingLibrary { path: path.clone(), library, elsewhere });
                 }
                 closure.push(Needed { library: name, found });
             }

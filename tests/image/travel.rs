@@ -84,7 +84,7 @@ fn a_saved_layout_is_read_by_all() {
     podman(&["load", "--quiet", "-i", lower.path().join("layout").to_str().unwrap()]);
     assert_eq!(*site.pull(&format!("oci:{image}")).unwrap().resolved().digest().to_string(), digest);
 
-    // One more image; the first one again, which changes nothing; another one with its tag, which replaces it.
+    // One more image; the first one again, which changes nothing; another one with its tag, which takes nobody's place.
     let docker = site.pull(&registry.name("other/small:2")).unwrap();
     assert!(docker.manifest().media_type().as_ref().unwrap().to_string().contains("docker"));
     saved(&docker, &target);
@@ -97,10 +97,17 @@ fn a_saved_layout_is_read_by_all() {
     assert_eq!(loaded(&there, &target).unwrap().len(), 2);
     assert!(names(&there).contains(&registry.name("other/small:2")));
     let named: Reference = registry.name("library/small:2").parse().unwrap();
-    save(&pulled, &Name::of(&named), &target, &Ctx::silent()).unwrap();
-    assert_eq!(run("skopeo", ["inspect", "--format={{.Digest}}", &two]).trim(), digest);
-    let index: Value = serde_json::from_slice(&fs::read(target.join("index.json")).unwrap()).unwrap();
-    assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+    for _ in 0..2 {
+        save(&pulled, &Name::of(&named), &target, &Ctx::silent()).unwrap();
+        let whole = format!("oci:{}:{named}", target.display());
+        assert_eq!(run("skopeo", ["inspect", "--format={{.Digest}}", &whole]).trim(), digest);
+        let index: Value = serde_json::from_slice(&fs::read(target.join("index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"].as_array().unwrap().len(), 3);
+    }
+    let there = Site::new();
+    assert_eq!(there.pull(&two).unwrap().resolved().digest(), docker.resolved().digest(), "its tag is still its own");
+    assert_eq!(loaded(&there, &target).unwrap().len(), 3);
+    assert!(names(&there).contains(&named.to_string()));
 
     // A damaged blob of the target is mended.
     let blob = target.join("blobs/sha256").join(pulled.layers()[0].digest().hex());

@@ -116,6 +116,17 @@ fn a_version_that_the_library_lacks() {
 }
 
 #[test]
+fn a_library_to_which_no_path_leads() {
+    let site = Site::new();
+    fs::create_dir(site.path("tree/other")).unwrap();
+    fs::rename(site.path("tree/lib/libv.so.1"), site.path("tree/other/libv.so.1")).unwrap();
+    let answer = site.verify(&[&site.pack("a.tar", "--no-auto-compress"), "--foreign"]);
+    assert_eq!(answer.code, 5, "{}", answer.out);
+    let says = "bin/prog: needs libv.so.1, which is at other/libv.so.1, but no search path";
+    assert!(answer.err.contains(says), "{}", answer.err);
+}
+
+#[test]
 fn what_the_processor_must_have() {
     let site = Site::new();
     let versions = "V_1 { global: one; local: *; };\nV_2 { global: two; } V_1;\n";

@@ -81,7 +81,8 @@ impl Site {
         let words: Vec<&str> = wrapper.iter().copied().chain([program]).collect();
         let output = Command::new(words[0])
             .args(&words[1..])
-            .args(["relocate", dir.to_str().unwrap(), "--from", self.old.to_str().unwrap()])
+            .args(["relocate", dir.to_str().unwrap()])
+            .args(if more.contains(&"--from") { vec![] } else { vec!["--from", self.old.to_str().unwrap()] })
             .args(more)
             .env("HOME", self.dir.path())
             .output()
@@ -195,6 +196,7 @@ fn a_longer_prefix_is_refused_before_anything_is_changed() {
     let answer = site.relocate(&new, &["--force"], &[]);
     assert_eq!(answer.code, 0, "{}", answer.err);
     assert!(answer.err.contains("still names the old prefix: lib/libl.so.1"), "{}", answer.err);
+    assert!(answer.out.contains("without the 1 places named above"), "{}", answer.out);
     // What can be longer is: search paths, text and links.
     let dynamic = run("readelf", &["-d", new.join("bin/p").to_str().unwrap()], site.dir.path());
     assert!(dynamic.contains("[$ORIGIN/../lib:/opt/elsewhere/lib]"), "{dynamic}");
@@ -233,10 +235,31 @@ fn a_run_that_is_killed_is_completed_by_the_next() {
     assert!(killed >= 9, "{killed}");
 }
 
+/// A folder in which nothing can be renamed: the error says what to do, and doing it completes the move.
+#[test]
+fn a_closed_folder_in_the_middle() {
+    let site = Site::new();
+    let new = site.copy("new");
+    let immutable = |flag: &str| run("chattr", &[flag, new.join("lib").to_str().unwrap()], site.dir.path());
+    immutable("+i");
+    let answer = site.relocate(&new, &[], &[]);
+    immutable("-i");
+    assert_eq!(answer.code, 4, "{}", answer.err);
+    assert!(
+        answer.err.contains("is half moved") && answer.err.contains("run the same command again"),
+        "{}",
+        answer.err
+    );
+    assert_eq!(site.relocate(&new, &[], &[]).code, 0);
+    site.assert_works(&new);
+}
+
 #[test]
 fn what_makes_no_sense() {
     let site = Site::new();
     let new = site.copy("new");
+    let never = site.relocate(&new, &["--from", "/never/there"], &[]);
+    assert!(never.out.contains("nothing in it names /never/there"), "{}", never.out);
     let from = site.old.to_str().unwrap();
     for (args, says) in [
         (["--to", "relative"], "is not absolute"),
