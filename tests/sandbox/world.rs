@@ -215,11 +215,7 @@ impl World {
             .env(AGAIN, dir.path())
             .status()
             .expect("setpriv is missing: apt-get install util-linux");
-        // Rootless podman leaves a process that holds its namespaces, and a lock.
-        let pause = fs::read_to_string(run.join("libpod/tmp/pause.pid")).ok().and_then(|text| text.trim().parse().ok());
-        if let Some(pid) = pause {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
+        // Rootless podman leaves a lock.
         let _ = fs::remove_file(format!("/dev/shm/libpod_rootless_lock_{}", user.id));
         status.success()
     }
@@ -272,6 +268,8 @@ impl OwnUser {
 
 impl Drop for OwnUser {
     fn drop(&mut self) {
+        // Rootless podman leaves a process that holds its namespaces, and the next user made may get the same number.
+        let _ = Command::new("pkill").args(["-KILL", "--uid", &self.id.to_string()]).status();
         let _ = Command::new("userdel").args(["--force", &self.name]).stderr(Stdio::null()).status();
     }
 }
