@@ -1,6 +1,6 @@
 //! From a digest to blobs in the store, every one checked.
 
-use super::arriving::{Arrival, LayerBlob};
+use super::arriving::Arrival;
 use super::blobs::{BlobStore, Wanted};
 use super::manifest::{self, Document, Layer, MAX_CONFIG, MAX_MANIFEST};
 use super::source::{Fetcher, Progress, Source};
@@ -9,7 +9,6 @@ use crate::cache::Cache;
 use crate::report::Ctx;
 use oci_spec::image::{ImageConfiguration, ImageManifest};
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
@@ -93,11 +92,6 @@ impl PulledImage {
     /// Where a layer's blob is.
     pub fn layer_path(&self, layer: &Layer) -> PathBuf {
         self.store.path(layer.digest())
-    }
-
-    /// A layer's blob, to be read and checked.
-    pub fn layer(&self, layer: &Layer) -> io::Result<LayerBlob> {
-        LayerBlob::whole(self.layer_path(layer))
     }
 
     /// Forgets a layer's blob that turned out to be damaged, so that the next pull fetches it again.

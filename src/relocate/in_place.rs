@@ -16,6 +16,7 @@
 
 use super::prefix::Prefixes;
 use super::text;
+use super::verify::{listed, printable};
 use crate::elf::{self, Edit, Edited, SearchPath};
 use crate::fsutil;
 use crate::report::{Ctx, Event, Interrupted, Stage};
@@ -39,9 +40,6 @@ const LIST: &str = "list.json";
 /// The longest first line of a script that every kernel in use reads whole (`BINPRM_BUF_SIZE` of Linux before 5.1).
 const SHEBANG: usize = 127;
 
-/// How many leftovers a message lists.
-const LISTED: usize = 40;
-
 /// Why a tree was not relocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
@@ -62,7 +60,7 @@ pub enum MoveError {
     /// Some files cannot be made to name the new prefix.
     #[error(
         "{} files would go on naming `{from}`, so nothing was changed:\n  {}\nchoose a new prefix of at most {} characters, or go on without them with --force",
-        files(leftovers), list(leftovers), from.as_os_str().len()
+        files(leftovers), listed(leftovers), from.as_os_str().len()
     )]
     Leftover {
         /// The old prefix.
@@ -100,14 +98,6 @@ pub enum MoveError {
 
 fn files(leftovers: &[Leftover]) -> usize {
     leftovers.iter().map(|l| &l.path).collect::<std::collections::BTreeSet<_>>().len()
-}
-
-fn list(leftovers: &[Leftover]) -> String {
-    let mut lines: Vec<_> = leftovers.iter().take(LISTED).map(ToString::to_string).collect();
-    if leftovers.len() > LISTED {
-        lines.push(format!("... and {} more", leftovers.len() - LISTED));
-    }
-    lines.join("\n  ")
 }
 
 /// A place that goes on naming the old prefix.
@@ -505,11 +495,6 @@ fn through_env(text: &[u8]) -> Option<Vec<u8>> {
         return Some([b"#!/usr/bin/env ", name].concat());
     }
     Some([&b"#!/usr/bin/env -S "[..], name, b" ", arguments].concat())
-}
-
-fn printable(bytes: &[u8]) -> String {
-    let end = bytes.iter().take(120).position(|b| !(0x20..0x7f).contains(b)).unwrap_or(bytes.len().min(120));
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Puts the list beside what was written, and carries it out.

@@ -412,7 +412,20 @@ fn resolve(folder: &Path, relative: &Path) -> Option<PathBuf> {
     Some(out)
 }
 
-fn printable(bytes: &[u8]) -> String {
+/// How many lines a message lists.
+const LISTED: usize = 40;
+
+/// Problems for an error message, a line each, the first of many.
+pub fn listed(items: &[impl std::fmt::Display]) -> String {
+    let mut lines: Vec<_> = items.iter().take(LISTED).map(ToString::to_string).collect();
+    if items.len() > LISTED {
+        lines.push(format!("... and {} more", items.len() - LISTED));
+    }
+    lines.join("\n  ")
+}
+
+/// The text at the begin of `bytes`, at most 200 of them.
+pub(super) fn printable(bytes: &[u8]) -> String {
     let end = bytes.iter().take(200).position(|b| !(0x20..0x7f).contains(b)).unwrap_or(bytes.len().min(200));
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

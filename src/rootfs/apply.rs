@@ -226,16 +226,7 @@ pub enum UnpackError {
 
 /// Unpacks all layers of `image` into `dest`, an empty directory that the caller drops on any error.
 pub fn unpack(image: &PulledImage, dest: &Path, limits: &Limits, ctx: &Ctx) -> Result<UnpackReport, UnpackError> {
-    let mut unpacker = Unpacker::new(dest, *limits, image.size(), ctx)?;
-    for layer in image.layers() {
-        let blob = image.layer(layer).map_err(UnpackError::Io)?;
-        let result = unpacker.layer(layer, blob);
-        if let Err(UnpackError::DamagedBlob { .. }) = result {
-            image.discard(layer)?;
-        }
-        result?;
-    }
-    unpacker.finish()
+    unpack_arriving(image.clone().into(), dest, limits, ctx).map(|(_, report)| report)
 }
 
 /// Like [`unpack`], while the image's layers still come; returns when it is whole in the cache too.

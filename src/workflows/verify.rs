@@ -5,7 +5,7 @@ use crate::package::manifest::ManifestError;
 use crate::package::{Difference, Package, PackageError, Tree, Trust};
 use crate::plan::inside;
 use crate::relocate::Rules;
-use crate::relocate::verify::{Findings, Inspector};
+use crate::relocate::verify::{Findings, Inspector, listed};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
 use fs_err as fs;
@@ -15,9 +15,6 @@ use std::path::{Component, Path, PathBuf};
 
 /// The folder in a package that holds programs and libraries.
 const VIEW: &str = "view";
-
-/// How many problems a message lists; the full list is in `verify --json`.
-const LISTED: usize = 40;
 
 /// Why something could not be checked. That it was checked and is not fit is not an error here but in
 /// [`Findings::problems`].
@@ -182,9 +179,5 @@ pub fn feed_tree(inspector: &mut Inspector<'_>, root: &Path, ctx: &Ctx) -> Resul
 
 /// The problems, a line each, for an error message.
 pub fn list(findings: &Findings) -> String {
-    let mut lines: Vec<_> = findings.problems.iter().take(LISTED).map(ToString::to_string).collect();
-    if findings.problems.len() > LISTED {
-        lines.push(format!("... and {} more", findings.problems.len() - LISTED));
-    }
-    lines.join("\n  ")
+    listed(&findings.problems)
 }

@@ -1,26 +1,15 @@
 //! Archives that somebody else made, looked into with `verify --foreign`: real programs and libraries that gcc and ld make,
 //! one thing wrong at a time.
 
+use crate::util::{Answer, answer, run_in as run};
 use assert_cmd::Command;
 use fs_err as fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 /// A tree with `bin/prog` that needs `lib/libv.so.1` in version `V_2`.
 struct Site {
     dir: TempDir,
-}
-
-fn run(program: &str, args: &[&str], dir: &Path) {
-    let output = std::process::Command::new(program).args(args).current_dir(dir).output();
-    let output = output.unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-struct Answer {
-    code: i32,
-    out: String,
-    err: String,
 }
 
 impl Site {
@@ -54,18 +43,9 @@ impl Site {
     }
 
     fn verify(&self, args: &[&str]) -> Answer {
-        let output = Command::new(env!("CARGO_BIN_EXE_slurm-factory"))
-            .arg("verify")
-            .args(args)
-            .env("HOME", self.dir.path())
-            .env_remove("SLURM_FACTORY_CACHE_DIR")
-            .output()
-            .unwrap();
-        Answer {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slurm-factory"));
+        command.arg("verify").args(args).env("HOME", self.dir.path()).env_remove("SLURM_FACTORY_CACHE_DIR");
+        answer(&mut command)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `relocate DIR --from OLD --to NEW` on a tree as `make install` leaves it: programs and a library that gcc makes, with the
 //! prefix in search paths, in strings, in scripts, in symlinks. After it the old place is taken away, and all must run.
 
+use crate::util::{Answer, answer, run_in as run};
 use assert_cmd::Command;
 use fs_err as fs;
 use std::collections::BTreeMap;
@@ -11,19 +12,6 @@ use tempfile::TempDir;
 struct Site {
     dir: TempDir,
     old: PathBuf,
-}
-
-struct Answer {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn run(program: &str, args: &[&str], dir: &Path) -> String {
-    let output = std::process::Command::new(program).args(args).current_dir(dir).env_remove("LD_LIBRARY_PATH").output();
-    let output = output.unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 impl Site {
@@ -79,19 +67,14 @@ impl Site {
     fn relocate(&self, dir: &Path, more: &[&str], wrapper: &[&str]) -> Answer {
         let program = env!("CARGO_BIN_EXE_slurm-factory");
         let words: Vec<&str> = wrapper.iter().copied().chain([program]).collect();
-        let output = Command::new(words[0])
+        let mut command = Command::new(words[0]);
+        command
             .args(&words[1..])
             .args(["relocate", dir.to_str().unwrap()])
             .args(if more.contains(&"--from") { vec![] } else { vec!["--from", self.old.to_str().unwrap()] })
             .args(more)
-            .env("HOME", self.dir.path())
-            .output()
-            .unwrap();
-        Answer {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
+            .env("HOME", self.dir.path());
+        answer(&mut command)
     }
 
     /// Everything works at `new`, with the old place gone.

@@ -226,3 +226,28 @@ pub fn snapshot(root: &Path) -> Vec<String> {
     }
     lines
 }
+
+/// How a run of the program itself ended, and what it printed.
+pub struct Answer {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs the program, or a tool around it, to its end.
+pub fn answer(command: &mut assert_cmd::Command) -> Answer {
+    let output = command.output().unwrap();
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Runs a compiler or another tool in a folder; returns what it printed.
+pub fn run_in(program: &str, args: &[&str], dir: &Path) -> String {
+    let command = Command::new(program).args(args).current_dir(dir).env_remove("LD_LIBRARY_PATH").output();
+    let output = command.unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
