@@ -5,13 +5,14 @@
 //! ```text
 //! L4  main cli                                            flags, configuration files, exit codes
 //! L3  pipeline workflows resolve                          what crosses stages
-//! L2  image rootfs sandbox spack relocate package sign    the stages: typed values in, proof of work out
+//! L2  image rootfs sandbox spack relocate package sign
+//!     buildcache publish                                  the stages: typed values in, proof of work out
 //! L1  catalog config plan elf                             pure: no I/O, no clock, no chance
 //! L0  cache fsutil process report secret                  leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
-//! package uses sign. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
+//! package uses sign; buildcache uses sign and publish's store. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
 //! no environment and no configuration file, and draw nothing: they report events.
 
 pub mod cache;
@@ -25,6 +26,7 @@ pub mod package;
 pub mod pipeline;
 pub mod plan;
 pub mod process;
+pub mod publish;
 pub mod relocate;
 pub mod report;
 pub mod resolve;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer.
-const LAYERS: [(&str, u8); 21] = [
+const LAYERS: [(&str, u8); 23] = [
     ("cache", 0),
     ("fsutil", 0),
     ("process", 0),
@@ -18,8 +18,10 @@ const LAYERS: [(&str, u8); 21] = [
     ("config", 1),
     ("elf", 1),
     ("plan", 1),
+    ("buildcache", 2),
     ("image", 2),
     ("package", 2),
+    ("publish", 2),
     ("relocate", 2),
     ("rootfs", 2),
     ("sandbox", 2),
@@ -33,8 +35,14 @@ const LAYERS: [(&str, u8); 21] = [
 ];
 
 /// Stages that use another stage's types. Leaves and pure modules may use each other; a cycle is an error anyway.
-const SIDEWAYS: [(&str, &str); 4] =
-    [("package", "sign"), ("rootfs", "image"), ("rootfs", "sandbox"), ("spack", "sandbox")];
+const SIDEWAYS: [(&str, &str); 6] = [
+    ("buildcache", "publish"),
+    ("buildcache", "sign"),
+    ("package", "sign"),
+    ("rootfs", "image"),
+    ("rootfs", "sandbox"),
+    ("spack", "sandbox"),
+];
 
 fn layer(module: &str) -> u8 {
     let found = LAYERS.iter().find(|(name, _)| *name == module);

@@ -1,0 +1,362 @@
+//! A folder that behaves as a store: for `file://`, for a web server's tree, for a disk that is carried to another site.
+//!
+//! ```text
+//! FOLDER/<key>            the objects, mode 0644
+//! FOLDER/.tmp-*           objects under way, on the same file system; renamed into place when whole
+//! FOLDER/.publish.lock    held while a write with a condition looks and writes
+//! ```
+//!
+//! The version of an object is the SHA-256 of its bytes. Conditions hold among publishers that see each other's locks: on one
+//! host, and on shared file systems whose server does locks.
+
+use super::{Condition, Entry, Key, Put, Source, Stat, Store, StoreError, Version, Written, io_error, with_path};
+use crate::fsutil;
+use crate::report::Ctx;
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+use sha2::{Digest, Sha256};
+use std::fs::TryLockError;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+const LOCK: &str = ".publish.lock";
+const BUFFER: usize = 1 << 20;
+
+/// A folder as a store.
+#[derive(Debug)]
+pub struct FolderStore {
+    root: PathBuf,
+    address: String,
+}
+
+impl FolderStore {
+    /// The store in `root`, which is made with the first object; nothing is looked at or written now.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), address: format!("file://{}", root.display()) }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.root.join(key.path())
+    }
+
+    fn io<T>(&self, result: io::Result<T>) -> Result<T, StoreError> {
+        result.map_err(|e| io_error(&self.address, e))
+    }
+
+    /// The open object and its size. A symlink is followed: whoever keeps the folder may place objects elsewhere.
+    fn open(&self, key: &Key) -> Result<Option<(fs::File, u64)>, StoreError> {
+        let file = match fs::File::open(self.path(key)) {
+            Ok(file) => file,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(e) => return Err(io_error(&self.address, e)),
+        };
+        let meta = self.io(file.metadata())?;
+        // A folder in an object's place is the begin of other keys.
+        Ok(meta.is_file().then_some((file, meta.len())))
+    }
+
+    fn version(&self, key: &Key, ctx: &Ctx) -> Result<Option<Version>, StoreError> {
+        let Some((mut file, _)) = self.open(key)? else { return Ok(None) };
+        let mut hasher = Sha256::new();
+        self.copy(
+            &mut file,
+            &mut |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            },
+            ctx,
+        )?;
+        Ok(Some(Version(hex::encode(hasher.finalize()))))
+    }
+
+    fn copy(
+        &self,
+        from: &mut dyn Read,
+        to: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        ctx: &Ctx,
+    ) -> Result<u64, StoreError> {
+        let mut buffer = vec![0; BUFFER];
+        let mut total = 0;
+        loop {
+            ctx.check()?;
+            let read = match from.read(&mut buffer) {
+                Ok(0) => return Ok(total),
+                Ok(read) => read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(io_error(&self.address, e)),
+            };
+            self.io(to(&buffer[..read]))?;
+            total += read as u64;
+        }
+    }
+
+    /// Waits for the right to look and write.
+    fn lock(&self, ctx: &Ctx) -> Result<fs::File, StoreError> {
+        self.io(fs::create_dir_all(&self.root))?;
+        let path = self.root.join(LOCK);
+        let open = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
+        let file = self.io(open)?;
+        loop {
+            match file.file().try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    ctx.check()?;
+                }
+                Err(TryLockError::Error(e)) => return Err(with_path(&self.address, &e, "lock", &path)),
+            }
+        }
+    }
+
+    /// An object under way: beside where it will be, so that the last step is a rename.
+    fn begin(&self, key: &Key) -> Result<tempfile::NamedTempFile, StoreError> {
+        let path = self.path(key);
+        let parent = fsutil::parent_of(&path);
+        self.io(fs::create_dir_all(parent))?;
+        tempfile::Builder::new()
+            .prefix(fsutil::TEMPORARY)
+            .permissions(std::fs::Permissions::from_mode(0o644))
+            .tempfile_in(parent)
+            .map_err(|e| with_path(&self.address, &e, "create a temporary file in", parent))
+    }
+
+    /// The last step of every write.
+    fn finish(
+        &self,
+        key: &Key,
+        file: tempfile::NamedTempFile,
+        version: Version,
+        condition: &Condition,
+        ctx: &Ctx,
+    ) -> Result<Written, StoreError> {
+        let path = self.path(key);
+        file.as_file().sync_all().map_err(|e| with_path(&self.address, &e, "sync", &path))?;
+        let _lock = match condition {
+            Condition::Always => None,
+            Condition::Absent | Condition::Unchanged(_) => {
+                let lock = self.lock(ctx)?;
+                let there = match condition {
+                    Condition::Unchanged(_) => self.version(key, ctx)?,
+                    // Only whether there is something matters: nothing is read for that.
+                    _ => self.open(key)?.map(|_| Version(String::new())),
+                };
+                let holds = match condition {
+                    Condition::Unchanged(expected) => there.as_ref() == Some(expected),
+                    _ => there.is_none(),
+                };
+                if !holds {
+                    return Ok(Written::Conflict);
+                }
+                Some(lock)
+            }
+        };
+        file.persist(&path).map_err(|e| with_path(&self.address, &e.error, "rename into place", &path))?;
+        Ok(Written::Yes(version))
+    }
+}
+
+impl Store for FolderStore {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn stat(&self, key: &Key, ctx: &Ctx) -> Result<Option<Stat>, StoreError> {
+        let Some((_, size)) = self.open(key)? else { return Ok(None) };
+        let Some(version) = self.version(key, ctx)? else { return Ok(None) };
+        Ok(Some(Stat { size, version }))
+    }
+
+    fn read(&self, key: &Key, limit: u64, ctx: &Ctx) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        let Some((file, size)) = self.open(key)? else { return Ok(None) };
+        ctx.check()?;
+        let mut bytes = Vec::new();
+        self.io(file.take(limit.saturating_add(1)).read_to_end(&mut bytes))?;
+        if bytes.len() as u64 > limit {
+            return Err(StoreError::TooLarge { address: self.address.clone(), key: key.clone(), size, limit });
+        }
+        let version = Version(hex::encode(Sha256::digest(&bytes)));
+        Ok(Some((bytes, version)))
+    }
+
+    fn download(&self, key: &Key, out: &mut dyn Write, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
+        let Some((mut file, _)) = self.open(key)? else { return Ok(None) };
+        self.copy(&mut file, &mut |bytes| out.write_all(bytes), ctx).map(Some)
+    }
+
+    fn put(&self, key: &Key, bytes: &[u8], how: &Put<'_>, ctx: &Ctx) -> Result<Written, StoreError> {
+        let mut file = self.begin(key)?;
+        file.write_all(bytes).map_err(|e| with_path(&self.address, &e, "write", &self.path(key)))?;
+        self.finish(key, file, Version(hex::encode(Sha256::digest(bytes))), &how.condition, ctx)
+    }
+
+    fn put_file(&self, key: &Key, source: &Source, how: &Put<'_>, ctx: &Ctx) -> Result<Written, StoreError> {
+        let mut from = self.io(fs::File::open(&source.path))?;
+        let mut file = self.begin(key)?;
+        let path = self.path(key);
+        let mut hasher = Sha256::new();
+        self.copy(
+            &mut from,
+            &mut |bytes| {
+                hasher.update(bytes);
+                file.write_all(bytes).map_err(|e| fsutil::with_path(&e, "write", &path))
+            },
+            ctx,
+        )?;
+        let sha256 = hex::encode(hasher.finalize());
+        if sha256 != source.sha256 {
+            return Err(StoreError::Io {
+                address: self.address.clone(),
+                source: io::Error::other(format!(
+                    "`{}` changed since it was made: its SHA-256 was {} and is {sha256}; nothing was published from it",
+                    source.path.display(),
+                    source.sha256
+                )),
+            });
+        }
+        self.finish(key, file, Version(sha256), &how.condition, ctx)
+    }
+
+    fn list(&self, prefix: &str, ctx: &Ctx) -> Result<Vec<Entry>, StoreError> {
+        // Only the folder that the prefix names is walked.
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let start = if folder.is_empty() { self.root.clone() } else { self.root.join(Key::new(folder)?.path()) };
+        let mut entries = Vec::new();
+        if !start.is_dir() {
+            return Ok(entries);
+        }
+        for entry in walkdir::WalkDir::new(&start).follow_links(true) {
+            ctx.check()?;
+            let entry = self.io(entry.map_err(io::Error::from))?;
+            let name = entry.file_name();
+            if !entry.file_type().is_file() || fsutil::is_temporary(name) || name == LOCK {
+                continue;
+            }
+            let Some(text) = entry.path().strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
+            if !text.starts_with(prefix) {
+                continue;
+            }
+            // What others put there under names that no object of ours can have is none of ours.
+            let Ok(key) = Key::new(text) else { continue };
+            let meta = self.io(entry.metadata().map_err(io::Error::from))?;
+            let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            entries.push(Entry { key, size: meta.len(), modified });
+        }
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
+
+    fn delete(&self, key: &Key, ctx: &Ctx) -> Result<(), StoreError> {
+        ctx.check()?;
+        match fs::remove_file(self.path(key)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error(&self.address, e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::Keep;
+
+    fn how(condition: Condition) -> Put<'static> {
+        Put { content_type: "text/plain", keep: Keep::Briefly, condition }
+    }
+
+    fn key(text: &str) -> Key {
+        Key::new(text).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FolderStore::new(&dir.path().join("made/later"));
+        let ctx = Ctx::silent();
+        assert_eq!(store.stat(&key("a/b"), &ctx).unwrap(), None);
+        assert_eq!(store.list("", &ctx).unwrap(), []);
+        let Written::Yes(version) = store.put(&key("a/b"), b"one", &how(Condition::Absent), &ctx).unwrap() else {
+            panic!("nothing was there")
+        };
+        assert_eq!(store.read(&key("a/b"), 3, &ctx).unwrap(), Some((b"one".to_vec(), version.clone())));
+        assert!(matches!(store.read(&key("a/b"), 2, &ctx), Err(StoreError::TooLarge { size: 3, limit: 2, .. })));
+        assert_eq!(store.stat(&key("a/b"), &ctx).unwrap(), Some(Stat { size: 3, version: version.clone() }));
+        assert_eq!(store.put(&key("a/b"), b"two", &how(Condition::Absent), &ctx).unwrap(), Written::Conflict);
+        let Written::Yes(second) =
+            store.put(&key("a/b"), b"two", &how(Condition::Unchanged(version.clone())), &ctx).unwrap()
+        else {
+            panic!("it had not changed")
+        };
+        assert_ne!(second, version);
+        assert_eq!(
+            store.put(&key("a/b"), b"three", &how(Condition::Unchanged(version)), &ctx).unwrap(),
+            Written::Conflict
+        );
+        store.put(&key("a-c"), b"x", &how(Condition::Always), &ctx).unwrap();
+        store.put(&key("a/b2/c"), b"x", &how(Condition::Always), &ctx).unwrap();
+        let names = |prefix: &str| -> Vec<String> {
+            store.list(prefix, &ctx).unwrap().iter().map(|e| e.key.to_string()).collect()
+        };
+        assert_eq!(names(""), ["a-c", "a/b", "a/b2/c"]);
+        assert_eq!(names("a/b"), ["a/b", "a/b2/c"], "a prefix is of letters, not of folders");
+        store.delete(&key("a/b"), &ctx).unwrap();
+        store.delete(&key("a/b"), &ctx).unwrap();
+        assert_eq!(store.stat(&key("a/b"), &ctx).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_changed_is_not_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FolderStore::new(&dir.path().join("store"));
+        let ctx = Ctx::silent();
+        let path = dir.path().join("file");
+        fs::write(&path, "content").unwrap();
+        let right = Source { path, size: 7, sha256: hex::encode(Sha256::digest(b"content")) };
+        let wrong = Source { sha256: hex::encode(Sha256::digest(b"other")), ..right.clone() };
+        assert!(store.put_file(&key("x"), &wrong, &how(Condition::Always), &ctx).is_err());
+        assert_eq!(store.list("", &ctx).unwrap(), [], "nothing is left of it");
+        assert!(matches!(store.put_file(&key("x"), &right, &how(Condition::Absent), &ctx), Ok(Written::Yes(_))));
+        let mut out = Vec::new();
+        assert_eq!(store.download(&key("x"), &mut out, &ctx).unwrap(), Some(7));
+        assert_eq!(out, b"content");
+    }
+
+    #[test]
+    fn of_many_writers_at_once_one_wins_each_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FolderStore::new(dir.path());
+        let (store, counter) = (&store, &key("counter"));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(move || {
+                    let ctx = Ctx::silent();
+                    for _ in 0..25 {
+                        loop {
+                            let there = store.read(counter, 100, &ctx).unwrap();
+                            let (value, condition) = match there {
+                                None => (0, Condition::Absent),
+                                Some((bytes, version)) => (
+                                    String::from_utf8(bytes).unwrap().parse::<u32>().unwrap(),
+                                    Condition::Unchanged(version),
+                                ),
+                            };
+                            let next = (value + 1).to_string();
+                            if store.put(counter, next.as_bytes(), &how(condition), &ctx).unwrap() != Written::Conflict
+                            {
+                                break;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let (bytes, _) = store.read(counter, 100, &Ctx::silent()).unwrap().unwrap();
+        assert_eq!(bytes, b"200");
+    }
+}
