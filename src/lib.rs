@@ -8,19 +8,21 @@
 //! L2  image rootfs sandbox spack relocate package sign
 //!     buildcache publish                                  the stages: typed values in, proof of work out
 //! L1  catalog config plan elf                             pure: no I/O, no clock, no chance
-//! L0  cache fsutil process report secret                  leaves
+//! L0  cache fsutil gzip process report secret                  leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
 //! package uses sign; buildcache uses sign and publish's store. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
 //! no environment and no configuration file, and draw nothing: they report events.
 
+pub mod buildcache;
 pub mod cache;
 pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod elf;
 pub mod fsutil;
+pub mod gzip;
 pub mod image;
 pub mod package;
 pub mod pipeline;

@@ -10,6 +10,7 @@ Exit codes:
   3  this host, its configuration, or something missing while offline
   4  a stage of the build, the pull included
   5  verification
+  6  publishing
   128+n  ended by signal n
 
 Files:
@@ -107,6 +108,9 @@ pub enum Verb {
     /// Signing keys
     #[command(subcommand)]
     Key(KeyVerb),
+    /// Binary caches of Spack packages: push, list, check, prune
+    #[command(subcommand)]
+    Buildcache(super::buildcache::BuildcacheVerb),
     /// Delete what the cache can make again
     Clean(CleanArgs),
     /// Print a completion script for a shell

@@ -11,6 +11,7 @@
 //! | 128+n | ended by signal n |
 
 use super::args::Format;
+use crate::buildcache::BuildcacheError;
 use crate::cache::CacheError;
 use crate::config::ConfigError;
 use crate::image::{ImageError, RegistriesError};
@@ -24,6 +25,7 @@ use crate::rootfs::PrepareError;
 use crate::sandbox::SandboxError;
 use crate::sign::SignError;
 use crate::spack::{SourceError, SpackError};
+use crate::workflows::buildcache::PushError;
 use crate::workflows::clean::CleanError;
 use crate::workflows::images::RemoveError;
 use crate::workflows::install::InstallError;
@@ -37,6 +39,7 @@ const USAGE: u8 = 2;
 const HOST: u8 = 3;
 const BUILD: u8 = 4;
 pub(super) const VERIFY: u8 = 5;
+const PUBLISH: u8 = 6;
 
 /// What was asked makes no sense; nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +112,15 @@ fn code(error: &Error) -> u8 {
     {
         return HOST;
     }
+    if let Some(PushError::Cache(_)) = find::<PushError>(error) {
+        return HOST;
+    }
+    if let Some(PushError::Buildcache(e)) = find::<PushError>(error) {
+        return buildcache(e);
+    }
+    if let Some(e) = find::<BuildcacheError>(error) {
+        return buildcache(e);
+    }
     if let Some(e) = find::<BuildError>(error) {
         return build(e);
     }
@@ -165,6 +177,19 @@ fn build(error: &BuildError) -> u8 {
         | BuildError::Relocate(_)
         | BuildError::Io(_)
         | BuildError::Interrupted(_) => BUILD,
+    }
+}
+
+fn buildcache(error: &BuildcacheError) -> u8 {
+    match error {
+        BuildcacheError::NotATree { .. } | BuildcacheError::Unknown { .. } | BuildcacheError::OlderLayout { .. } => USAGE,
+        BuildcacheError::Sign(_) => HOST,
+        BuildcacheError::Format { .. } => VERIFY,
+        BuildcacheError::Io(_)
+        | BuildcacheError::Store(_)
+        | BuildcacheError::Interrupted(_)
+        | BuildcacheError::Package { .. }
+        | BuildcacheError::Contended { .. } => PUBLISH,
     }
 }
 

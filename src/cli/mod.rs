@@ -3,6 +3,7 @@
 
 pub mod args;
 mod build;
+pub mod buildcache;
 mod clean;
 mod doctor;
 mod exit;
@@ -101,6 +102,7 @@ fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
         Verb::Install(args) => install::run(&cli.global, args, ctx),
         Verb::Relocate(args) => relocate::run(args, ctx),
         Verb::Key(verb) => key::run(&cli.global, verb, ctx),
+        Verb::Buildcache(verb) => buildcache::run(&cli.global, verb, ctx),
         Verb::Clean(args) => clean::run(&cli.global, args, ctx),
         Verb::Completions { shell } => Ok(manual::completions(*shell)),
         Verb::Man { dir } => manual::man(dir.as_deref()),

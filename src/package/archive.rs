@@ -12,7 +12,6 @@
 //! All four files are written in a staging folder and renamed out of it, sums first, the archive last; an older
 //! archive of that name is taken away before its sums are. Whoever finds the archive finds what belongs to it.
 
-use super::gzip::GzipWriter;
 use super::manifest::{ArchiveFacts, FORMAT};
 use super::ustar::TarWriter;
 use super::{
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::cache::Cache;
 use crate::fsutil;
+use crate::gzip::GzipWriter;
 use crate::report::{Ctx, Event, Stage};
 use crate::sign::{SignError, SigningHasher, SigningKey, sign_reader};
 use fs_err as fs;
@@ -347,7 +347,7 @@ impl<W: Write> Encoder<W> {
 fn zstd_encoder<W: Write>(inner: W, level: u8, threads: usize) -> io::Result<zstd::stream::write::Encoder<'static, W>> {
     use zstd::zstd_safe::CParameter;
     // Each worker holds some 15 MB.
-    let threads = super::threads(threads, 12)?;
+    let threads = crate::gzip::threads(threads, 12)?;
     let mut encoder = zstd::stream::write::Encoder::new(inner, i32::from(level))?;
     encoder.set_parameter(CParameter::NbWorkers(u32::try_from(threads).unwrap_or(1)))?;
     encoder.set_parameter(CParameter::JobSize(4 << 20))?;

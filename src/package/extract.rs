@@ -14,8 +14,8 @@
 use super::archive::stays_inside;
 use super::manifest::{FileEntry, FileKind};
 use super::ustar::TarReader;
-use super::{Checked, Hashing, Kind, Manifest, Member, Package, PackageError, gzip, layout, told_to_stop};
-use crate::fsutil;
+use super::{Checked, Hashing, Kind, Manifest, Member, Package, PackageError, layout, told_to_stop};
+use crate::{fsutil, gzip};
 use crate::report::{Ctx, Event, Stage};
 use fs_err as fs;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};

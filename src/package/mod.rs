@@ -16,12 +16,11 @@
 //! on its way to the disk. The archive's own name appears last, so whoever finds it finds the rest.
 //! [`Package::open`] is the other door: it takes any file and checks it before it calls it a package.
 //!
-//! `ustar` is the tar format, `gzip` the parallel compression, `archive` the writing, `extract` the reading,
+//! `ustar` is the tar format, `crate::gzip` the parallel compression, `archive` the writing, `extract` the reading,
 //! [`mod@manifest`] the description, `installed` the tree on disk, [`modulefile`] what Lmod reads.
 
 mod archive;
 mod extract;
-mod gzip;
 mod installed;
 pub mod manifest;
 pub mod modulefile;
@@ -476,12 +475,6 @@ impl<R: Read> Read for Hashing<R> {
         self.length += got as u64;
         Ok(got)
     }
-}
-
-/// How many threads to use when `wanted` were asked for; 0 means all.
-fn threads(wanted: usize, most: usize) -> io::Result<usize> {
-    let threads = if wanted == 0 { std::thread::available_parallelism()?.get() } else { wanted };
-    Ok(threads.min(most))
 }
 
 /// Ends with an error when the program is told to stop.

@@ -1,5 +1,6 @@
 //! Verbs that cross stages: what `cli` calls after it has parsed, beside the build itself (`pipeline`).
 
+pub mod buildcache;
 pub mod clean;
 pub mod finished;
 pub mod images;

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer.
-const LAYERS: [(&str, u8); 23] = [
+const LAYERS: [(&str, u8); 24] = [
     ("cache", 0),
     ("fsutil", 0),
+    ("gzip", 0),
     ("process", 0),
     ("report", 0),
     ("secret", 0),

@@ -20,10 +20,11 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::VecDeque;
 use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Bytes of input in a member. Part of the format: changing it changes every archive.
-pub(super) const BLOCK: usize = 1 << 20;
+pub const BLOCK: usize = 1 << 20;
 const HEADER: usize = 20;
 const TRAILER: usize = 8;
 /// Each thread has two blocks waiting, in and out: this keeps memory under 150 MB.
@@ -33,22 +34,47 @@ const MEMBER_LIMIT: usize = 2 * BLOCK;
 
 type Reply = Receiver<io::Result<Vec<u8>>>;
 
+/// How many threads to use when `wanted` were asked for, at most `most`; 0 means all.
+pub fn threads(wanted: usize, most: usize) -> io::Result<usize> {
+    let threads = if wanted == 0 { std::thread::available_parallelism()?.get() } else { wanted };
+    Ok(threads.min(most))
+}
+
+/// Threads that compress, for several writers at once.
+#[derive(Clone)]
+pub struct Pool {
+    threads: Arc<ThreadPool>,
+    /// Blocks that one writer may have under way.
+    limit: usize,
+}
+
+impl Pool {
+    /// `threads` of 0 means all; `writers` are expected at once, and share the blocks that may wait in memory.
+    pub fn new(wanted: usize, writers: usize) -> io::Result<Self> {
+        let count = threads(wanted, MOST_THREADS)?;
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|i| format!("gzip-{i}"))
+            .build()
+            .map_err(io::Error::other)?;
+        Ok(Self { threads: Arc::new(pool), limit: (2 * count).div_ceil(writers.max(1)) + 2 })
+    }
+}
+
 /// Blocks under way in a pool, in order.
 struct Ordered {
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
     pending: VecDeque<Reply>,
     limit: usize,
 }
 
 impl Ordered {
     fn new(threads: usize) -> io::Result<Self> {
-        let threads = super::threads(threads, MOST_THREADS)?;
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("gzip-{i}"))
-            .build()
-            .map_err(io::Error::other)?;
-        Ok(Self { pool, pending: VecDeque::new(), limit: 2 * threads + 2 })
+        Ok(Self::shared(&Pool::new(threads, 1)?))
+    }
+
+    fn shared(pool: &Pool) -> Self {
+        Self { pool: Arc::clone(&pool.threads), pending: VecDeque::new(), limit: pool.limit }
     }
 
     fn spawn(&mut self, work: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static) {
@@ -72,7 +98,7 @@ impl Ordered {
 }
 
 /// Compresses what is written to it into `inner`.
-pub(super) struct GzipWriter<W: Write> {
+pub struct GzipWriter<W: Write> {
     inner: W,
     level: CompressionLvl,
     block: Vec<u8>,
@@ -83,9 +109,12 @@ pub(super) struct GzipWriter<W: Write> {
 impl<W: Write> GzipWriter<W> {
     /// `level` is libdeflate's, 1 to 12; `threads` of 0 means all.
     pub fn new(inner: W, level: u8, threads: usize) -> io::Result<Self> {
-        let level = CompressionLvl::new(i32::from(level))
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip has no level {level}: 1 to 12")))?;
-        Ok(Self { inner, level, block: Vec::with_capacity(BLOCK), blocks: 0, work: Ordered::new(threads)? })
+        Ok(Self { inner, level: valid(level)?, block: Vec::with_capacity(BLOCK), blocks: 0, work: Ordered::new(threads)? })
+    }
+
+    /// As [`Self::new`], with threads that other writers use as well.
+    pub fn shared(inner: W, level: u8, pool: &Pool) -> io::Result<Self> {
+        Ok(Self { inner, level: valid(level)?, block: Vec::with_capacity(BLOCK), blocks: 0, work: Ordered::shared(pool) })
     }
 
     fn submit(&mut self) -> io::Result<()> {
@@ -134,6 +163,21 @@ impl<W: Write> Write for GzipWriter<W> {
     }
 }
 
+fn valid(level: u8) -> io::Result<CompressionLvl> {
+    CompressionLvl::new(i32::from(level))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip has no level {level}: 1 to 12")))
+}
+
+/// Small data, whole, in the form that [`GzipWriter`] writes.
+pub fn pack(data: &[u8], level: u8) -> io::Result<Vec<u8>> {
+    let level = valid(level)?;
+    let mut out = Vec::new();
+    for block in data.chunks(BLOCK) {
+        out.extend(member(block, level)?);
+    }
+    if out.is_empty() { member(&[], level) } else { Ok(out) }
+}
+
 fn member(block: &[u8], level: CompressionLvl) -> io::Result<Vec<u8>> {
     let mut compressor = Compressor::new(level);
     let mut out = vec![0; HEADER + compressor.deflate_compress_bound(block.len()) + TRAILER];
@@ -164,7 +208,7 @@ fn member_size(header: &[u8; HEADER]) -> Option<usize> {
 }
 
 /// A reader of any gzip file: on all cores when it is one of ours.
-pub(super) fn reader<'r>(inner: impl Read + Send + 'r, threads: usize) -> io::Result<Box<dyn Read + Send + 'r>> {
+pub fn reader<'r>(inner: impl Read + Send + 'r, threads: usize) -> io::Result<Box<dyn Read + Send + 'r>> {
     let mut inner = BufReader::with_capacity(256 << 10, inner);
     let mut header = [0; HEADER];
     let got = read_up_to(&mut inner, &mut header)?;
@@ -249,7 +293,7 @@ impl<R: Read> Read for GzipReader<R> {
 }
 
 /// Reads until `buffer` is full or the data ends.
-pub(super) fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
     while let Some(rest) = buffer.get_mut(got..)
         && !rest.is_empty()
@@ -300,6 +344,7 @@ mod tests {
             let mut stock = Vec::new();
             MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut stock).unwrap();
             assert!(stock == data, "{length}");
+            assert!(super::pack(&data, 5).unwrap() == packed, "{length}");
         }
     }
 

@@ -1,0 +1,164 @@
+//! Says everything that is wrong with a cache, before Spack would trip over it or, worse, would not.
+
+use super::index::{self, Index};
+use super::manifest::{self, INDEX_MANIFEST};
+use super::spec::Spec;
+use super::{BuildcacheError, read};
+use crate::publish::{Key, Store};
+use crate::report::Ctx;
+use crate::sign::{Fingerprint, Keyring};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What kind of fault it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The index, or who asks, names a package that has no manifest.
+    MissingManifest,
+    /// A blob is not there.
+    MissingBlob,
+    /// A blob is not what its manifest says.
+    ChangedBlob,
+    /// Signed by a key that is not trusted.
+    ForeignKey,
+    /// The signature does not fit, or its key was not good.
+    BadSignature,
+    /// Not signed at all, or not as Spack reads it.
+    NotSigned,
+    /// A manifest that cannot be used.
+    BadManifest,
+    /// The manifest of one package in the place of another.
+    Substituted,
+    /// A spec whose content does not have the hash that it says.
+    BadSpec,
+    /// An archive that is not of its spec.
+    BadTarball,
+    /// The index cannot be used.
+    BadIndex,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Fault {
+    /// What.
+    pub kind: Kind,
+    /// Which object of the cache.
+    pub key: String,
+    /// In words.
+    pub detail: String,
+}
+
+impl Fault {
+    pub(super) fn new(kind: Kind, key: &str, detail: String) -> Self {
+        Self { kind, key: key.to_owned(), detail }
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Packages that were looked at.
+    pub packages: usize,
+    /// Hashes of those that are right.
+    pub good: BTreeSet<String>,
+    /// Who signed how many of them.
+    pub signers: BTreeMap<Fingerprint, usize>,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+    /// What is no fault and may surprise: packages that the index does not name.
+    pub notes: Vec<String>,
+}
+
+/// What is asked of a check.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    /// Only these packages; that one is not there is no fault. All when `None`.
+    pub only: Option<BTreeSet<String>>,
+    /// Leave tarballs unread: that they are whole is not known then.
+    pub without_tarballs: bool,
+}
+
+/// Follows, for each package, everything that Spack would follow, and what it does not.
+pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Result<Report, BuildcacheError> {
+    if read::only_older_layout(store, ctx)? {
+        return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
+    }
+    let mut report = Report::default();
+    let index = match index::read(store, ctx) {
+        Ok((index, version)) => {
+            if version.is_none() && ask.only.is_none() {
+                report.faults.push(Fault::new(Kind::BadIndex, INDEX_MANIFEST, "there is no index".into()));
+            }
+            index
+        }
+        Err(BuildcacheError::Format { key, reason, .. }) => {
+            report.faults.push(Fault::new(Kind::BadIndex, key.as_str(), reason));
+            Index::default()
+        }
+        Err(e) => return Err(e),
+    };
+    let (there, misnamed) = read::manifests(store, ctx)?;
+    let wanted = |hash: &str| ask.only.as_ref().is_none_or(|only| only.contains(hash));
+    if ask.only.is_none() {
+        report.faults.extend(misnamed);
+    }
+    for entry in index.entries().iter().filter(|e| wanted(&e.hash) && !there.contains_key(&e.hash)) {
+        let key = manifest::spec_key(&entry.name, &entry.version, &entry.hash)?;
+        report.faults.push(Fault::new(Kind::MissingManifest, key.as_str(), "the index names it, and it is not there".into()));
+    }
+    let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted(hash)).collect();
+    report.packages = chosen.len();
+    let answers: Vec<_> = chosen
+        .par_iter()
+        .map(|(hash, key)| {
+            let found = match read::package(store, keyring, key, hash, ctx)? {
+                Ok(found) => found,
+                Err(fault) => return Ok(Err(fault)),
+            };
+            if !ask.without_tarballs
+                && let Some(fault) = read::tarball(store, &found, ctx)?
+            {
+                return Ok(Err(fault));
+            }
+            Ok(Ok(found.signer.fingerprint))
+        })
+        .collect::<Result<_, BuildcacheError>>()?;
+    for ((hash, key), answer) in chosen.iter().zip(answers) {
+        match answer {
+            Ok(signer) => {
+                report.good.insert((*hash).clone());
+                *report.signers.entry(signer).or_default() += 1;
+            }
+            Err(fault) => report.faults.push(fault),
+        }
+        if ask.only.is_none() && !index.has(hash) {
+            report.notes.push(format!("{key} is not in the index: it is being pushed, or `buildcache index` is due"));
+        }
+    }
+    report.faults.sort();
+    Ok(report)
+}
+
+/// The specs of all packages whose manifests are right, and what is wrong with the others.
+pub(super) fn specs(
+    store: &dyn Store,
+    keyring: &Keyring,
+    ctx: &Ctx,
+) -> Result<(Vec<Spec>, Vec<Fault>), BuildcacheError> {
+    let (there, mut faults) = read::manifests(store, ctx)?;
+    let there: Vec<(String, Key)> = there.into_iter().collect();
+    let read: Vec<_> = there
+        .par_iter()
+        .map(|(hash, key)| read::package(store, keyring, key, hash, ctx))
+        .collect::<Result<_, BuildcacheError>>()?;
+    let mut specs = Vec::new();
+    for found in read {
+        match found {
+            Ok(found) => specs.push(found.spec),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Ok((specs, faults))
+}

@@ -1,0 +1,216 @@
+//! The index: what a cache holds, as Spack's database of version 8.
+//!
+//! ```text
+//! {"database": {"version": "8", "installs": {HASH: {"spec": NODE, "ref_count": n, "in_buildcache": bool}}}}
+//! ```
+//!
+//! Every node of every pushed spec is in it, externals and build dependencies too; `in_buildcache` tells those that have a
+//! manifest. It is not signed, and tells Spack only where to look.
+
+use super::manifest::{self, Blob, INDEX, INDEX_MANIFEST, JSON, Manifest};
+use super::spec::{self, Spec};
+use super::{BuildcacheError, key};
+use crate::publish::{Condition, Keep, Put, Store, Version, Written};
+use crate::report::Ctx;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Larger indexes than that are not read: a hundred thousand packages have half of it.
+const LIMIT: u64 = 4 << 30;
+/// How often a merge is tried again.
+const TRIES: u32 = 1000;
+
+/// The index in memory.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Index {
+    installs: Map<String, Value>,
+}
+
+/// A package of the index.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its DAG hash.
+    pub hash: String,
+    /// The operating system that it was built for.
+    pub os: String,
+    /// The processor that it was built for.
+    pub target: String,
+}
+
+impl Index {
+    /// Reads the blob's bytes; the reason when they are none.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut json: Value = serde_json::from_slice(bytes).map_err(|e| format!("it does not parse: {e}"))?;
+        let version = json.pointer("/database/version").and_then(Value::as_str).unwrap_or("(none)");
+        if version != "8" {
+            return Err(format!("it is of version {version}, and version 8 is read and written"));
+        }
+        match json.pointer_mut("/database/installs").map(Value::take) {
+            Some(Value::Object(installs)) => Ok(Self { installs }),
+            _ => Err("it has no `installs`".into()),
+        }
+    }
+
+    /// The bytes of the blob: the same for the same content, whatever the order in which it was merged.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut hashes: Vec<&String> = self.installs.keys().collect();
+        hashes.sort();
+        let sorted: Map<String, Value> =
+            hashes.into_iter().filter_map(|h| Some((h.clone(), self.installs.get(h)?.clone()))).collect();
+        json!({"database": {"version": "8", "installs": sorted}}).to_string().into_bytes()
+    }
+
+    /// Adds a package that is in the cache, and all that it depends on.
+    pub fn add(&mut self, spec: &Spec) {
+        for node in spec.nodes() {
+            if !self.installs.contains_key(&node.hash) {
+                let record = json!({"spec": node.json, "ref_count": 0, "in_buildcache": false});
+                self.installs.insert(node.hash.clone(), record);
+            }
+        }
+        if let Some(record) = self.installs.get_mut(&spec.root().hash) {
+            record["in_buildcache"] = true.into();
+        }
+    }
+
+    /// Says that a package is not in the cache.
+    pub fn remove(&mut self, hash: &str) {
+        if let Some(record) = self.installs.get_mut(hash) {
+            record["in_buildcache"] = false.into();
+        }
+    }
+
+    /// Whether the package is in the cache, by the index.
+    pub fn has(&self, hash: &str) -> bool {
+        self.installs.get(hash).is_some_and(|r| r["in_buildcache"] == true)
+    }
+
+    /// Forgets what no package of the cache needs, and counts who needs whom.
+    pub fn settle(&mut self) {
+        let mut needed = std::collections::BTreeSet::new();
+        let mut queue: Vec<String> = self.installs.keys().filter(|h| self.has(h)).cloned().collect();
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        while let Some(hash) = queue.pop() {
+            if !needed.insert(hash.clone()) {
+                continue;
+            }
+            let dependencies = self.installs.get(&hash).and_then(|r| spec::node(&r["spec"]).ok()).map(|n| n.dependencies);
+            for (dependency, _) in dependencies.unwrap_or_default() {
+                *counts.entry(dependency.clone()).or_default() += 1;
+                queue.push(dependency);
+            }
+        }
+        self.installs.retain(|hash, _| needed.contains(hash));
+        for (hash, record) in &mut self.installs {
+            record["ref_count"] = counts.get(hash).copied().unwrap_or(0).into();
+        }
+    }
+
+    /// The packages in the cache, by name, version and hash.
+    pub fn entries(&self) -> Vec<Entry> {
+        let text = |record: &Value, at: &str| record.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let mut entries: Vec<Entry> = self
+            .installs
+            .iter()
+            .filter(|(hash, _)| self.has(hash))
+            .map(|(hash, record)| Entry {
+                name: text(record, "/spec/name"),
+                version: text(record, "/spec/version"),
+                hash: hash.clone(),
+                os: text(record, "/spec/arch/platform_os"),
+                target: record.pointer("/spec/arch/target").map_or_else(String::new, target),
+            })
+            .collect();
+        entries.sort_by(|a, b| (&a.name, &a.version, &a.hash).cmp(&(&b.name, &b.version, &b.hash)));
+        entries
+    }
+}
+
+/// A target is a name, or, for processors that are not generic, an object with a name.
+fn target(value: &Value) -> String {
+    value.as_str().or_else(|| value.get("name")?.as_str()).unwrap_or_default().to_owned()
+}
+
+/// The index that is there, with the version of its manifest; an empty one when there is none yet.
+pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), BuildcacheError> {
+    let Some((manifest, version)) = manifest::read_plain(store, INDEX_MANIFEST, ctx)? else {
+        return Ok((Index::default(), None));
+    };
+    let at = key(INDEX_MANIFEST.to_owned())?;
+    let refuse = |key, reason| BuildcacheError::Format { address: store.address().to_owned(), key, reason };
+    let blob = manifest.blob(INDEX).map_err(|reason| refuse(at, reason))?;
+    let at = blob.key()?;
+    let Some((bytes, _)) = store.read(&at, LIMIT, ctx)? else {
+        return Err(refuse(at, "the index's manifest names it, and it is not there: `buildcache index` makes a new one".into()));
+    };
+    if let Some(reason) = super::read::differs(blob, &bytes) {
+        return Err(refuse(at, format!("{reason}: `buildcache index` makes a new one")));
+    }
+    let index = Index::parse(&bytes).map_err(|reason| refuse(at, reason))?;
+    Ok((index, Some(version)))
+}
+
+/// Changes the index with `change` until nobody else changed it meanwhile; nothing is written when it stays the same. Returns
+/// whether it was written.
+pub fn update(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) -> Result<bool, BuildcacheError> {
+    for attempt in 0..TRIES {
+        ctx.check()?;
+        let (before, version) = match read(store, ctx) {
+            Ok(found) => found,
+            // Another publisher pruned the blob between our two readings.
+            Err(BuildcacheError::Format { .. }) if attempt < 3 => continue,
+            Err(e) => return Err(e),
+        };
+        let mut index = before.clone();
+        change(&mut index);
+        index.settle();
+        if index == before && version.is_some() {
+            return Ok(false);
+        }
+        let condition = version.map_or(Condition::Absent, Condition::Unchanged);
+        if write(store, &index, condition, ctx)? != Written::Conflict {
+            return Ok(true);
+        }
+    }
+    Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+}
+
+fn write(store: &dyn Store, index: &Index, condition: Condition, ctx: &Ctx) -> Result<Written, BuildcacheError> {
+    let bytes = index.bytes();
+    let blob = Blob::new(INDEX, "none", bytes.len() as u64, hex::encode(Sha256::digest(&bytes)));
+    // Always: a damaged one must not stay.
+    let how = Put { content_type: INDEX, keep: Keep::Forever, condition: Condition::Always };
+    store.put(&blob.key()?, &bytes, &how, ctx)?;
+    let text = Manifest::new(vec![blob]).text();
+    let how = Put { content_type: JSON, keep: Keep::Briefly, condition };
+    Ok(store.put(&key(INDEX_MANIFEST.to_owned())?, text.as_bytes(), &how, ctx)?)
+}
+
+/// Makes the index anew from the specs that the manifests name. What another publisher adds meanwhile is kept: the whole is done
+/// again then.
+pub fn rebuild(
+    store: &dyn Store,
+    keyring: &crate::sign::Keyring,
+    ctx: &Ctx,
+) -> Result<(usize, Vec<super::check::Fault>), BuildcacheError> {
+    for _ in 0..TRIES {
+        let at = key(INDEX_MANIFEST.to_owned())?;
+        let version = store.read(&at, manifest::LIMIT, ctx)?.map(|(_, version)| version);
+        let (specs, faults) = super::check::specs(store, keyring, ctx)?;
+        let mut index = Index::default();
+        for spec in &specs {
+            index.add(spec);
+        }
+        index.settle();
+        let condition = version.map_or(Condition::Absent, Condition::Unchanged);
+        if write(store, &index, condition, ctx)? != Written::Conflict {
+            return Ok((specs.len(), faults));
+        }
+    }
+    Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+}

@@ -1,0 +1,141 @@
+//! Spack's binary cache, layout version 3, written and read without Spack.
+//!
+//! ```text
+//! blobs/sha256/<c[:2]>/<c>                                    c = SHA-256 of the object as it is stored
+//! v3/layout.json                                              {"signing": "gpg"}
+//! v3/manifests/spec/<name>/<name>-<version>-<hash>.spec.manifest.json    clear-signed; names two blobs:
+//!                                                             the package's tarball and its spec
+//! v3/manifests/index/index.manifest.json                      names the index, a blob
+//! v3/manifests/key/<FINGERPRINT>.key.manifest.json            names an armored public key, a blob
+//! v3/manifests/key/keys.manifest.json                         names the list of fingerprints, a blob
+//! ```
+//!
+//! Source of the format: the documentation of Spack v1.0 ("Build Caches", "Build cache layout") and files that v1.0.0 and
+//! v1.1.0 wrote. Stock Spack reads what is written here and checks the signatures; `tests/buildcache` shows it.
+//!
+//! - [`Tree`] is a finished install tree, of which nothing is changed;
+//! - [`push`] writes what is not there yet: blobs, then the manifests that name them, then the index;
+//! - [`check`](mod@check) follows everything that Spack would follow, and more: Spack takes any validly signed manifest for the
+//!   package at whose place it lies, so one that is moved to another's place installs the wrong thing. Here the requested hash
+//!   must be the hash of the spec that the manifest names, computed again from its content;
+//! - [`index::rebuild`] makes the index from the manifests; [`prune::prune`] removes what nothing names.
+//!
+//! An index is replaced only if it is still the one that was read, else the merge is done again: two publishers at once lose
+//! nothing, as long as the [`Store`](crate::publish::Store) keeps its promises.
+
+pub mod check;
+mod classify;
+pub mod index;
+pub mod keys;
+pub mod manifest;
+pub mod prune;
+mod push;
+mod read;
+pub mod spec;
+mod tarball;
+mod tree;
+
+pub use index::Entry;
+pub use push::{Done, Pushed, Request, Undone, push};
+pub use tree::{InTree, Selection, Tree};
+
+use crate::publish::{Key, StoreError};
+use crate::report::Interrupted;
+use crate::sign::SignError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a cache was not written, or cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildcacheError {
+    /// A file operation on this host failed.
+    #[error("buildcache: {0}")]
+    Io(#[from] io::Error),
+    /// The place where the cache is failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Signing failed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// Not a Spack install tree.
+    #[error(
+        "`{path}` is no install tree of Spack: {reason}; give the folder that holds `.spack-db`, or a build folder of \
+         slurm-factory"
+    )]
+    NotATree {
+        /// What was given.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A package of the tree cannot be pushed as it is.
+    #[error("{package} in `{path}` cannot be pushed: {reason}")]
+    Package {
+        /// Name, version and hash.
+        package: String,
+        /// Its prefix on this host, or the tree.
+        path: PathBuf,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// The tree has no such package.
+    #[error("the install tree `{path}` has no installed package `{wanted}`; it has: {known}")]
+    Unknown {
+        /// The tree.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: String,
+        /// Names of those that are there.
+        known: String,
+    },
+    /// An object of the cache is not what the format says.
+    #[error("{address}/{key} is not what it should be: {reason}")]
+    Format {
+        /// The store.
+        address: String,
+        /// The object.
+        key: Key,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An older layout lies there.
+    #[error(
+        "{address} holds a buildcache of an older layout (`build_cache/`), which is left alone; choose another place, or remove \
+         it when nobody reads it any more"
+    )]
+    OlderLayout {
+        /// The store.
+        address: String,
+    },
+    /// Others replace the index again and again.
+    #[error("{address}: the index was replaced by others {tries} times while it was being merged; try again")]
+    Contended {
+        /// The store.
+        address: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+}
+
+/// Where the older tool published a Slurm with its dependencies, below the root of everything published; kept.
+///
+/// ```
+/// use slurm_factory::buildcache::{compiler_path, slurm_path};
+/// assert_eq!(slurm_path("25.11", "13.4.0"), "slurm/25.11/13.4.0/buildcache");
+/// assert_eq!(compiler_path("13.4.0"), "compilers/13.4.0/buildcache");
+/// ```
+pub fn slurm_path(version: &str, gcc: &str) -> String {
+    format!("slurm/{version}/{gcc}/buildcache")
+}
+
+/// Where the older tool published a compiler, below the root of everything published; kept.
+pub fn compiler_path(gcc: &str) -> String {
+    format!("compilers/{gcc}/buildcache")
+}
+
+fn key(text: String) -> Result<Key, BuildcacheError> {
+    Ok(Key::new(text)?)
+}

@@ -1,0 +1,270 @@
+//! Reads one package of a cache as a reader who trusts nothing would: signature, manifest, spec, hash, tarball.
+
+use super::check::{Fault, Kind};
+use super::manifest::{self, Blob, Manifest, as_spack_reads};
+use super::spec::Spec;
+use super::tarball::{DISTRIBUTION, Distribution};
+use super::{BuildcacheError, key};
+use crate::gzip;
+use crate::publish::{Key, Store};
+use crate::report::Ctx;
+use crate::sign::{GoodSignature, Keyring, SignError};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Specs are hundreds of kilobytes at most; `binary_distribution` is a list of file names.
+const SPEC_LIMIT: u64 = 64 << 20;
+
+/// A package whose manifest, signature and spec are right; its tarball has not been looked at.
+pub(super) struct Found {
+    pub signer: GoodSignature,
+    pub spec: Spec,
+    pub tarball: Blob,
+}
+
+/// How `bytes` differ from what a manifest says of them.
+pub(super) fn differs(blob: &Blob, bytes: &[u8]) -> Option<String> {
+    differs_by(blob, bytes.len() as u64, &hex::encode(Sha256::digest(bytes)))
+}
+
+fn differs_by(blob: &Blob, size: u64, sha256: &str) -> Option<String> {
+    if size != blob.content_length {
+        return Some(format!("it has {size} bytes, and the manifest says {}", blob.content_length));
+    }
+    (*sha256 != blob.checksum).then(|| format!("its SHA-256 is {sha256}, and the manifest says {}", blob.checksum))
+}
+
+/// A signed manifest whose signature is good, and which Spack would read as what was signed.
+pub(super) fn signed(
+    store: &dyn Store,
+    keyring: &Keyring,
+    at: &Key,
+    ctx: &Ctx,
+) -> Result<Result<(Manifest, GoodSignature), Fault>, BuildcacheError> {
+    let fault = |kind, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
+    let Some((bytes, _)) = store.read(at, manifest::LIMIT, ctx)? else {
+        return fault(Kind::MissingManifest, "it is not there".into());
+    };
+    let Ok(text) = String::from_utf8(bytes) else { return fault(Kind::BadManifest, "it is not UTF-8".into()) };
+    let seen = match as_spack_reads(&text) {
+        Ok(seen) => seen,
+        Err(reason) => return fault(Kind::NotSigned, reason),
+    };
+    let (said, signer) = match keyring.verify_clearsigned("the manifest", &text) {
+        Ok(good) => good,
+        Err(e) => {
+            let kind = match e {
+                SignError::UnknownSigner { .. } => Kind::ForeignKey,
+                SignError::NoSignature { .. } => Kind::NotSigned,
+                SignError::BadSignature { .. } | SignError::BadKey { .. } => Kind::BadSignature,
+                other => return Err(other.into()),
+            };
+            return fault(kind, e.to_string());
+        }
+    };
+    let same = Manifest::parse(&said).and_then(|signed| Ok((Manifest::parse(seen)? == signed, signed)));
+    match same {
+        Ok((true, manifest)) => Ok(Ok((manifest, signer))),
+        Ok((false, _)) => fault(Kind::BadManifest, "what Spack would read is not what was signed".into()),
+        Err(reason) => fault(Kind::BadManifest, reason),
+    }
+}
+
+/// Follows requested hash, manifest, signature, spec blob and recomputed hash.
+pub(super) fn package(
+    store: &dyn Store,
+    keyring: &Keyring,
+    at: &Key,
+    hash: &str,
+    ctx: &Ctx,
+) -> Result<Result<Found, Fault>, BuildcacheError> {
+    ctx.check()?;
+    let fault = |kind, at: &Key, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
+    let (manifest, signer) = match signed(store, keyring, at, ctx)? {
+        Ok(good) => good,
+        Err(f) => return Ok(Err(f)),
+    };
+    let blobs = manifest.blob(manifest::TARBALL).and_then(|t| Ok((t.clone(), manifest.blob(manifest::SPEC)?.clone())));
+    let (tarball, spec_blob) = match blobs {
+        Ok(blobs) => blobs,
+        Err(reason) => return fault(Kind::BadManifest, at, reason),
+    };
+    let blob_at = spec_blob.key()?;
+    let Some((bytes, _)) = store.read(&blob_at, SPEC_LIMIT, ctx)? else {
+        return fault(Kind::MissingBlob, &blob_at, format!("{at} names it as the spec, and it is not there"));
+    };
+    if let Some(reason) = differs(&spec_blob, &bytes) {
+        return fault(Kind::ChangedBlob, &blob_at, reason);
+    }
+    let mut text = Vec::new();
+    let unpacked = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(SPEC_LIMIT + 1).read_to_end(&mut text);
+    if unpacked.is_err() || text.len() as u64 > SPEC_LIMIT {
+        return fault(Kind::BadSpec, &blob_at, "it does not unpack".into());
+    }
+    let spec = match Spec::parse(&text) {
+        Ok(spec) => spec,
+        Err(e) => return fault(Kind::BadSpec, &blob_at, e.to_string()),
+    };
+    let root = spec.root();
+    if root.hash != hash || manifest::spec_key(&root.name, &root.version, &root.hash)? != *at {
+        return fault(
+            Kind::Substituted,
+            at,
+            format!(
+                "it was signed for {}-{} ({}) and lies in the place of another package: Spack would install the one as the other",
+                root.name, root.version, root.hash
+            ),
+        );
+    }
+    Ok(Ok(Found { signer, spec, tarball }))
+}
+
+/// Reads the tarball once: digest and size, and what is in it.
+pub(super) fn tarball(store: &dyn Store, found: &Found, ctx: &Ctx) -> Result<Option<Fault>, BuildcacheError> {
+    let blob = &found.tarball;
+    let at = blob.key()?;
+    let fault = |kind, detail: String| Ok(Some(Fault::new(kind, at.as_str(), detail)));
+    let (reader, writer) = io::pipe()?;
+    let (got, looked) = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| look(reader, &found.spec));
+        let mut tee = Tee { hasher: Sha256::new(), pipe: Some(writer) };
+        let got = store.download(&at, &mut tee, ctx).map(|size| size.map(|size| (size, hex::encode(tee.hasher.finalize()))));
+        drop(tee.pipe);
+        let looked = looking.join().unwrap_or_else(|_| Err("the reader of the archive died".to_owned()));
+        (got, looked)
+    });
+    let Some((size, sha256)) = got? else {
+        return fault(Kind::MissingBlob, "a manifest names it as the package, and it is not there".into());
+    };
+    if let Some(reason) = differs_by(blob, size, &sha256) {
+        return fault(Kind::ChangedBlob, reason);
+    }
+    match looked {
+        Ok(()) => Ok(None),
+        Err(reason) => fault(Kind::BadTarball, reason),
+    }
+}
+
+/// Everything that is downloaded is hashed; it is looked into as long as that makes sense.
+struct Tee {
+    hasher: Sha256,
+    pipe: Option<io::PipeWriter>,
+}
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        if let Some(pipe) = &mut self.pipe
+            && pipe.write_all(bytes).is_err()
+        {
+            self.pipe = None;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether the archive is of this spec: one prefix, the spec itself in it, and a last entry that agrees with both.
+fn look(from: impl Read + Send, spec: &Spec) -> Result<(), String> {
+    let plain = gzip::reader(from, 1).map_err(|e| e.to_string())?;
+    let mut archive = tar::Archive::new(plain);
+    let mut prefix: Option<String> = None;
+    let mut inner = false;
+    let mut last = None;
+    for entry in archive.entries().map_err(|e| e.to_string())? {
+        let mut entry = entry.map_err(|e| e.to_string())?;
+        let path = entry.path_bytes().into_owned();
+        let name = String::from_utf8_lossy(&path).trim_end_matches('/').to_owned();
+        last = None;
+        if let Some(prefix) = &prefix {
+            let below = Path::new(&name).strip_prefix(prefix).map_err(|_| format!("`{name}` is outside of `{prefix}`"))?;
+            if below.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+                return Err(format!("`{name}` climbs"));
+            }
+            if below == Path::new(".spack/spec.json") {
+                let bytes = whole(&mut entry)?;
+                let found = Spec::parse(&bytes).map_err(|e| format!("the spec in it: {e}"))?;
+                if found.root().hash != spec.root().hash {
+                    return Err(format!("it is the package {} ({})", found.root().name, found.root().hash));
+                }
+                inner = true;
+            } else if below == Path::new(DISTRIBUTION) {
+                last = Some(whole(&mut entry)?);
+            }
+        } else if name.ends_with(spec.root().hash.as_str()) || !entry.header().entry_type().is_dir() {
+            prefix = Some(name);
+        } else if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(format!("`{name}` climbs"));
+        } else {
+            // A folder above the prefix, or, in a store with names of its own, the prefix: the last entry will tell.
+            continue;
+        }
+    }
+    let prefix = prefix.ok_or("it has no prefix whose name ends in the hash")?;
+    if !inner {
+        return Err("it has no `.spack/spec.json`".into());
+    }
+    let last = last.ok_or_else(|| format!("its last entry is not `{DISTRIBUTION}`"))?;
+    agrees(&last, &prefix, spec)
+}
+
+fn whole(entry: &mut impl Read) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    entry.take(SPEC_LIMIT + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > SPEC_LIMIT { Err("an entry that should be small is not".into()) } else { Ok(bytes) }
+}
+
+/// Whether what installing elsewhere would go by is of this spec and this prefix.
+fn agrees(bytes: &[u8], prefix: &str, spec: &Spec) -> Result<(), String> {
+    let distribution: Distribution =
+        serde_yaml::from_slice(bytes).map_err(|e| format!("`{DISTRIBUTION}` does not parse: {e}"))?;
+    let prefix = format!("/{prefix}");
+    let said = Path::new(&distribution.buildpath).join(&distribution.relative_prefix);
+    if said != Path::new(&prefix) {
+        return Err(format!("`{DISTRIBUTION}` is of `{}`, and the files are of `{prefix}`", said.display()));
+    }
+    let root = &spec.root().hash;
+    if distribution.hash_to_prefix.get(root) != Some(&prefix) {
+        return Err(format!("`{DISTRIBUTION}` does not say that {root} is `{prefix}`"));
+    }
+    let expected: BTreeSet<&str> = spec.relocated().iter().map(|n| n.hash.as_str()).collect();
+    let found: BTreeSet<&str> = distribution.hash_to_prefix.keys().map(String::as_str).collect();
+    if let Some(other) = found.symmetric_difference(&expected).next() {
+        return Err(format!("`{DISTRIBUTION}` and the spec do not agree on whether files may name {other}"));
+    }
+    Ok(())
+}
+
+/// The manifests of packages: hash to where each lies; and what lies there under no such name.
+pub(super) fn manifests(
+    store: &dyn Store,
+    ctx: &Ctx,
+) -> Result<(std::collections::BTreeMap<String, Key>, Vec<Fault>), BuildcacheError> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut faults = Vec::new();
+    for entry in store.list(manifest::SPECS, ctx)? {
+        match manifest::hash_of(&entry.key) {
+            None => faults.push(Fault::new(Kind::BadManifest, entry.key.as_str(), "no package has such a name".into())),
+            Some(hash) => {
+                if let Some(other) = found.insert(hash.to_owned(), entry.key.clone()) {
+                    let detail = format!("{other} has the same hash");
+                    faults.push(Fault::new(Kind::Substituted, entry.key.as_str(), detail));
+                }
+            }
+        }
+    }
+    Ok((found, faults))
+}
+
+/// Whether an older layout is there and this one is not.
+pub(super) fn only_older_layout(store: &dyn Store, ctx: &Ctx) -> Result<bool, BuildcacheError> {
+    if store.read(&key(manifest::LAYOUT.to_owned())?, manifest::LIMIT, ctx)?.is_some() {
+        return Ok(false);
+    }
+    Ok(store.read(&key("build_cache/index.json".to_owned())?, 1 << 30, ctx)?.is_some())
+}

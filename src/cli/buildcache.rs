@@ -1,0 +1,322 @@
+//! `buildcache`: Spack's binary caches, written and looked at without Spack.
+
+use super::args::Global;
+use super::{exit, open_cache, print, print_json, settings, variable};
+use crate::buildcache::check::{self, Ask};
+use crate::buildcache::{self, Selection, index, keys, prune};
+use crate::cache::Cache;
+use crate::config::Settings;
+use crate::publish::{FolderStore, Store};
+use crate::report::{Ctx, Stage};
+use crate::resolve;
+use crate::sign::{KeyStore, Keyring};
+use crate::workflows::buildcache as work;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use globset::{Glob, GlobSetBuilder};
+use humansize::{BINARY, format_size};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// `buildcache`
+#[derive(Debug, Subcommand)]
+pub enum BuildcacheVerb {
+    /// Push packages of an install tree that are not there yet: signed, as stock Spack reads them
+    Push(PushArgs),
+    /// List the packages that the index names
+    List {
+        /// Which cache.
+        #[command(flatten)]
+        place: Place,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the index anew from the manifests that are there and whose signatures are good
+    Index {
+        /// Which cache.
+        #[command(flatten)]
+        place: Place,
+        /// Whom to believe.
+        #[command(flatten)]
+        trust: Trust,
+    },
+    /// Follow for each package what Spack would follow, and what it does not: index, manifest, signature, spec, hash, tarball
+    Check {
+        /// Which cache.
+        #[command(flatten)]
+        place: Place,
+        /// Whom to believe.
+        #[command(flatten)]
+        trust: Trust,
+        /// Leave tarballs unread
+        #[arg(long)]
+        quick: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what the index does not name
+    Prune {
+        /// Which cache.
+        #[command(flatten)]
+        place: Place,
+        /// Only what was written more than this many days ago: what is younger may be on its way into the index
+        #[arg(long, value_name = "DAYS", default_value_t = 7)]
+        older_than: u64,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List the keys that the cache offers to `spack buildcache keys`, and which of them are trusted here
+    Keys {
+        /// Which cache.
+        #[command(flatten)]
+        place: Place,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which cache.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Where the binary cache is: a folder or file:// URL [default: CACHE/buildcache]
+    #[arg(value_name = "URL|DIR")]
+    pub at: Option<String>,
+}
+
+/// Whom to believe.
+#[derive(Debug, Args)]
+pub struct Trust {
+    /// Public key (or keyring) that must have signed [default: the cache's keys]
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+}
+
+/// `buildcache push`
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Packages with what they link and run, by name or hash [default: all that were asked for when they were installed]
+    #[arg(value_name = "PACKAGE")]
+    pub packages: Vec<String>,
+    /// An install tree of Spack, or a build folder [default: that of the last build]
+    #[arg(long, value_name = "BUILD|DIR")]
+    pub from: Option<PathBuf>,
+    /// Where to push to: a folder or file:// URL [default: CACHE/buildcache]
+    #[arg(long, value_name = "URL|DIR")]
+    pub to: Option<String>,
+    /// Push below this place, where it has always been: slurm/VERSION/GCC/buildcache
+    #[arg(long, value_name = "URL|DIR", conflicts_with = "to")]
+    pub below: Option<String>,
+    /// With what was needed only to build
+    #[arg(long)]
+    pub with_build_deps: bool,
+    /// Leave out packages of this name, as in `cuda` or `llvm*`; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub exclude: Vec<String>,
+    /// Push again what is there
+    #[arg(long)]
+    pub force: bool,
+    /// Only say what would be pushed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Threads that compress, 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Secret key that signs [default: the cache's own key, made on first use]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The store at an address, the cache's own when none is given.
+fn store(at: Option<&str>, cache: &Cache) -> Result<Box<dyn Store>> {
+    let Some(at) = at else { return Ok(Box::new(FolderStore::new(&work::own_dir(cache)))) };
+    let path = match at.split_once("://") {
+        None => at,
+        Some(("file", path)) if path.starts_with('/') => path,
+        Some(_) => {
+            return Err(exit::Usage(format!("`{at}`: a folder or a file:/// URL is needed; other places are not served yet")).into());
+        }
+    };
+    Ok(Box::new(FolderStore::new(&std::path::absolute(path)?)))
+}
+
+fn keyring(cache: &Cache, trust: &Trust) -> Result<Keyring> {
+    if trust.key.is_empty() {
+        return Ok(KeyStore::new(cache).keyring()?);
+    }
+    let mut keyring = Keyring::new();
+    for key in &trust.key {
+        keyring.add_file(key)?;
+    }
+    Ok(keyring)
+}
+
+/// `buildcache`
+pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode> {
+    let flags = match verb {
+        BuildcacheVerb::Push(args) => Settings { key: args.key.clone(), ..Settings::default() },
+        _ => Settings::default(),
+    };
+    let settings = settings(global, flags)?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    match verb {
+        BuildcacheVerb::Push(args) => push(args, &settings, &cache, ctx),
+        BuildcacheVerb::List { place, json } => list(&*store(place.at.as_deref(), &cache)?, *json, ctx),
+        BuildcacheVerb::Index { place, trust } => {
+            let (store, keyring) = (store(place.at.as_deref(), &cache)?, keyring(&cache, trust)?);
+            let timer = ctx.stage(Stage::Publish, format!("the index of {}", store.address()));
+            let (count, faults) = index::rebuild(&*store, &keyring, ctx)?;
+            timer.done(format!("{count} packages in the index"));
+            told(&faults, &format!("{}: left out of the index", store.address()))
+        }
+        BuildcacheVerb::Check { place, trust, quick, json } => {
+            let (store, keyring) = (store(place.at.as_deref(), &cache)?, keyring(&cache, trust)?);
+            let ask = Ask { only: None, without_tarballs: *quick };
+            let report = check::check(&*store, &keyring, &ask, ctx)?;
+            ctx.reporter.finish();
+            if *json {
+                print_json(&report)?;
+            } else {
+                for note in &report.notes {
+                    ctx.note(note.as_str());
+                }
+                print(&describe(&report, *quick))?;
+            }
+            told(&report.faults, store.address())
+        }
+        BuildcacheVerb::Prune { place, older_than, dry_run } => {
+            let store = store(place.at.as_deref(), &cache)?;
+            let age = Duration::from_secs(older_than.saturating_mul(DAY));
+            let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+            let pruned = prune::prune(&*store, before, *dry_run, ctx)?;
+            let mut text = String::new();
+            for key in pruned.manifests.iter().chain(&pruned.blobs) {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "{key}");
+            }
+            print(&text)?;
+            let verb = if *dry_run { "would be removed" } else { "removed" };
+            let (manifests, blobs) = (pruned.manifests.len(), pruned.blobs.len());
+            ctx.note(format!("{manifests} manifests and {blobs} blobs {verb}, {}", format_size(pruned.bytes, BINARY)));
+            Ok(ExitCode::SUCCESS)
+        }
+        BuildcacheVerb::Keys { place, json } => offered(&*store(place.at.as_deref(), &cache)?, &cache, *json, ctx),
+    }
+}
+
+fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<ExitCode> {
+    let mut exclude = GlobSetBuilder::new();
+    for name in &args.exclude {
+        exclude.add(Glob::new(name).map_err(|e| exit::Usage(format!("--exclude: {e}")))?);
+    }
+    let selection = Selection {
+        roots: args.packages.clone(),
+        build_dependencies: args.with_build_deps,
+        exclude: exclude.build().map_err(|e| exit::Usage(format!("--exclude: {e}")))?,
+    };
+    let tree = work::tree(cache, args.from.as_deref())?;
+    let to = match &args.below {
+        None => args.to.clone(),
+        Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
+    };
+    let store = store(to.as_deref(), cache)?;
+    let key = resolve::signing_key(settings, cache, &variable, ctx)?;
+    let how = work::How { threads: args.threads, force: args.force, dry_run: args.dry_run };
+    let pushed = work::push(&*store, &tree, &selection, &key, cache, how, ctx)?;
+    ctx.reporter.finish();
+    if args.json {
+        print_json(&pushed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    for done in &pushed.pushed {
+        // Writing to a string does not fail.
+        let _ = match args.dry_run {
+            true => writeln!(text, "{} {}-{}", done.hash, done.name, done.version),
+            false => writeln!(text, "{} {}-{} {}", done.hash, done.name, done.version, format_size(done.size, BINARY)),
+        };
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `slurm/VERSION/GCC/buildcache` of the Slurm in a tree.
+fn published_path(tree: &buildcache::Tree) -> Result<String> {
+    let slurm: Vec<_> = tree.packages().values().filter(|p| p.name == "slurm").collect();
+    let [slurm] = slurm.as_slice() else {
+        let text = format!("--below: there are {} packages `slurm` in `{}`, and one is needed; give --to", slurm.len(), tree.dir().display());
+        return Err(exit::Usage(text).into());
+    };
+    let spec = tree.spec(slurm)?;
+    // Spack writes 24-11-5-1 for what people call 24.11.
+    let version: Vec<&str> = slurm.version.split(['-', '.']).take(2).collect();
+    let gcc = spec.nodes().iter().find(|n| n.name == "gcc").map_or("unknown", |n| n.version.as_str());
+    Ok(buildcache::slurm_path(&version.join("."), gcc))
+}
+
+fn list(store: &dyn Store, json: bool, ctx: &Ctx) -> Result<ExitCode> {
+    let entries = index::read(store, ctx)?.0.entries();
+    if json {
+        print_json(&entries)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    for entry in &entries {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{} {}@{} {} {}", entry.hash, entry.name, entry.version, entry.os, entry.target);
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn offered(store: &dyn Store, cache: &Cache, json: bool, ctx: &Ctx) -> Result<ExitCode> {
+    let trusted = KeyStore::new(cache).keyring()?.fingerprints();
+    let mut rows = Vec::new();
+    for (fingerprint, armored) in keys::offered(store, ctx)? {
+        // What the key itself says counts, not the name that it lies under.
+        let mut ring = Keyring::new();
+        let own = armored.is_some_and(|text| ring.add_bytes(&fingerprint, text.as_bytes()).is_ok())
+            && ring.fingerprints().iter().any(|f| f.as_str() == fingerprint);
+        let state = match (own, trusted.iter().any(|f| f.as_str() == fingerprint)) {
+            (false, _) => "damaged",
+            (true, true) => "trusted",
+            (true, false) => "not trusted here",
+        };
+        rows.push((fingerprint, state));
+    }
+    if json {
+        let rows: Vec<_> = rows.iter().map(|(f, s)| serde_json::json!({"fingerprint": f, "state": s})).collect();
+        print_json(&rows)?;
+    } else {
+        print(&rows.iter().fold(String::new(), |text, (f, s)| text + f + " " + s + "\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(report: &check::Report, quick: bool) -> String {
+    let mut text = format!("{} packages, {} of them good", report.packages, report.good.len());
+    text += if quick { "; tarballs were not read\n" } else { "\n" };
+    for (signer, count) in &report.signers {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{count} signed by {signer}");
+    }
+    text
+}
+
+fn told(faults: &[check::Fault], what: &str) -> Result<ExitCode> {
+    if faults.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lines: Vec<String> = faults.iter().map(|f| format!("{}: {}", f.key, f.detail)).collect();
+    Err(exit::Unfit(format!("{what}: {} faults\n  {}", lines.len(), lines.join("\n  "))).into())
+}
