@@ -21,6 +21,7 @@ use crate::resolve::{self, Flags, Lookup, ResolveError, Resolved};
 use crate::rootfs::{self, PrepareError, Rootfs};
 use crate::sign::{Keyring, SigningKey};
 use crate::spack::{self, External, Installed, SpackError};
+use crate::workflows::publish::{self, PublishError};
 use crate::workflows::{finished, payload, verify};
 use fs_err as fs;
 use std::io;
@@ -48,6 +49,8 @@ pub enum BuildError {
     Package(#[from] PackageError),
     #[error(transparent)]
     Verify(#[from] verify::VerifyError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     #[error("build: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -78,6 +81,7 @@ pub fn build(
 ) -> Result<Built, BuildError> {
     // What costs nothing to find out comes first: a wrong name, a host on which nothing can be built.
     resolve::check(settings, flags, cache, lookup, ctx)?;
+    let target = publish::planned(settings, flags, cache, lookup, false, ctx)?;
     let sandbox = resolve::sandbox(settings, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let plan = &resolved.plan;
@@ -86,6 +90,7 @@ pub fn build(
     if resolved.request.use_cache
         && let Some(built) = finished::find(cache, plan, &key, ctx)?
     {
+        publish::finish(target, &built.package, ctx)?;
         return Ok(built);
     }
     ctx.note(format!("sandbox: {}", sandbox.why()));
@@ -100,6 +105,7 @@ pub fn build(
     let (package, signed) = packaged(&resolved, &rootfs, &installed, &relocated, &findings, &name, &key, cache, ctx)?;
     verified(&package, &signed, &key, &resolved.rules, ctx)?;
     finished::remember(cache, plan, package.path())?;
+    publish::finish(target, &package, ctx)?;
     Ok(Built { package, cached: false })
 }
 
@@ -244,6 +250,7 @@ pub fn plan(
     ctx: &Ctx,
 ) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
     resolve::check(settings, flags, cache, lookup, ctx)?;
+    publish::planned(settings, flags, cache, lookup, true, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
     Ok((resolved.plan, there))

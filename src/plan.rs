@@ -394,10 +394,11 @@ pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease,
             why: "the catalog has no GPU libraries for any toolchain; build without --gpu".into(),
         });
     }
-    if request.publish != Publish::None {
+    if request.publish == Publish::All {
         return Err(PlanError::NotYet {
-            what: "--publish".into(),
-            why: "packages are left in the cache's `builds` folder; copy them and their .asc from there".into(),
+            what: "--publish all".into(),
+            why: "--publish slurm-only publishes the package; its dependencies go with `slurm-factory buildcache push`"
+                .into(),
         });
     }
     Ok((release, toolchain))

@@ -20,8 +20,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 mod host;
+mod publish;
 mod registries;
 
+pub use publish::s3_options;
 pub use registries::{image_reference, whole_name};
 
 /// Why a plan could not be made.

@@ -1,5 +1,6 @@
 //! The command line as data: what may be typed. What it means is `plan`'s and the verbs' business.
 
+use super::publish::{PublishArgs, StoreArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -105,6 +106,8 @@ pub enum Verb {
     Install(InstallArgs),
     /// Make a tree on disk, built for one prefix, work at another; what could not work is told before anything is changed
     Relocate(RelocateArgs),
+    /// Send a finished package to where others find it: a bucket or a folder, with an index
+    Publish(PublishArgs),
     /// Signing keys
     #[command(subcommand)]
     Key(KeyVerb),
@@ -223,9 +226,9 @@ pub struct WhatArgs {
     /// What to publish: none, slurm-only or all [default: none]
     #[arg(long, value_name = "WHAT")]
     pub publish: Option<String>,
-    /// Where to publish to
-    #[arg(long, value_name = "URL")]
-    pub to: Option<String>,
+    /// Where to publish to.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Node-local folder for store, views and stages [default: CACHE/work]
     #[arg(long, value_name = "DIR")]
     pub build_dir: Option<PathBuf>,

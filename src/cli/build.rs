@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// The settings that flags make.
 fn flag_settings(args: &WhatArgs) -> Settings {
     let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
-    Settings {
+    args.store.over(Settings {
         build_dir: args.build_dir.clone(),
         slurm_version: args.slurm_version.clone(),
         compiler_version: args.compiler_version.clone(),
@@ -45,7 +45,7 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         source_mirrors: list(&args.source_mirrors),
         binary_mirrors: list(&args.binary_mirrors),
         ..Settings::default()
-    }
+    })
 }
 
 fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
@@ -58,8 +58,9 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
             return Err(exit::Usage(format!("--publish: `{other}` is not one of none, slurm-only, all")).into());
         }
     };
-    if args.to.is_some() && matches!(publish, None | Some(Publish::None)) {
-        return Err(exit::Usage("--to says where to publish to, and --publish is not available yet: packages are left in the cache's `builds` folder".into()).into());
+    if args.store.to.is_some() && matches!(publish, None | Some(Publish::None)) {
+        let text = "--to says where to publish to, and nothing is published without --publish slurm-only";
+        return Err(exit::Usage(text.into()).into());
     }
     Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })
 }

@@ -18,6 +18,7 @@ use crate::image::{ImageError, RegistriesError};
 use crate::package::PackageError;
 use crate::pipeline::BuildError;
 use crate::plan::PlanError;
+use crate::publish::StoreError;
 use crate::relocate::MoveError;
 use crate::report::{Ctx, Stage};
 use crate::resolve::ResolveError;
@@ -29,6 +30,7 @@ use crate::workflows::buildcache::PushError;
 use crate::workflows::clean::CleanError;
 use crate::workflows::images::RemoveError;
 use crate::workflows::install::InstallError;
+use crate::workflows::publish::PublishError;
 use crate::workflows::verify::VerifyError;
 use anyhow::Error;
 use serde_json::json;
@@ -106,6 +108,12 @@ fn code(error: &Error) -> u8 {
     if find::<HostFault>(error).is_some() || find::<ConfigError>(error).is_some() {
         return HOST;
     }
+    if let Some(e) = find::<PublishError>(error) {
+        return publish(e);
+    }
+    if let Some(e) = find::<StoreError>(error) {
+        return store(e);
+    }
     if find::<CacheError>(error).is_some()
         || find::<SandboxError>(error).is_some()
         || find::<SignError>(error).is_some()
@@ -171,6 +179,7 @@ fn build(error: &BuildError) -> u8 {
         BuildError::Spack(SpackError::Failed(e)) if e.offline && e.stage == Stage::Fetch => HOST,
         BuildError::Package(e) => package(e),
         BuildError::Verify(e) => verify(e),
+        BuildError::Publish(e) => publish(e),
         BuildError::Unfit { .. } => VERIFY,
         BuildError::Prepare(_)
         | BuildError::Spack(_)
@@ -250,6 +259,31 @@ fn package(error: &PackageError) -> u8 {
         PackageError::Io(e) if e.kind() == std::io::ErrorKind::NotFound => USAGE,
         PackageError::Io(_) | PackageError::Write { .. } => BUILD,
         _ => VERIFY,
+    }
+}
+
+fn publish(error: &PublishError) -> u8 {
+    match error {
+        PublishError::Store(e) => store(e),
+        PublishError::Package(e) => package(e),
+        PublishError::Resolve(e) => resolve(e),
+        PublishError::Sign(_) | PublishError::NoKey => HOST,
+        PublishError::NoDestination
+        | PublishError::Folder { .. }
+        | PublishError::Offline { .. }
+        | PublishError::BadName { .. } => USAGE,
+        PublishError::Beside { .. } | PublishError::OtherManifest { .. } => VERIFY,
+        PublishError::Taken { .. }
+        | PublishError::NotAsSent { .. }
+        | PublishError::Index { .. }
+        | PublishError::Interrupted(_) => PUBLISH,
+    }
+}
+
+fn store(error: &StoreError) -> u8 {
+    match error {
+        StoreError::BadAddress { .. } | StoreError::BadKey { .. } => USAGE,
+        _ => PUBLISH,
     }
 }
 

@@ -12,6 +12,7 @@ mod install;
 mod key;
 mod manual;
 mod online;
+mod publish;
 mod relocate;
 mod shell;
 mod verify;
@@ -101,6 +102,7 @@ fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
         Verb::Verify(args) => verify::run(&cli.global, args, ctx),
         Verb::Install(args) => install::run(&cli.global, args, ctx),
         Verb::Relocate(args) => relocate::run(args, ctx),
+        Verb::Publish(args) => publish::run(&cli.global, args, ctx),
         Verb::Key(verb) => key::run(&cli.global, verb, ctx),
         Verb::Buildcache(verb) => buildcache::run(&cli.global, verb, ctx),
         Verb::Clean(args) => clean::run(&cli.global, args, ctx),

@@ -132,6 +132,18 @@ pub struct Settings {
     /// Secret key file that signs packages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
+    /// Where packages are published to: `s3://bucket/prefix`, `file:///folder` or a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish_to: Option<String>,
+    /// Server of the bucket, when it is not AWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_endpoint: Option<String>,
+    /// Region of the bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_region: Option<String>,
+    /// Whether the bucket stands in the path of URLs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_path_style: Option<bool>,
     /// Spack: git URL, local git directory or tree.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spack_source: Option<String>,
@@ -220,7 +232,9 @@ impl Settings {
         let is_path = |text: &str| !text.contains("://") && (text.starts_with("./") || text.starts_with("../"));
         let sources = [&mut self.spack_source, &mut self.spack_packages].into_iter().flatten();
         let mirrors = [&mut self.source_mirrors, &mut self.binary_mirrors].into_iter().flatten().flatten();
-        let packages = [&mut self.apt_mirror, &mut self.dnf_mirror, &mut self.pip_index].into_iter().flatten();
+        let packages = [&mut self.apt_mirror, &mut self.dnf_mirror, &mut self.pip_index, &mut self.publish_to]
+            .into_iter()
+            .flatten();
         for text in sources.chain(mirrors).chain(packages).filter(|text| is_path(text)) {
             *text = folder.join(&*text).display().to_string();
         }
@@ -239,6 +253,7 @@ impl Settings {
     pub fn from_env(vars: impl IntoIterator<Item = (String, String)>, ignored: &[&str]) -> Result<Self, ConfigError> {
         const LISTS: [&str; 3] = ["spack-repos", "source-mirrors", "binary-mirrors"];
         const NUMBERS: [&str; 3] = ["jobs", "cpus", "nice"];
+        const BOOLEANS: [&str; 1] = ["s3-path-style"];
         let mut merged = Self::default();
         for (name, text) in vars {
             let Some(key) = name.strip_prefix("SLURM_FACTORY_") else { continue };
@@ -251,6 +266,8 @@ impl Settings {
                 Value::Array(text.split(',').filter(|s| !s.is_empty()).map(|s| Value::String(s.to_owned())).collect())
             } else if NUMBERS.contains(&key.as_str()) {
                 Value::Integer(text.parse().map_err(|e| fail(format!("`{text}` is not a number: {e}")))?)
+            } else if BOOLEANS.contains(&key.as_str()) {
+                Value::Boolean(text.parse().map_err(|_| fail(format!("`{text}` is neither true nor false")))?)
             } else {
                 Value::String(text)
             };

@@ -32,7 +32,7 @@ pub struct FolderStore {
 }
 
 impl FolderStore {
-    /// The store in `root`, which is made with the first object; nothing is looked at or written now.
+    /// The store in `root`, which is made by a check or with the first object; nothing is looked at or written now.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), address: format!("file://{}", root.display()) }
     }
@@ -167,6 +167,11 @@ impl Store for FolderStore {
         &self.address
     }
 
+    fn check(&self, _ctx: &Ctx) -> Result<(), StoreError> {
+        self.io(fs::create_dir_all(&self.root))?;
+        fsutil::writable(&self.root).map_err(|e| with_path(&self.address, &e, "write to", &self.root))
+    }
+
     fn stat(&self, key: &Key, ctx: &Ctx) -> Result<Option<Stat>, StoreError> {
         let Some((_, size)) = self.open(key)? else { return Ok(None) };
         let Some(version) = self.version(key, ctx)? else { return Ok(None) };
@@ -211,14 +216,7 @@ impl Store for FolderStore {
         )?;
         let sha256 = hex::encode(hasher.finalize());
         if sha256 != source.sha256 {
-            return Err(StoreError::Io {
-                address: self.address.clone(),
-                source: io::Error::other(format!(
-                    "`{}` changed since it was made: its SHA-256 was {} and is {sha256}; nothing was published from it",
-                    source.path.display(),
-                    source.sha256
-                )),
-            });
+            return Err(super::changed(&self.address, source, &sha256));
         }
         self.finish(key, file, Version(sha256), &how.condition, ctx)
     }

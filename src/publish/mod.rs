@@ -11,11 +11,16 @@
 
 mod folder;
 mod key;
+mod open;
+mod s3;
 
 pub use folder::FolderStore;
 pub use key::Key;
+pub use open::open;
+pub use s3::{S3Options, S3Store};
 
 use crate::report::{Ctx, Interrupted};
+use sha2::{Digest as _, Sha256};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -178,6 +183,15 @@ pub trait Store: Send + Sync {
     /// `s3://bucket/prefix`, `file:///path`: how messages name the store.
     fn address(&self) -> &str;
 
+    /// Finds out, before any work, whether this can be written to. May leave a small object that is none of the caller's.
+    fn check(&self, ctx: &Ctx) -> Result<(), StoreError>;
+
+    /// Whether what is there has the bytes of `source`; then it need not be sent again. Told by digests of the store's own where
+    /// it has them, else by reading.
+    fn holds(&self, key: &Key, source: &Source, ctx: &Ctx) -> Result<bool, StoreError> {
+        holds_by_reading(self, key, source, ctx)
+    }
+
     /// What is there; `None` when nothing is.
     fn stat(&self, key: &Key, ctx: &Ctx) -> Result<Option<Stat>, StoreError>;
 
@@ -199,6 +213,39 @@ pub trait Store: Send + Sync {
 
     /// Removes an object; that it is not there is no error.
     fn delete(&self, key: &Key, ctx: &Ctx) -> Result<(), StoreError>;
+}
+
+/// Reads an object and compares its SHA-256.
+fn holds_by_reading(store: &(impl Store + ?Sized), key: &Key, source: &Source, ctx: &Ctx) -> Result<bool, StoreError> {
+    if store.stat(key, ctx)?.is_none_or(|stat| stat.size != source.size) {
+        return Ok(false);
+    }
+    let mut hashing = Hashing(Sha256::new());
+    let read = store.download(key, &mut hashing, ctx)?;
+    Ok(read == Some(source.size) && hex::encode(hashing.0.finalize()) == source.sha256)
+}
+
+struct Hashing(Sha256);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file is not what it was when its sum was taken.
+fn changed(address: &str, source: &Source, found: &str) -> StoreError {
+    let text = format!(
+        "`{}` changed since it was made: its SHA-256 was {} and is {found}; nothing was published from it",
+        source.path.display(),
+        source.sha256
+    );
+    io_error(address, io::Error::other(text))
 }
 
 fn io_error(address: &str, source: io::Error) -> StoreError {

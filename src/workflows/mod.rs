@@ -6,4 +6,5 @@ pub mod finished;
 pub mod images;
 pub mod install;
 pub mod payload;
+pub mod publish;
 pub mod verify;

@@ -109,7 +109,7 @@ fn what_is_not_done_yet_is_refused_at_planning() {
     for (flags, says) in [
         (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
         (vec!["--gpu"], "--gpu"),
-        (vec!["--publish", "all"], "builds"),
+        (vec!["--publish", "all"], "slurm-only"),
         (vec!["--to", "s3://bucket/x"], "--publish"),
     ] {
         for verb in ["plan", "build"] {

@@ -1,0 +1,120 @@
+//! `publish`, and the flags by which every verb says where to.
+
+use super::args::Global;
+use super::{print, print_json, settings, variable, verify};
+use crate::config::Settings;
+use crate::publish as store;
+use crate::report::Ctx;
+use crate::resolve;
+use crate::workflows::publish::{self, Options, Outgoing, PublishError, State};
+use anyhow::Result;
+use clap::Args;
+use humansize::{BINARY, format_size};
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Where to, and how a bucket is reached.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StoreArgs {
+    /// Where to publish to: s3://bucket/prefix, file:///folder or a folder
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+    /// Server of the bucket, when it is not AWS: https://s3.site.example:9000
+    #[arg(long, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+    /// Region of the bucket [default: AWS_REGION, or the profile's]
+    #[arg(long, value_name = "REGION")]
+    pub s3_region: Option<String>,
+    /// Whether the bucket stands in the path of URLs and not in the host's name [default: true with an endpoint]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub s3_path_style: Option<bool>,
+}
+
+impl StoreArgs {
+    /// The settings that the flags make, over others.
+    pub fn over(&self, settings: Settings) -> Settings {
+        Settings {
+            publish_to: self.to.clone(),
+            s3_endpoint: self.s3_endpoint.clone(),
+            s3_region: self.s3_region.clone(),
+            s3_path_style: self.s3_path_style,
+            ..settings
+        }
+    }
+}
+
+/// `publish`
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// A finished package (.tar.gz, .tar.zst) with its .sha256, .asc and .manifest.json beside it
+    pub package: PathBuf,
+    /// Where to.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Public key (or keyring) that must have signed it [default: the cache's keys]
+    #[arg(long, value_name = "FILE")]
+    pub key: Vec<PathBuf>,
+    /// Change nothing; list what would be sent, and how many bytes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Read everything back and compare it with what was sent
+    #[arg(long, conflicts_with = "dry_run")]
+    pub verify_upload: bool,
+    /// Put it in the place of another package of the same name
+    #[arg(long)]
+    pub replace: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `publish`
+pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
+    let settings = settings(global, args.store.over(Settings::default()))?;
+    let to = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
+    let keyring = verify::keyring(global, &args.key, ctx)?;
+    let store = store::open(to, &resolve::s3_options(&settings, &variable), ctx).map_err(PublishError::from)?;
+    if !args.dry_run {
+        // Before gigabytes are read and hashed.
+        store.check(ctx).map_err(PublishError::from)?;
+    }
+    let outgoing = publish::look(&args.package, &keyring, store.as_ref(), ctx)?;
+    let options = Options { replace: args.replace, verify: args.verify_upload };
+    if !args.dry_run {
+        publish::send(&outgoing, store.as_ref(), options, ctx)?;
+    }
+    ctx.reporter.finish();
+    if args.json {
+        print_json(&json!({
+            "to": store.address(),
+            "dry_run": args.dry_run,
+            "objects": &outgoing.items,
+            "bytes": outgoing.bytes(),
+            "verified": args.verify_upload,
+        }))?;
+    } else {
+        print(&table(&outgoing, store.address(), args.dry_run))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(outgoing: &Outgoing, address: &str, dry: bool) -> String {
+    let mut text = String::new();
+    for item in &outgoing.items {
+        let state = match (item.state, dry) {
+            (State::There, _) => "there",
+            (State::New, true) => "new",
+            (State::Replace, true) => "other",
+            (_, false) => "sent",
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{state:>6} {:>10}  {address}/{}", format_size(item.bytes, BINARY), item.key);
+    }
+    let _ = match dry {
+        true => writeln!(text, "{} bytes ({}) would be sent", outgoing.bytes(), format_size(outgoing.bytes(), BINARY)),
+        false => writeln!(text, "{} bytes ({}) were sent", outgoing.bytes(), format_size(outgoing.bytes(), BINARY)),
+    };
+    text
+}

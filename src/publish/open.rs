@@ -1,0 +1,75 @@
+//! From an address to a store.
+
+use super::{FolderStore, S3Options, S3Store, Store, StoreError};
+use crate::report::Ctx;
+use std::path::{Path, PathBuf};
+
+/// The store that an address names: `s3://bucket/prefix`, `file:///folder` or a folder's path.
+///
+/// For a bucket, credentials are looked for now; nothing is written and nothing is asked of the store.
+pub fn open(address: &str, options: &S3Options, ctx: &Ctx) -> Result<Box<dyn Store>, StoreError> {
+    if address.starts_with("s3://") {
+        return Ok(Box::new(S3Store::open(address, options, ctx)?));
+    }
+    folder(address).map(|folder| Box::new(FolderStore::new(&folder)) as Box<dyn Store>)
+}
+
+/// The folder that an address names.
+fn folder(address: &str) -> Result<PathBuf, StoreError> {
+    let refuse = |reason: &str| Err(StoreError::BadAddress { address: address.to_owned(), reason: reason.to_owned() });
+    let path = match address.split_once("://") {
+        Some(("file", path)) => {
+            // RFC 8089: the host is empty or this one.
+            let path = path.strip_prefix("localhost").unwrap_or(path);
+            if !path.starts_with('/') {
+                return refuse("a file:// address has a whole path, with three slashes: file:///srv/mirror");
+            }
+            if path.contains('%') {
+                return refuse("escapes such as %20 are not read here; give the folder as a plain path");
+            }
+            path
+        }
+        Some(("oci", _)) => {
+            return refuse(
+                "an OCI registry as a place to publish to is not available yet; publish to s3:// or a folder",
+            );
+        }
+        Some(("http" | "https", _)) => {
+            return refuse(
+                "a web server cannot be written to; a bucket is s3://bucket/prefix, its server is named with --s3-endpoint",
+            );
+        }
+        Some((scheme, _)) => {
+            return refuse(&format!("`{scheme}` is not one of s3://bucket/prefix, file:///folder and a folder's path"));
+        }
+        None => address,
+    };
+    if path.is_empty() {
+        return refuse("it is empty; name s3://bucket/prefix, file:///folder or a folder's path");
+    }
+    std::path::absolute(Path::new(path)).or_else(|e| refuse(&e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_folders() {
+        for (address, want) in [("file:///srv/m", "/srv/m"), ("file://localhost/srv", "/srv"), ("/a b/c", "/a b/c")] {
+            assert_eq!(folder(address).unwrap(), Path::new(want));
+        }
+        assert!(folder("mirror").unwrap().is_absolute());
+        for (address, hint) in [
+            ("oci://site/x", "not available"),
+            ("https://site/x", "--s3-endpoint"),
+            ("file://host/x", "three slashes"),
+            ("gs://x", "s3://bucket"),
+            ("file:///a%20b", "plain path"),
+            ("", "empty"),
+        ] {
+            let error = folder(address).unwrap_err().to_string();
+            assert!(error.contains(hint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Publishes a finished package: the archive and what vouches for it, then the index of packages.
+//!
+//! ```text
+//! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz                  first: only one of two publishers gets the name
+//! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.manifest.json
+//! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.sha256
+//! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.asc
+//! TO/index.json                                                               last, by a conditional write
+//! ```
+//!
+//! The name of an archive does not name its content, so another archive of the same name is not overwritten unless that is asked
+//! for ([`Options::replace`]); then the index forgets the old one first. What is there with the same bytes is not sent again, so a
+//! run that was cut is ended by the next. docs/publish.md is for those who use it.
+
+pub mod index;
+
+use crate::cache::Cache;
+use crate::config::Settings;
+use crate::package::{Package, PackageError, Trust};
+use crate::plan::Publish;
+use crate::publish::{self, Condition, Keep, Key, Put, Source, Store, StoreError, Written};
+use crate::report::{Ctx, Interrupted, Stage};
+use crate::resolve::{self, Flags, Lookup, ResolveError};
+use crate::sign::{Fingerprint, KeyStore, Keyring, SignError};
+use fs_err as fs;
+use humansize::{BINARY, format_size};
+use index::{Index, Listed};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Why nothing, or not all, was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The place refused, or could not be reached.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The package is not one, or not signed.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// Keys.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// Settings.
+    #[error(transparent)]
+    Resolve(#[from] Box<ResolveError>),
+    /// Nobody said where to.
+    #[error("publish: where to? give --to s3://bucket/prefix, file:///folder or a folder, or set `publish-to`")]
+    NoDestination,
+    /// Published packages are signed by a key that those who install know.
+    #[error(
+        "publish: there is no signing key yet; make one (`slurm-factory key generate`) or take one (`slurm-factory key import`, --key), so \
+         that what is published is signed by a key that outlives this run"
+    )]
+    NoKey,
+    /// Asked to use no network.
+    #[error(
+        "publish: `{address}` cannot be reached with --offline; publish to a folder, or later with `slurm-factory publish`"
+    )]
+    Offline {
+        /// The address.
+        address: String,
+    },
+    /// A folder.
+    #[error(
+        "`{path}` is a folder; `publish` sends a finished package (its .tar.gz or .tar.zst). A buildcache needs its index merged with the one \
+         that is there, which this version does not do: use `slurm-factory buildcache push`"
+    )]
+    Folder {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A file that belongs to the package is missing.
+    #[error("the package is not whole: {source}; its .sha256, .asc and .manifest.json are published with it")]
+    Beside {
+        /// The file and the reason.
+        source: io::Error,
+    },
+    /// The manifest beside the archive is another's.
+    #[error("`{path}` is not the manifest in the archive; build the package again, or fetch both files again")]
+    OtherManifest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name that no key can have.
+    #[error("`{path}` has no file name that can be published")]
+    BadName {
+        /// The archive.
+        path: PathBuf,
+    },
+    /// The name is taken by other bytes.
+    #[error(
+        "{address}/{key} is there already with other content; --replace publishes this one in its place (who reads both meanwhile sees a \
+         signature that does not fit), or choose another --to"
+    )]
+    Taken {
+        /// The store.
+        address: String,
+        /// The archive's key.
+        key: Key,
+    },
+    /// What can be read back is not what was sent.
+    #[error(
+        "{address}/{key}: read back, it is not what was sent: SHA-256 {expected}, found {found}; publish again with --replace"
+    )]
+    NotAsSent {
+        /// The store.
+        address: String,
+        /// The object.
+        key: Key,
+        /// SHA-256 of the file.
+        expected: String,
+        /// What was read.
+        found: String,
+    },
+    /// The index is none.
+    #[error("{address}/{}: {reason}", index::KEY)]
+    Index {
+        /// The store.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// We were told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// How to publish.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Whether another archive of the same name is replaced.
+    pub replace: bool,
+    /// Whether everything is read back and compared.
+    pub verify: bool,
+}
+
+/// What becomes of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It is to be sent.
+    New,
+    /// It is there with the same bytes.
+    There,
+    /// It is there with other bytes, which are to be replaced.
+    Replace,
+}
+
+/// One object.
+#[derive(Debug, Clone, Serialize)]
+pub struct Item {
+    /// Where it goes.
+    pub key: String,
+    /// In bytes.
+    pub bytes: u64,
+    /// What becomes of it.
+    pub state: State,
+    #[serde(skip)]
+    at: Key,
+    #[serde(skip)]
+    source: Source,
+    #[serde(skip)]
+    content_type: &'static str,
+}
+
+/// What will be published, looked at and compared with what is there.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// In the order in which they go.
+    pub items: Vec<Item>,
+    entry: Listed,
+}
+
+impl Outgoing {
+    /// Bytes that have to be sent.
+    pub fn bytes(&self) -> u64 {
+        self.items.iter().filter(|item| item.state != State::There).map(|item| item.bytes).sum()
+    }
+}
+
+/// A place that was looked at before the work began.
+pub struct Target {
+    store: Box<dyn Store>,
+    signer: Fingerprint,
+    options: Options,
+}
+
+/// For a build that is to be published: whether there is a key, and whether the place can be written to, before anything else is
+/// done. `dry` asks nothing that would leave something there. `None` when nothing is to be published.
+pub fn planned(
+    settings: &Settings,
+    flags: Flags,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    dry: bool,
+    ctx: &Ctx,
+) -> Result<Option<Target>, PublishError> {
+    if matches!(flags.publish, None | Some(Publish::None)) {
+        return Ok(None);
+    }
+    let address = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
+    if flags.offline && address.starts_with("s3://") {
+        return Err(PublishError::Offline { address: address.to_owned() });
+    }
+    if settings.key.is_none() && KeyStore::new(cache).default_fingerprint()?.is_none() {
+        return Err(PublishError::NoKey);
+    }
+    let key = resolve::signing_key(settings, cache, lookup, ctx).map_err(Box::new)?;
+    let store = publish::open(address, &resolve::s3_options(settings, lookup), ctx)?;
+    if dry {
+        index::read(store.as_ref(), ctx)?;
+    } else {
+        store.check(ctx)?;
+    }
+    Ok(Some(Target { store, signer: key.fingerprint(), options: Options { replace: false, verify: false } }))
+}
+
+/// Publishes what was built, or was found built, signed by the key that was there when it was planned.
+pub fn finish(target: Option<Target>, package: &Package, ctx: &Ctx) -> Result<(), PublishError> {
+    let Some(Target { store, signer, options }) = target else { return Ok(()) };
+    let outgoing = plan(package, &signer, store.as_ref(), ctx)?;
+    send(&outgoing, store.as_ref(), options, ctx)
+}
+
+/// Opens a package as whoever gets it would, and sees what of it is there already.
+pub fn look(path: &Path, keyring: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
+    if path.is_dir() {
+        return Err(PublishError::Folder { path: path.to_owned() });
+    }
+    let (package, good) = Package::open(path, Trust::Require(keyring), ctx)?;
+    let not_signed = || PackageError::NotSigned { path: path.to_owned(), signature: package.beside().signature };
+    let signer = good.ok_or_else(not_signed)?.fingerprint;
+    plan(&package, &signer, store, ctx)
+}
+
+fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
+    let bad_name = || PublishError::BadName { path: package.path().to_owned() };
+    let name = package.path().file_name().and_then(|name| name.to_str()).ok_or_else(bad_name)?;
+    let facts = &package.manifest().facts;
+    let folder = format!("slurm/{}/{}", facts.slurm.requested, facts.compiler.release);
+    let beside = package.beside();
+    let archive_type = if name.ends_with(".zst") { "application/zstd" } else { "application/gzip" };
+    let archive = Source { path: package.path().to_owned(), size: package.size(), sha256: package.sha256().to_owned() };
+    let mut items = Vec::new();
+    let archive_key = Key::new(format!("{folder}/{name}"))?;
+    let archive_state = match store.holds(&archive_key, &archive, ctx)? {
+        true => State::There,
+        false if store.stat(&archive_key, ctx)?.is_some() => State::Replace,
+        false => State::New,
+    };
+    let entry = Listed::new(archive_key.as_str(), package, signer);
+    let known = index::read(store, ctx)?
+        .0
+        .packages
+        .iter()
+        .any(|there| there.path == entry.path && there.sha256 == entry.sha256);
+    items.push(Item {
+        key: archive_key.to_string(),
+        bytes: archive.size,
+        state: archive_state,
+        at: archive_key,
+        source: archive,
+        content_type: archive_type,
+    });
+    check_manifest(package, &beside.manifest)?;
+    for (path, suffix, content_type) in [
+        (beside.manifest, ".manifest.json", "application/json"),
+        (beside.sums, ".sha256", "text/plain; charset=utf-8"),
+        (beside.signature, ".asc", "application/pgp-signature"),
+    ] {
+        let bytes = fs::read(&path).map_err(|source| PublishError::Beside { source })?;
+        let source = Source { path, size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
+        let at = Key::new(format!("{folder}/{name}{suffix}"))?;
+        // A signature of another day of the same archive is as good: what the index names is left as it is.
+        let kept = known && archive_state == State::There && store.stat(&at, ctx)?.is_some();
+        let state = match kept || store.holds(&at, &source, ctx)? {
+            true => State::There,
+            false if store.stat(&at, ctx)?.is_some() => State::Replace,
+            false => State::New,
+        };
+        items.push(Item { key: at.to_string(), bytes: source.size, state, at, source, content_type });
+    }
+    Ok(Outgoing { items, entry })
+}
+
+/// The copy beside the archive is what people and programs look at first: it must be of this archive.
+fn check_manifest(package: &Package, path: &Path) -> Result<(), PublishError> {
+    let bytes = fs::read(path).map_err(|source| PublishError::Beside { source })?;
+    let beside: Option<crate::package::Manifest> = serde_json::from_slice(&bytes).ok();
+    if beside.as_ref() == Some(package.manifest()) {
+        Ok(())
+    } else {
+        Err(PublishError::OtherManifest { path: path.to_owned() })
+    }
+}
+
+/// Sends what is not there, in order, and the index last.
+pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx) -> Result<(), PublishError> {
+    let address = store.address();
+    let timer = ctx.stage(Stage::Publish, address);
+    let Some((archive, _)) = outgoing.items.split_first() else { return Ok(()) };
+    let taken = || PublishError::Taken { address: address.to_owned(), key: archive.at.clone() };
+    if archive.state == State::Replace {
+        if !options.replace {
+            return Err(taken());
+        }
+        // Nobody is sent to the old one any more.
+        index::update(store, ctx, |index| index.remove(&outgoing.entry.path))?;
+    }
+    let mut sent = 0;
+    for (position, item) in outgoing.items.iter().enumerate() {
+        if item.state == State::There {
+            continue;
+        }
+        let condition = if position == 0 && item.state == State::New { Condition::Absent } else { Condition::Always };
+        // The name does not name the content, so nobody may keep it for long.
+        let how = Put { content_type: item.content_type, keep: Keep::Briefly, condition };
+        if store.put_file(&item.at, &item.source, &how, ctx)? == Written::Conflict
+            && !store.holds(&item.at, &item.source, ctx)?
+        {
+            return Err(taken());
+        }
+        sent += item.bytes;
+    }
+    if options.verify {
+        verify(outgoing, store, ctx)?;
+    }
+    let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry))?;
+    match (sent, listed) {
+        (0, false) => timer.cached("everything is there"),
+        _ => timer.done(format!("{} sent, the index names {}", format_size(sent, BINARY), outgoing.entry.path)),
+    }
+    Ok(())
+}
+
+/// Reads everything back.
+fn verify(outgoing: &Outgoing, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
+    // Of the files beside an archive that was there before, those that are left are not ours to compare.
+    for item in outgoing.items.iter().filter(|item| item.state != State::There || item.at == outgoing.items[0].at) {
+        let mut hashing = Hashing(Sha256::new());
+        let read = store.download(&item.at, &mut hashing, ctx)?;
+        let found = hex::encode(hashing.0.finalize());
+        if read.is_none() || found != item.source.sha256 {
+            return Err(PublishError::NotAsSent {
+                address: store.address().to_owned(),
+                key: item.at.clone(),
+                expected: item.source.sha256.clone(),
+                found: read.map_or_else(|| "nothing".to_owned(), |_| found),
+            });
+        }
+    }
+    Ok(())
+}
+
+struct Hashing(Sha256);
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The index as it is; empty where nothing was published yet.
+pub fn list(store: &dyn Store, ctx: &Ctx) -> Result<Index, PublishError> {
+    Ok(index::read(store, ctx)?.0)
+}
