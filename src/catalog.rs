@@ -2,6 +2,10 @@
 //! the program knows, embedded at build time, widened by configuration.
 
 use include_dir::{Dir, include_dir};
+mod entries;
+
+pub use entries::{BinaryCache, Compiler, DerivedToolchain, Feature, Target};
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -21,6 +25,18 @@ pub enum CatalogError {
         /// What there is.
         known: Vec<String>,
     },
+    /// A distribution that is no toolchain.
+    #[error("{}", hint(asked, glibc, toolchain.as_deref(), known))]
+    Distribution {
+        /// What was asked for.
+        asked: String,
+        /// Its glibc.
+        glibc: String,
+        /// The toolchain whose packages run there.
+        toolchain: Option<String>,
+        /// What there is.
+        known: Vec<String>,
+    },
     /// A file of the catalog does not parse.
     #[error("catalog file `{file}` does not parse: {source}")]
     Parse {
@@ -29,6 +45,24 @@ pub enum CatalogError {
         /// Where and why.
         source: Box<toml::de::Error>,
     },
+}
+
+fn hint(asked: &str, glibc: &str, toolchain: Option<&str>, known: &[String]) -> String {
+    let known = known.join(", ");
+    match toolchain {
+        Some(name) => {
+            format!("unknown toolchain `{asked}`: it has glibc {glibc}, and packages of `{name}` run there; known: {known}")
+        }
+        None => format!(
+            "unknown toolchain `{asked}`: it has glibc {glibc}, which is older than any toolchain's; packages that run there cannot \
+             be made; known: {known}"
+        ),
+    }
+}
+
+/// A glibc's version as numbers that can be compared.
+fn glibc_number(version: &str) -> Vec<u32> {
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
 /// A Slurm release that can be built.
@@ -96,7 +130,18 @@ pub struct Catalog {
     pub pins: BTreeMap<String, String>,
     /// Which packages stand for a virtual one, best first.
     pub providers: BTreeMap<String, Vec<String>>,
-    compilers: Known,
+    /// What `--with` and `--without` know.
+    pub features: BTreeMap<String, Feature>,
+    /// What code can be made for; the first of a platform is the default there.
+    pub target: Vec<Target>,
+    /// GCC that Spack can build.
+    pub compiler: Vec<Compiler>,
+    /// Binary caches that others publish.
+    pub caches: BTreeMap<String, BinaryCache>,
+    distributions: BTreeMap<String, String>,
+    /// Toolchains that a site derives from ours.
+    #[serde(skip)]
+    derived: BTreeMap<String, DerivedToolchain>,
 }
 
 /// What configuration adds to the catalog or puts in place of its entries.
@@ -109,17 +154,37 @@ pub struct Overlay {
     pub variants: BTreeMap<String, String>,
     /// Pins by package.
     pub pins: BTreeMap<String, String>,
+    /// Features by name; one of ours is replaced whole.
+    pub features: BTreeMap<String, Feature>,
+    /// Targets; one with the name of ours replaces it.
+    pub target: Vec<Target>,
+    /// Binary caches by name; what is not said stays as it is.
+    pub caches: BTreeMap<String, BinaryCache>,
+    /// Toolchains on other images.
+    pub toolchains: BTreeMap<String, DerivedToolchain>,
 }
 
 impl Overlay {
-    /// Lays `higher` over this: a release replaces the one with its version, variants and pins go by name.
+    /// Lays `higher` over this: a release replaces the one with its version, the others go by name.
     pub fn add(&mut self, higher: Self) {
         for release in higher.slurm {
             self.slurm.retain(|known| known.version != release.version);
             self.slurm.push(release);
         }
+        for target in higher.target {
+            // In its place: the first of a platform is the default there.
+            match self.target.iter_mut().find(|known| known.name == target.name) {
+                Some(known) => *known = target,
+                None => self.target.push(target),
+            }
+        }
+        for (name, cache) in higher.caches {
+            self.caches.entry(name).or_default().add(cache);
+        }
         self.variants.extend(higher.variants);
         self.pins.extend(higher.pins);
+        self.features.extend(higher.features);
+        self.toolchains.extend(higher.toolchains);
     }
 }
 
@@ -133,9 +198,23 @@ impl Catalog {
     /// The catalog with a site's additions.
     #[must_use]
     pub fn with(mut self, overlay: Overlay) -> Self {
-        let mut merged = Overlay { slurm: self.slurm, variants: self.variants, pins: self.pins };
+        let mut merged = Overlay {
+            slurm: self.slurm,
+            variants: self.variants,
+            pins: self.pins,
+            features: self.features,
+            target: self.target,
+            caches: self.caches,
+            toolchains: self.derived,
+        };
         merged.add(overlay);
-        Overlay { slurm: self.slurm, variants: self.variants, pins: self.pins } = merged;
+        self.slurm = merged.slurm;
+        self.variants = merged.variants;
+        self.pins = merged.pins;
+        self.features = merged.features;
+        self.target = merged.target;
+        self.caches = merged.caches;
+        self.derived = merged.toolchains;
         self
     }
 
@@ -150,21 +229,66 @@ impl Catalog {
 
     /// The compilers that can be named, `system` first.
     pub fn compilers(&self) -> Vec<String> {
-        std::iter::once("system".to_owned()).chain(self.compilers.known.iter().cloned()).collect()
+        std::iter::once("system".to_owned()).chain(self.compiler.iter().map(|c| c.version.clone())).collect()
     }
 
-    /// The names of all toolchains.
-    pub fn toolchains(&self) -> &[String] {
-        &self.toolchains.known
+    /// A feature by name.
+    pub fn feature(&self, asked: &str) -> Result<&Feature, CatalogError> {
+        self.features.get(asked).ok_or_else(|| CatalogError::Unknown {
+            what: "feature",
+            asked: asked.to_owned(),
+            known: self.features.keys().cloned().collect(),
+        })
+    }
+
+    /// What code is made for on a platform: what was asked, or the platform's first.
+    pub fn target(&self, asked: Option<&str>, platform: &str) -> Result<&Target, CatalogError> {
+        let mut there = self.target.iter().filter(|t| t.platform == platform);
+        let found = match asked {
+            Some(name) => there.find(|t| t.name == name),
+            None => there.next(),
+        };
+        found.ok_or_else(|| CatalogError::Unknown {
+            what: "target",
+            asked: asked.map_or_else(|| format!("for {platform}"), str::to_owned),
+            known: self.target.iter().map(|t| format!("{} ({})", t.name, t.platform)).collect(),
+        })
+    }
+
+    /// The names of all toolchains, ours first.
+    pub fn toolchains(&self) -> Vec<String> {
+        let new = self.derived.keys().filter(|name| !self.toolchains.known.contains(name));
+        self.toolchains.known.iter().chain(new).cloned().collect()
     }
 
     /// A toolchain by name.
     pub fn toolchain(&self, asked: &str) -> Result<Toolchain, CatalogError> {
-        let unknown = || CatalogError::Unknown {
-            what: "toolchain",
-            asked: asked.to_owned(),
-            known: self.toolchains.known.clone(),
+        let Some(derived) = self.derived.get(asked) else { return self.own_toolchain(asked) };
+        let base = self.own_toolchain(&derived.like)?;
+        Ok(Toolchain {
+            name: asked.to_owned(),
+            image: derived.image.clone(),
+            os_release: derived.os_release.clone().unwrap_or(base.os_release),
+            // A snapshot is of the distribution's own archive.
+            snapshots: base.snapshots.filter(|_| derived.os_release.is_none()),
+            ..base
+        })
+    }
+
+    /// What to say of a name that is no toolchain: for a distribution, the toolchain with the newest glibc that runs there.
+    fn no_toolchain(&self, asked: &str) -> CatalogError {
+        let known = self.toolchains();
+        let Some(glibc) = self.distributions.get(&asked.to_lowercase()) else {
+            return CatalogError::Unknown { what: "toolchain", asked: asked.to_owned(), known };
         };
+        let fits = self.toolchains.known.iter().filter_map(|name| self.own_toolchain(name).ok());
+        let fits = fits.filter(|t| glibc_number(&t.glibc) <= glibc_number(glibc));
+        let toolchain = fits.max_by_key(|t| glibc_number(&t.glibc)).map(|t| t.name);
+        CatalogError::Distribution { asked: asked.to_owned(), glibc: glibc.clone(), toolchain, known }
+    }
+
+    fn own_toolchain(&self, asked: &str) -> Result<Toolchain, CatalogError> {
+        let unknown = || self.no_toolchain(asked);
         if !self.toolchains.known.iter().any(|name| name == asked) {
             return Err(unknown());
         }
@@ -177,6 +301,9 @@ impl Catalog {
             os_release: file.os_release,
             family: file.family,
             system_gcc: file.system_gcc,
+            gcc: file.gcc,
+            glibc: file.glibc,
+            platforms: file.platforms,
             packages: file.package,
             external: file.external,
             providers: file.providers,
@@ -244,6 +371,9 @@ struct ToolchainFile {
     os_release: OsRelease,
     family: Family,
     system_gcc: String,
+    gcc: String,
+    glibc: String,
+    platforms: Vec<String>,
     package: Vec<RootfsPackage>,
     #[serde(default)]
     external: Vec<Probe>,
@@ -265,6 +395,12 @@ pub struct Toolchain {
     pub family: Family,
     /// The major version of the distribution's GCC.
     pub system_gcc: String,
+    /// Its exact version when the catalog was made; what the prepared rootfs has counts.
+    pub gcc: String,
+    /// The distribution's glibc: packages run where it is this or newer.
+    pub glibc: String,
+    /// What the image is there for.
+    pub platforms: Vec<String>,
     /// The packages.
     pub packages: Vec<RootfsPackage>,
     /// Programs of the rootfs that Spack takes as they are.
@@ -288,10 +424,54 @@ mod tests {
         assert!(catalog.compilers().contains(&catalog.defaults.compiler));
         assert!(catalog.variants.contains_key(&catalog.defaults.variant));
         for name in catalog.toolchains() {
-            let toolchain = catalog.toolchain(name).unwrap();
+            let toolchain = catalog.toolchain(&name).unwrap();
             assert!(toolchain.packages.iter().all(|p| !p.reason.is_empty()), "{name}: a package without a reason");
             assert!(toolchain.requirements.contains("--hash=sha256:"), "{name}: wheels are pinned by sum");
+            assert!(toolchain.gcc.starts_with(&format!("{}.", toolchain.system_gcc)), "{name}");
+            for platform in &toolchain.platforms {
+                catalog.target(None, platform).unwrap();
+            }
         }
+    }
+
+    #[test]
+    fn features_say_what_they_are_for_and_name_features() {
+        let catalog = Catalog::embedded().unwrap();
+        for (name, feature) in &catalog.features {
+            assert!(!feature.why.is_empty(), "{name}");
+            assert_ne!(feature.refused.is_some(), !feature.spec.is_empty() || !feature.roots.is_empty(), "{name}");
+            assert!(feature.needs.iter().all(|needed| catalog.features.contains_key(needed)), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_old_distribution_is_told_which_toolchain_delivers_it() {
+        let catalog = Catalog::embedded().unwrap();
+        let says = |asked: &str| catalog.toolchain(asked).unwrap_err().to_string();
+        for (asked, part) in [
+            ("focal", "packages of `rockylinux8` run there"),
+            ("RHEL9", "packages of `rockylinux9` run there"),
+            ("ubuntu22.04", "packages of `jammy` run there"),
+            ("centos7", "older than any toolchain's"),
+        ] {
+            assert!(says(asked).contains(part), "{}", says(asked));
+        }
+    }
+
+    #[test]
+    fn a_site_derives_a_toolchain_and_trusts_a_cache() {
+        let overlay: Overlay = toml::from_str(
+            "[toolchains.alma9]\nlike = 'rockylinux9'\nimage = 'docker.io/library/almalinux:9'\n\
+             os-release = { id = 'almalinux', version_id = '9' }\n[caches.vantage]\nfingerprint = 'F'",
+        )
+        .unwrap();
+        let catalog = Catalog::embedded().unwrap().with(overlay);
+        let (alma, rocky) = (catalog.toolchain("alma9").unwrap(), catalog.toolchain("rockylinux9").unwrap());
+        assert_eq!((alma.name.as_str(), &alma.packages, &alma.glibc), ("alma9", &rocky.packages, &rocky.glibc));
+        assert!(alma.os_release.id == "almalinux" && catalog.toolchains().contains(&"alma9".to_owned()));
+        let cache = &catalog.caches["vantage"];
+        assert!(cache.url.starts_with("https://") && cache.fingerprint.as_deref() == Some("F"));
+        assert_eq!(Catalog::embedded().unwrap().caches["vantage"].fingerprint, None, "off until a site turns it on");
     }
 
     #[test]

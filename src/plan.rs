@@ -7,6 +7,10 @@
 //!
 //! Whatever cannot be done is refused here, before any work: [`PlanError`].
 
+pub mod choice;
+
+pub use choice::Choice;
+
 use crate::catalog::{Catalog, CatalogError, OsRelease, SlurmRelease, Toolchain};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -166,6 +170,8 @@ pub struct BuildRequest {
     pub toolchain: String,
     /// Feature set.
     pub variant: Variant,
+    /// What is chosen beyond it.
+    pub choice: Choice,
     /// Archive format.
     pub compression: Compression,
     /// Parallel jobs, 0 for all processors.
@@ -274,6 +280,8 @@ pub struct ToolchainPlan {
     pub requirements: String,
     /// Major version of the distribution's GCC.
     pub system_gcc: String,
+    /// The distribution's glibc: the newest that a package can come to need.
+    pub glibc: String,
     /// The site's package sources, when they take the place of the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package_sources: Option<String>,
@@ -311,6 +319,11 @@ pub struct Identity {
     pub repo_digests: Vec<String>,
     /// What Spack is asked for.
     pub spec: String,
+    /// What Spack is asked for beside Slurm.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<String>,
+    /// What of the catalog's features is in, sorted.
+    pub features: Vec<String>,
     /// What Spack must choose for a package.
     pub pins: BTreeMap<String, String>,
     /// Which packages stand for a virtual one, best first.
@@ -388,10 +401,19 @@ pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease,
     let release = catalog.slurm(&request.slurm_version)?.clone();
     let toolchain = catalog.toolchain(&request.toolchain)?;
     check_compiler(&request.compiler_version, catalog, &toolchain)?;
-    if request.variant == Variant::Gpu {
+    choice::choose(variant_spec(request.variant, catalog)?, &request.choice, catalog)?;
+    // For which platform, the image will say.
+    if let Some(asked) = &request.choice.target
+        && !catalog.target.iter().any(|known| known.name == *asked)
+    {
+        catalog.target(Some(asked), "any platform")?;
+    }
+    if let Some((name, _)) = catalog.caches.iter().find(|(_, cache)| cache.fingerprint.is_some()) {
         return Err(PlanError::NotYet {
-            what: "--gpu".into(),
-            why: "the catalog has no GPU libraries for any toolchain; build without --gpu".into(),
+            what: format!("binary cache `{name}`"),
+            why: "whose key signed what comes from a binary cache is not checked by fingerprint in this version; leave out \
+                  its fingerprint"
+                .into(),
         });
     }
     if request.publish == Publish::All {
@@ -404,8 +426,17 @@ pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease,
     Ok((release, toolchain))
 }
 
+/// What the catalog has for a variant.
+fn variant_spec(variant: Variant, catalog: &Catalog) -> Result<&str, CatalogError> {
+    catalog.variants.get(variant.name()).map(String::as_str).ok_or_else(|| CatalogError::Unknown {
+        what: "variant",
+        asked: variant.name().to_owned(),
+        known: catalog.variants.keys().cloned().collect(),
+    })
+}
+
 fn check_compiler(asked: &str, catalog: &Catalog, toolchain: &Toolchain) -> Result<(), PlanError> {
-    if asked == "system" {
+    if asked == "system" || asked == toolchain.gcc {
         return Ok(());
     }
     let known = catalog.compilers();
@@ -440,12 +471,8 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
              --network host"
         )));
     }
-    let variant = catalog.variants.get(request.variant.name()).ok_or_else(|| CatalogError::Unknown {
-        what: "variant",
-        asked: request.variant.name().to_owned(),
-        known: catalog.variants.keys().cloned().collect(),
-    })?;
-    let target = target_of(&facts.platform)?;
+    let chosen = choice::choose(variant_spec(request.variant, catalog)?, &request.choice, catalog)?;
+    let target = catalog.target(request.choice.target.as_deref(), &facts.platform)?;
     let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
     packages.sort();
     packages.dedup();
@@ -455,7 +482,9 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         tool: env!("CARGO_PKG_VERSION").to_owned(),
         content_revision: CONTENT_REVISION,
         slurm_version: request.slurm_version.clone(),
-        spec: format!("slurm@={} {variant}", release.recipe),
+        spec: format!("slurm@={} {}", release.recipe, chosen.spec).trim_end().to_owned(),
+        roots: chosen.roots,
+        features: chosen.features,
         release,
         variant: request.variant,
         compiler: request.compiler_version.clone(),
@@ -468,6 +497,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
             packages,
             requirements: toolchain.requirements,
             system_gcc: toolchain.system_gcc,
+            glibc: toolchain.glibc,
             package_sources: facts.package_sources,
             snapshot: facts.snapshot,
         },
@@ -478,7 +508,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         repo_digests: facts.repos.iter().map(|r| r.digest.clone()).collect(),
         pins: catalog.pins.clone(),
         providers,
-        target: target.to_owned(),
+        target: target.name.clone(),
         store: inside::STORE.to_owned(),
         epoch: EPOCH,
         compression: request.compression,
@@ -509,16 +539,6 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
     Ok(BuildPlan { digest: digest_of(&identity)?, environment: digest_of(&environment)?, identity, execution })
 }
 
-fn target_of(platform: &str) -> Result<&'static str, PlanError> {
-    match platform {
-        "linux/amd64" => Ok("x86_64"),
-        "linux/arm64" => Ok("aarch64"),
-        other => Err(PlanError::Conflict(format!(
-            "no target is known for platform {other}; known: linux/amd64, linux/arm64"
-        ))),
-    }
-}
-
 fn digest_of(identity: &Identity) -> Result<PlanDigest, PlanError> {
     let json = serde_json::to_vec(identity)
         .map_err(|e| PlanError::Conflict(format!("the plan cannot be written as JSON: {e}")))?;
@@ -535,6 +555,7 @@ mod tests {
             compiler_version: "system".into(),
             toolchain: "noble".into(),
             variant: Variant::Default,
+            choice: Choice::default(),
             compression: Compression::Gzip,
             jobs: 4,
             cpus: 0,
@@ -615,6 +636,33 @@ mod tests {
     }
 
     #[test]
+    fn the_toolchains_own_gcc_may_be_named_by_its_version() {
+        let own = BuildRequest { toolchain: "rockylinux9".into(), compiler_version: "11.5.0".into(), ..request() };
+        assert!(check(&own, &Catalog::embedded().unwrap()).is_ok());
+        let other = BuildRequest { toolchain: "noble".into(), ..own };
+        assert!(check(&other, &Catalog::embedded().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_target_is_one_of_the_images_platform() {
+        let v3 = Choice { target: Some("x86_64_v3".into()), ..Choice::default() };
+        let v3 = BuildRequest { choice: v3, ..request() };
+        assert_eq!(make(&v3, facts()).identity.target, "x86_64_v3");
+        let arm = || Facts { platform: "linux/arm64".into(), ..facts() };
+        assert_eq!(make(&request(), arm()).identity.target, "aarch64");
+        let error = plan(&v3, &Catalog::embedded().unwrap(), arm()).unwrap_err().to_string();
+        assert!(error.contains("x86_64_v3 (linux/amd64)"), "{error}");
+    }
+
+    #[test]
+    fn a_cache_of_others_is_refused_while_its_key_is_not_checked() {
+        let mut catalog = Catalog::embedded().unwrap();
+        assert!(check(&request(), &catalog).is_ok(), "off");
+        catalog.caches.get_mut("vantage").unwrap().fingerprint = Some("A".repeat(40));
+        assert!(check(&request(), &catalog).unwrap_err().to_string().contains("vantage"));
+    }
+
+    #[test]
     fn zero_means_all_processors() {
         let plan = make(&BuildRequest { jobs: 0, cpus: 0, ..request() }, facts());
         assert_eq!((plan.execution.jobs, plan.execution.cpus), (8, 8));
@@ -625,10 +673,12 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_the_reason() {
         let catalog = Catalog::embedded().unwrap();
+        let with = |choice: Choice| BuildRequest { choice, ..request() };
         for (request, part) in [
             (BuildRequest { compiler_version: "13.4.0".into(), ..request() }, "--compiler-version system"),
             (BuildRequest { compiler_version: "4.8.5".into(), ..request() }, "known: system, 15.2.0"),
-            (BuildRequest { variant: Variant::Gpu, ..request() }, "--gpu"),
+            (with(Choice { target: Some("z80".into()), ..Choice::default() }), "x86_64_v3 (linux/amd64)"),
+            (with(Choice { with: vec!["x".into()], ..Choice::default() }), "unknown feature `x`; known: cgroup"),
             (BuildRequest { publish: Publish::All, ..request() }, "--publish"),
             (BuildRequest { toolchain: "slackware".into(), ..request() }, "noble, jammy"),
         ] {

@@ -198,6 +198,12 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
         compiler_version: or(&settings.compiler_version, &defaults.compiler),
         toolchain: or(&settings.toolchain, &defaults.toolchain),
         variant,
+        choice: plan::Choice {
+            with: settings.with.clone().unwrap_or_default(),
+            without: settings.without.clone().unwrap_or_default(),
+            spec: settings.spec.clone(),
+            target: settings.target.clone(),
+        },
         compression,
         jobs: settings.jobs.unwrap_or_else(|| match settings.cpus {
             Some(cpus) if cpus > 0 => cpus.min(4),

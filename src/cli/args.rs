@@ -1,5 +1,6 @@
 //! The command line as data: what may be typed. What it means is `plan`'s and the verbs' business.
 
+use super::features::FeatureArgs;
 use super::publish::{PublishArgs, StoreArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -173,6 +174,9 @@ pub struct WhatArgs {
     /// The least that runs: no PMIx, hwloc, REST, readline, PAM
     #[arg(long)]
     pub minimal: bool,
+    /// What of Slurm, and for which processors.
+    #[command(flatten)]
+    pub features: FeatureArgs,
     /// How the sandbox is made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,

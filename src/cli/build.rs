@@ -1,7 +1,7 @@
 //! `build` and `plan`.
 
 use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
-use super::{exit, open_cache, print, print_json, settings, variable};
+use super::{exit, features, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// The settings that flags make.
 fn flag_settings(args: &WhatArgs) -> Settings {
     let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
-    args.store.over(Settings {
+    let settings = Settings {
         build_dir: args.build_dir.clone(),
         slurm_version: args.slurm_version.clone(),
         compiler_version: args.compiler_version.clone(),
@@ -45,7 +45,8 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         source_mirrors: list(&args.source_mirrors),
         binary_mirrors: list(&args.binary_mirrors),
         ..Settings::default()
-    })
+    };
+    args.features.over(args.store.over(settings))
 }
 
 fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
@@ -122,7 +123,7 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
     let mut text = String::new();
     let compiler = match identity.compiler.as_str() {
         "system" => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
-        other => format!("GCC {other}"),
+        own => format!("GCC {own}, which is the toolchain's own"),
     };
     let pin = |pin: &crate::plan::SourcePin| format!("{} {} ({})", pin.source, pin.reference, pin.commit);
     let rows = [
@@ -135,7 +136,10 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
         ("spack", pin(&identity.spack)),
         ("recipes", pin(&identity.spack_packages)),
         ("spec", identity.spec.clone()),
-        ("target", identity.target.clone()),
+        ("beside", identity.roots.join(", ")),
+        ("features", features::listed(&identity.features)),
+        ("target", features::target(&identity.target)),
+        ("glibc", format!("needs {} at the most, which the toolchain has", identity.toolchain.glibc)),
         ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
         ("limits", limits(execution)),
         (
@@ -143,7 +147,7 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
             there.map_or_else(|| "not built yet".to_owned(), |path| format!("already built: {}", path.display())),
         ),
     ];
-    for (name, value) in rows {
+    for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{name:>10}  {value}");
     }

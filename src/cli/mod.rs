@@ -7,6 +7,7 @@ pub mod buildcache;
 mod clean;
 mod doctor;
 mod exit;
+mod features;
 mod image;
 mod install;
 mod key;

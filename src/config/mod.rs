@@ -96,6 +96,18 @@ pub struct Settings {
     /// URL of a Python package index, or folder of wheels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pip_index: Option<String>,
+    /// Features to add.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub with: Option<Vec<String>>,
+    /// Features to leave out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without: Option<Vec<String>>,
+    /// Variants and dependencies in Spack's words, laid over everything else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spec: Option<String>,
+    /// What code is made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// `auto`, `userns` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -251,7 +263,7 @@ impl Settings {
     /// Variables of the tests (`SLURM_FACTORY_TEST_*`) and of `ignored` are passed over; any other unknown
     /// name is an error, so that a misspelt variable does not silently do nothing.
     pub fn from_env(vars: impl IntoIterator<Item = (String, String)>, ignored: &[&str]) -> Result<Self, ConfigError> {
-        const LISTS: [&str; 3] = ["spack-repos", "source-mirrors", "binary-mirrors"];
+        const LISTS: [&str; 5] = ["spack-repos", "source-mirrors", "binary-mirrors", "with", "without"];
         const NUMBERS: [&str; 3] = ["jobs", "cpus", "nice"];
         const BOOLEANS: [&str; 1] = ["s3-path-style"];
         let mut merged = Self::default();

@@ -68,6 +68,17 @@ pub enum SpackError {
         /// Everything that Spack printed.
         console: PathBuf,
     },
+    /// The toolchain's own GCC was asked for by its version, and its distribution has another by now.
+    #[error(
+        "GCC {asked} was asked for as the toolchain's own, and its distribution has GCC {found} by now: ask for that, or for \
+         `--compiler-version system`"
+    )]
+    Compiler {
+        /// What was asked for.
+        asked: String,
+        /// What the prepared rootfs has.
+        found: String,
+    },
     /// The sandbox failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -205,6 +216,10 @@ pub fn slot_dir(build_dir: &Path, rootfs_id: &str, plan: &BuildPlan) -> PathBuf 
 impl Session<'_> {
     /// Concretizes and installs; what is there already is not done again.
     pub fn install(&self, ctx: &Ctx) -> Result<Installed, SpackError> {
+        let asked = &self.plan.identity.compiler;
+        if asked != "system" && asked != self.gcc {
+            return Err(SpackError::Compiler { asked: asked.clone(), found: self.gcc.to_owned() });
+        }
         let slot = slot_dir(self.build_dir, self.rootfs_id, self.plan);
         for folder in ["store", "env", "view", "scope", "stage", "misc", "user", "gnupg", "home"] {
             fs::create_dir_all(slot.join(folder))?;

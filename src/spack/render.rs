@@ -94,8 +94,9 @@ fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
 }
 
 fn environment(plan: &BuildPlan) -> Value {
+    let specs: Vec<&String> = std::iter::once(&plan.identity.spec).chain(&plan.identity.roots).collect();
     json!({"spack": {
-        "specs": [plan.identity.spec],
+        "specs": specs,
         "view": {"default": {
             "root": view_dir(plan),
             // Spack's word for link and run dependencies; build dependencies stay out.

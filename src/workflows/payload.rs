@@ -73,6 +73,9 @@ pub fn facts(
     if identity.variant != Variant::Default {
         options.insert("variant".to_owned(), identity.variant.name().to_owned());
     }
+    if !identity.features.is_empty() {
+        options.insert("features".to_owned(), identity.features.join(","));
+    }
     package::Facts {
         tool: manifest::Tool { name: env!("CARGO_PKG_NAME").into(), version: identity.tool.clone() },
         slurm: manifest::Version { requested: identity.slurm_version.clone(), release: identity.release.patch.clone() },
@@ -86,7 +89,7 @@ pub fn facts(
         },
         spack: source("spack", &identity.spack),
         recipes,
-        specs: vec![identity.spec.clone()],
+        specs: std::iter::once(&identity.spec).chain(&identity.roots).cloned().collect(),
         lock_sha256: installed.lock_digest().to_owned(),
         plan_sha256: plan.digest.to_string(),
         created: identity.epoch,

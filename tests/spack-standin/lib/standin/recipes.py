@@ -305,7 +305,7 @@ RECIPES = {
             "slurm",
             "autotools",
             variants={
-                **{name: Variant(True, (False,)) for name in "cgroup hwloc lua pam pmix readline restd".split()},
+                **{name: Variant(True, (False,)) for name in "cgroup hwloc jwt lua pam pmix readline restd".split()},
                 **{name: Variant(False, (False,)) for name in "gtk hdf5 mariadb nvml rsmi".split()},
                 "sysconfdir": Variant("/etc/slurm", ANY),
             },

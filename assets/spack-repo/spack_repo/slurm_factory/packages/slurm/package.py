@@ -39,7 +39,8 @@ class Slurm(BuiltinSlurm):
     # The same variants as builtin's, with the defaults of a package for clusters.
     variant("hwloc", default=True, description="Enable hwloc support")
     variant("pmix", default=True, description="Enable PMIx support")
-    variant("restd", default=True, description="Enable slurmrestd and JWT authentication")
+    variant("restd", default=True, description="Enable slurmrestd")
+    variant("jwt", default=True, description="Enable tokens: auth/jwt and auth/slurm")
     variant("cgroup", default=True, description="Enable the cgroup/v2 plugin")
     variant("pam", default=True, description="Enable PAM support and its modules")
     variant("mariadb", default=False, description="Build the accounting storage of slurmdbd")
@@ -47,7 +48,7 @@ class Slurm(BuiltinSlurm):
         "sysconfdir",
         default="/etc/slurm",
         values=any,
-        description="Set system configuration path",
+        description="Set system configuration path, absolute",
     )
 
     patch("relocatable.patch", when="@22-05:")
@@ -57,7 +58,12 @@ class Slurm(BuiltinSlurm):
     depends_on("ncurses")
     # The client library only; builtin takes the whole server.
     depends_on("mariadb-c-client", when="+mariadb")
+    depends_on("libjwt", when="+jwt")
+    # Headers only; builtin takes CUDA and ROCm, and says nothing about where they come from.
+    depends_on("nvml-header", type="build", when="+nvml")
+    depends_on("rocm-smi-header", type="build", when="+rsmi")
 
+    conflicts("~jwt", when="+restd", msg="slurm_factory: slurmrestd is built with JWT")
     conflicts("@:22-04", msg="slurm_factory: relocatable.patch is for Slurm 22.05 and later")
 
     @run_before("configure")
@@ -72,25 +78,41 @@ class Slurm(BuiltinSlurm):
 
     def configure_args(self):
         spec = self.spec
-        # Of builtin's: it names Linux-PAM's own prefix as the place for Slurm's modules; and Slurm builds what needs curl
-        # (jobcomp/elasticsearch, influxdb profiles) only for a --with-libcurl without a path, found in PATH then.
+        # Written out and not added to builtin's: that asks for CUDA's and ROCm's prefixes, names Linux-PAM's as the place for
+        # Slurm's modules, and gives curl a path, with which Slurm does not build what needs it (jobcomp/elasticsearch, influxdb
+        # profiles); without one it is found in PATH.
         args = [
-            arg
-            for arg in super().configure_args()
-            if not arg.startswith(("--with-pam_dir=", "--with-libcurl="))
+            f"--sysconfdir={spec.variants['sysconfdir'].value}",
+            f"--with-json={spec['json-c'].prefix}",
+            "--with-libcurl",
+            f"--with-lz4={spec['lz4'].prefix}",
+            f"--with-munge={spec['munge'].prefix}",
+            f"--with-ssl={spec['openssl'].prefix}",
+            f"--with-zlib={spec['zlib-api'].prefix}",
         ]
-        args.append("--with-libcurl")
 
-        def choose(variant, name, path=None):
-            if spec.satisfies(f"+{variant}"):
-                args.append(f"--with-{name}={path}" if path else f"--with-{name}")
-            else:
+        def choose(variant, name, package=None):
+            if spec.satisfies(f"~{variant}"):
                 args.append(f"--without-{name}")
+            elif package:
+                args.append(f"--with-{name}={spec[package].prefix}")
+            else:
+                args.append(f"--with-{name}")
 
-        choose("restd", "yaml", spec["libyaml"].prefix if "libyaml" in spec else None)
+        choose("hwloc", "hwloc", "hwloc")
+        choose("jwt", "jwt", "libjwt")
         choose("lua", "lua")
-        if spec.satisfies("~restd"):
-            args += ["--without-http-parser", "--without-jwt"]
+        choose("nvml", "nvml", "nvml-header")
+        choose("pmix", "pmix", "pmix")
+        choose("readline", "readline")
+        choose("restd", "http-parser", "http-parser")
+        choose("restd", "yaml", "libyaml")
+        choose("rsmi", "rsmi", "rocm-smi-header")
+        args.append("--enable-slurmrestd" if spec.satisfies("+restd") else "--disable-slurmrestd")
+        if spec.satisfies("+hdf5"):
+            args.append(f"--with-hdf5={spec['hdf5'].prefix.bin.h5cc}")
+        else:
+            args.append("--without-hdf5")
         if spec.satisfies("+pam"):
             args += ["--enable-pam", f"--with-pam_dir={self._pam_dir}"]
         else:
@@ -99,11 +121,8 @@ class Slurm(BuiltinSlurm):
             args.append(f"--with-mysql_config={spec['mariadb-c-client'].prefix.bin}")
         else:
             args.append("--with-mysql_config=no")
-        for gpu in ("nvml", "rsmi"):
-            if spec.satisfies(f"~{gpu}"):
-                args.append(f"--without-{gpu}")
         if spec.satisfies("~gtk"):
-            args.append("--disable-sview")
+            args += ["--disable-gtktest", "--disable-sview"]
         args += [
             f"--without-{name}"
             for name in ("freeipmi", "hpe-slingshot", "ofed", "oneapi", "rdkafka", "s2n", "ucx")
@@ -118,8 +137,27 @@ class Slurm(BuiltinSlurm):
         if spec.satisfies("+pam"):
             make("-C", "contribs/pam", "install")
             make("-C", "contribs/pam_slurm_adopt", "install")
+        self._check_features()
+
+    def _check_features(self):
+        # For some features configure only warns when what it looks for does not link, and goes on without.
+        wanted = {
+            "cgroup": "lib/slurm/cgroup_v2.so",
+            "hdf5": "lib/slurm/acct_gather_profile_hdf5.so",
+            "jwt": "lib/slurm/auth_jwt.so",
+            "lua": "lib/slurm/job_submit_lua.so",
+            "mariadb": "lib/slurm/accounting_storage_mysql.so",
+            "nvml": "lib/slurm/gpu_nvml.so",
+            "pam": "lib/security/pam_slurm_adopt.so",
+            "pmix": "lib/slurm/mpi_pmix.so",
+            "restd": "sbin/slurmrestd",
+            "rsmi": "lib/slurm/gpu_rsmi.so",
+        }
+        for variant, path in wanted.items():
+            if self.spec.satisfies(f"+{variant}") and not os.path.exists(join_path(self.prefix, path)):
+                raise InstallError(f"+{variant} was asked for, and configure went on without it: no {path}; see config.log")
 
 
 for _dependencies in Slurm.dependencies.values():
-    _dependencies.pop("glib", None)
-    _dependencies.pop("mariadb", None)
+    for _unused in ("cuda", "glib", "mariadb", "rocm-smi-lib"):
+        _dependencies.pop(_unused, None)

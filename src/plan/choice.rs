@@ -1,0 +1,293 @@
+//! What of Slurm is built: a variant of the catalog, features laid over it, and the expert's own words over that.
+//!
+//! All of it ends as one Spack spec. A variant that is said twice would be an error of Spack's, so texts are taken apart into
+//! single variants and the later one counts.
+
+use super::PlanError;
+use crate::catalog::{Catalog, Feature};
+use serde::Serialize;
+
+/// What the user chose beyond the variant. Names are the catalog's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Choice {
+    /// Features to add.
+    pub with: Vec<String>,
+    /// Features to leave out.
+    pub without: Vec<String>,
+    /// Variants, flags and dependencies in Spack's words, laid over everything else.
+    pub spec: Option<String>,
+    /// What code is made for, in Spack's words.
+    pub target: Option<String>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// Slurm's spec without name and version.
+    pub spec: String,
+    /// Packages beside Slurm, sorted.
+    pub roots: Vec<String>,
+    /// Features that are in, sorted.
+    pub features: Vec<String>,
+}
+
+/// One piece of a spec: what it speaks about, and its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    about: String,
+    text: String,
+}
+
+/// A spec without name and version: variants in order, then what is said about dependencies, untouched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Words {
+    pieces: Vec<Piece>,
+    dependencies: Vec<String>,
+}
+
+impl Words {
+    fn parse(text: &str) -> Result<Self, PlanError> {
+        let bad = |word: &str, why: &str| PlanError::Conflict(format!("--spec: `{word}` in `{text}`: {why}"));
+        let mut words = Self::default();
+        for word in split(text).ok_or_else(|| bad(text, "a quote is not closed"))? {
+            if word.starts_with(['^', '%']) || !words.dependencies.is_empty() {
+                words.dependencies.push(word);
+            } else if word.starts_with(['+', '~']) {
+                for piece in booleans(&word) {
+                    if piece.about.is_empty() || !piece.about.chars().all(is_name) {
+                        return Err(bad(&word, "a variant is +NAME, ~NAME or NAME=VALUE"));
+                    }
+                    words.pieces.push(piece);
+                }
+            } else if let Some((name, _)) = word.split_once('=').filter(|(name, _)| !name.is_empty()) {
+                let about = name.trim_end_matches([':', '=']).to_owned();
+                if about == "target" || about == "arch" {
+                    return Err(bad(&word, "what code is made for is said with --target"));
+                }
+                words.pieces.push(Piece { about, text: word });
+            } else if word.starts_with('@') || word.starts_with("slurm") {
+                return Err(bad(&word, "name and version are said with --slurm-version"));
+            } else {
+                return Err(bad(&word, "a variant is +NAME, ~NAME or NAME=VALUE, a dependency ^SPEC"));
+            }
+        }
+        Ok(words)
+    }
+
+    /// Lays `over` on this: what it speaks about is replaced where it stands.
+    fn lay(&mut self, over: Self) {
+        for piece in over.pieces {
+            match self.pieces.iter_mut().find(|known| known.about == piece.about) {
+                Some(known) => *known = piece,
+                None => self.pieces.push(piece),
+            }
+        }
+        self.dependencies.extend(over.dependencies);
+    }
+
+    fn has(&self, piece: &Piece) -> bool {
+        self.pieces.contains(piece)
+    }
+
+    /// The same with each `+` turned to `~`: what a feature is when it is left out.
+    fn off(&self) -> Self {
+        let turn = |piece: &Piece| Some(Piece { text: format!("~{}", piece.text.strip_prefix('+')?), ..piece.clone() });
+        Self { pieces: self.pieces.iter().filter_map(turn).collect(), dependencies: Vec::new() }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for piece in &self.pieces {
+            // `+a~b` needs no space, `name=value` swallows what stands beside it.
+            if !(text.is_empty() || piece.text.starts_with(['+', '~']) && !text.contains(['=', ' '])) {
+                text.push(' ');
+            }
+            text.push_str(&piece.text);
+        }
+        for dependency in &self.dependencies {
+            if !text.is_empty() {
+                text.push(' ');
+            }
+            text.push_str(dependency);
+        }
+        text
+    }
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
+/// `+a~b` as two pieces.
+fn booleans(word: &str) -> Vec<Piece> {
+    let mut starts: Vec<usize> = word.match_indices(['+', '~']).map(|(at, _)| at).collect();
+    starts.push(word.len());
+    let piece = |range: &[usize]| {
+        let text = word[range[0]..range[1]].to_owned();
+        Piece { about: text[1..].to_owned(), text }
+    };
+    starts.windows(2).map(piece).collect()
+}
+
+/// Words of a spec; blanks within quotes belong to the word. `None` for a quote without an end.
+fn split(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quote = None;
+    for c in text.chars() {
+        match quote {
+            None if c.is_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                continue;
+            }
+            None if c == '"' || c == '\'' => quote = Some(c),
+            Some(open) if open == c => quote = None,
+            _ => {}
+        }
+        word.push(c);
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    quote.is_none().then_some(words)
+}
+
+/// Lays a choice over a variant's spec.
+pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chosen, PlanError> {
+    let mut words = Words::parse(variant)?;
+    let mut roots = Vec::new();
+    if let Some(name) = choice.with.iter().find(|name| choice.without.contains(name)) {
+        return Err(PlanError::Conflict(format!("--with {name} and --without {name}: which of them?")));
+    }
+    for name in &choice.without {
+        words.lay(Words::parse(&catalog.feature(name)?.spec)?.off());
+    }
+    // Last, so that what a feature needs wins over a variant that leaves it out.
+    let mut adding: Vec<&str> = choice.with.iter().map(String::as_str).collect();
+    while let Some(name) = adding.pop() {
+        let feature = catalog.feature(name)?;
+        if let Some(why) = &feature.refused {
+            return Err(PlanError::NotYet { what: format!("--with {name}"), why: why.clone() });
+        }
+        words.lay(Words::parse(&feature.spec)?);
+        roots.extend(feature.roots.iter().cloned());
+        for needed in &feature.needs {
+            if choice.without.contains(needed) {
+                return Err(PlanError::Conflict(format!("--with {name} needs {needed}, and --without {needed} was said")));
+            }
+            adding.push(needed);
+        }
+    }
+    if let Some(spec) = &choice.spec {
+        words.lay(Words::parse(spec)?);
+    }
+    roots.sort();
+    roots.dedup();
+    let features = features_in(&words, &roots, catalog)?;
+    Ok(Chosen { spec: words.text(), roots, features })
+}
+
+/// The features that a spec has. One that another needs and that was left out is an error.
+fn features_in(words: &Words, roots: &[String], catalog: &Catalog) -> Result<Vec<String>, PlanError> {
+    let mut found = Vec::new();
+    let is_in = |feature: &Feature| -> Result<bool, PlanError> {
+        let spec = Words::parse(&feature.spec)?;
+        let some = !spec.pieces.is_empty() || !feature.roots.is_empty();
+        Ok(some && spec.pieces.iter().all(|p| words.has(p)) && feature.roots.iter().all(|root| roots.contains(root)))
+    };
+    for (name, feature) in &catalog.features {
+        if !is_in(feature)? {
+            continue;
+        }
+        for needed in &feature.needs {
+            if Words::parse(&catalog.feature(needed)?.spec)?.off().pieces.iter().any(|off| words.has(off)) {
+                return Err(PlanError::Conflict(format!(
+                    "{name} needs {needed}, which is left out: leave out both, --without {needed} --without {name}"
+                )));
+            }
+        }
+        found.push(name.clone());
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(variant: &str, with: &[&str], without: &[&str], spec: Option<&str>) -> Result<Chosen, String> {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        let choice =
+            Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), target: None };
+        let catalog = Catalog::embedded().unwrap();
+        let variant = catalog.variants.get(variant).cloned().unwrap_or_else(|| variant.to_owned());
+        choose(&variant, &choice, &catalog).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_not_touched_stays_as_the_catalog_has_it() {
+        let catalog = Catalog::embedded().unwrap();
+        for (name, spec) in &catalog.variants {
+            assert_eq!(chosen(name, &[], &[], None).unwrap().spec, *spec);
+        }
+        assert!(chosen("minimal", &[], &[], None).unwrap().features.is_empty());
+        let features = |variant| chosen(variant, &[], &[], None).unwrap().features;
+        assert!(!features("default").contains(&"nvml".to_owned()) && features("gpu").contains(&"nvml".to_owned()));
+    }
+
+    #[test]
+    fn features_are_laid_over_a_variant_and_the_experts_words_over_both() {
+        for (with, without, spec, want) in [
+            (&["lua"][..], &[][..], None, "~hwloc+lua sysconfdir=/etc/slurm"),
+            (&[], &["hwloc"], None, "~hwloc~lua sysconfdir=/etc/slurm"),
+            (&["hdf5"], &[], None, "~hwloc~lua sysconfdir=/etc/slurm +hdf5"),
+            (&["hwloc"], &[], Some("~hwloc sysconfdir=/opt/etc"), "~hwloc~lua sysconfdir=/opt/etc"),
+            (
+                &[],
+                &[],
+                Some("cflags='-O3 -g' ^openssl@3.0 +shared"),
+                "~hwloc~lua sysconfdir=/etc/slurm cflags='-O3 -g' ^openssl@3.0 +shared",
+            ),
+        ] {
+            assert_eq!(chosen("~hwloc~lua sysconfdir=/etc/slurm", with, without, spec).unwrap().spec, want);
+        }
+    }
+
+    #[test]
+    fn what_a_feature_needs_comes_along_or_is_an_error() {
+        assert_eq!(chosen("~restd~jwt", &["rest"], &[], None).unwrap().spec, "+restd+jwt");
+        for (with, without) in [(&["rest"][..], &["jwt"][..]), (&[], &["jwt"])] {
+            let error = chosen("default", with, without, None).unwrap_err();
+            assert!(error.contains("rest") && error.contains("--without jwt"), "{error}");
+        }
+        let both = chosen("default", &[], &["rest", "jwt"], None).unwrap();
+        assert!(!both.features.iter().any(|name| name == "rest" || name == "jwt"), "{both:?}");
+    }
+
+    #[test]
+    fn packages_beside_slurm() {
+        let chosen = chosen("minimal", &["pyxis", "pyxis"], &[], None).unwrap();
+        assert_eq!((chosen.roots, chosen.features), (vec!["pyxis".to_owned()], vec!["pyxis".to_owned()]));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_with_what_can() {
+        for (with, without, spec, parts) in [
+            (&["gpus"][..], &[][..], None, &["unknown feature `gpus`", "nvml, openmpi, pam"][..]),
+            (&["openmpi"], &[], None, &["--with openmpi", "OPAL_PREFIX", "srun --mpi=pmix"]),
+            (&["lua"], &["lua"], None, &["--with lua and --without lua"]),
+            (&[], &[], Some("@24.05"), &["@24.05", "--slurm-version"]),
+            (&[], &[], Some("target=zen4"), &["target=zen4", "--target"]),
+            (&[], &[], Some("hwloc"), &["`hwloc`", "+NAME"]),
+            (&[], &[], Some("+"), &["`+`"]),
+            (&[], &[], Some("cflags='-O3"), &["quote"]),
+        ] {
+            let error = chosen("default", with, without, spec).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+    }
+}
