@@ -13,8 +13,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
-    apt apt-utils bubblewrap buildah bzip2 ca-certificates charliecloud createrepo-c crun curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
-    git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
+    apt apt-utils bubblewrap buildah bzip2 ca-certificates charliecloud clang createrepo-c crun curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
+    git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap mold busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
     mount python3-pip rpm runc strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )
 

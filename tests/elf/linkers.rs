@@ -88,7 +88,26 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("lld-debug", &["-fuse-ld=lld", "-g3", "-Wl,-O2"]),
     ("lld-both-no-id", &["-fuse-ld=lld", "-Wl,--hash-style=both", "-Wl,--build-id=none"]),
     ("lld-loadable", &["-fuse-ld=lld", "-Wl,-z,separate-loadable-segments"]),
+    ("lld-page64k", &["-fuse-ld=lld", "-Wl,-z,max-page-size=65536"]),
+    ("mold", &["-fuse-ld=mold"]),
+    ("mold-debug", &["-fuse-ld=mold", "-g3", "-Wl,--gdb-index"]),
+    ("mold-sysv", &["-fuse-ld=mold", "-Wl,--hash-style=sysv,-z,now"]),
+    ("mold-both-spare0", &["-fuse-ld=mold", "-Wl,--hash-style=both,--spare-dynamic-tags=0,--build-id=none"]),
+    ("mold-stripped", &["-fuse-ld=mold", "-s"]),
+    ("clang", &[CLANG]),
+    ("clang-lld", &[CLANG, "-fuse-ld=lld", "-g3"]),
+    ("clang-mold-now", &[CLANG, "-fuse-ld=mold", "-Wl,-z,relro,-z,now"]),
+    ("gold-now-both", &["-fuse-ld=gold", "-Wl,-z,now,--hash-style=both", "-s"]),
+    ("isa-note", &["-Wl,-z,x86-64-v2", "-fcf-protection=full"]),
+    ("common-page64k", &["-Wl,-z,max-page-size=65536,-z,common-page-size=65536"]),
+    ("no-gnu-stack", &["-Wl,-z,nognustack"]),
+    ("text-far", &["-Wl,-Ttext-segment=0x70000000"]),
+    ("relro-one-segment", &["-Wl,-z,relro,-z,noseparate-code,-z,max-page-size=2097152"]),
+    ("bsymbolic", &["-Wl,-Bsymbolic,-z,initfirst"]),
 ];
+
+/// Among a variant's flags: built by clang. Everything else is built by gcc.
+const CLANG: &str = "CLANG";
 
 /// The initial search path, long enough that shorter ones fit in it.
 const INITIAL: &str = "/build/spack/opt/linux-x86_64/slurm-25.11.0-abcdefghijklmnop/lib:/build/spack/opt/lib64";
@@ -109,16 +128,18 @@ fn build(flags: &[&str], pie: &str, rpath: Option<&str>) -> Built {
     let (guard, dir) = folder();
     std::fs::write(dir.join("foo.c"), LIBRARY).unwrap();
     std::fs::write(dir.join("main.c"), PROGRAM).unwrap();
+    let compiler = if flags.contains(&CLANG) { "clang" } else { "gcc" };
+    let flags: Vec<&str> = flags.iter().copied().filter(|flag| *flag != CLANG).collect();
     let rpath = rpath.map(|rpath| format!("-Wl,-rpath,{rpath}"));
     let mut library: Vec<&str> = vec!["-shared", "-o", "libfoo.so", "foo.c", "-Wl,-soname,libfoo.so"];
-    library.extend_from_slice(flags);
+    library.extend_from_slice(&flags);
     library.push("-fPIC");
     library.extend(rpath.as_deref());
-    tool("gcc", &library, &dir);
+    tool(compiler, &library, &dir);
     let mut program: Vec<&str> = vec!["-o", "main", "main.c", "-L.", "-lfoo", pie];
-    program.extend_from_slice(flags);
+    program.extend_from_slice(&flags);
     program.extend(rpath.as_deref());
-    tool("gcc", &program, &dir);
+    tool(compiler, &program, &dir);
     for lib in ["lib", &long()] {
         std::fs::create_dir(dir.join(lib)).unwrap();
         std::fs::copy(dir.join("libfoo.so"), dir.join(lib).join("libfoo.so")).unwrap();

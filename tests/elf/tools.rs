@@ -137,7 +137,7 @@ pub fn worse(before: &[String], after: &[String]) -> Vec<String> {
 
 /// `readelf` must not warn about an edited file more than about the original.
 pub fn readelf_warnings(path: &Path) -> usize {
-    let ended = run(Command::new("readelf").arg("-aW").arg(path), Duration::from_mins(2));
+    let ended = run(Command::new("readelf").arg("-hlSdrVnW").arg(path), Duration::from_mins(2));
     ended.stderr.lines().filter(|line| line.contains("arning") || line.contains("rror")).count()
 }
 
