@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Writes `bytes` to `path` so that a reader sees the old content or the new, never a part.
 ///
@@ -26,6 +27,21 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Who deletes what belongs to others.
+static OTHERS: OnceLock<fn(&Path) -> io::Result<()>> = OnceLock::new();
+
+/// [`remove_tree`] passes on to `delete` what it may not delete because there are files of others in it: a rootfs may hold
+/// subordinate ids of the user, which are within reach of a user namespace only. Said once, when the program starts.
+pub fn delete_others_by(delete: fn(&Path) -> io::Result<()>) {
+    let _ = OTHERS.set(delete);
+}
+
+fn has_others(path: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    let entries = walkdir::WalkDir::new(path).follow_links(false).into_iter().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.metadata().ok()).any(|found| found.uid() != own)
+}
+
 /// Deletes a tree, also one with folders that their owner may not enter (overlayfs leaves `work/work` with
 /// mode 000, Go's module cache is read-only). A tree that is not there is no error. Never follows a symlink.
 #[allow(clippy::disallowed_methods)] // the one place; every error is given its path below
@@ -42,9 +58,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
                     let _ = fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o700));
                 }
             }
-            match std::fs::remove_dir_all(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(with_path(&e, "delete", path)),
-                _ => Ok(()),
+            match (std::fs::remove_dir_all(path), OTHERS.get()) {
+                (Ok(()), _) => Ok(()),
+                (Err(e), _) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                (Err(e), Some(delete)) if e.kind() == io::ErrorKind::PermissionDenied && has_others(path) => {
+                    delete(path)
+                }
+                (Err(e), _) => Err(with_path(&e, "delete", path)),
             }
         }
     }

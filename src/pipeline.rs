@@ -128,6 +128,7 @@ fn prepared_rootfs(
         family: resolved.family,
         package_sources: toolchain.package_sources.as_deref(),
         snapshot: toolchain.snapshot.as_deref(),
+        ids: sandbox.ids(),
     };
     if let Some(rootfs) = Rootfs::open(cache, &recipe.id()) {
         ctx.stage(Stage::Rootfs, &toolchain.name).cached(format!("{} with GCC {}", toolchain.name, rootfs.meta().gcc));

@@ -39,13 +39,6 @@ pub enum ResolveError {
         /// What it may be.
         known: &'static [&'static str],
     },
-    /// Owners by a range of subordinate ids.
-    #[error(
-        "ownership: `range` is not available: builds run with one id, in a rootfs whose files all belong to you; leave it out or \
-         set it to `single`. A package's script that gives a file to another user is told that it did \
-         (docs/decisions/0007-ownership.md)"
-    )]
-    RangeOwnership,
     /// A size that is none, or a file that does not parse.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -235,12 +228,12 @@ pub fn backend(settings: &Settings) -> Result<Backend, ResolveError> {
     }
 }
 
-/// Refuses an ownership that cannot be given; docs/decisions/0007-ownership.md says why.
-fn ownership(settings: &Settings) -> Result<(), ResolveError> {
+/// Whether files of a rootfs belong to whom the image names, by a range of subordinate ids.
+fn owners(settings: &Settings) -> Result<bool, ResolveError> {
     match settings.ownership.as_deref().unwrap_or("single") {
-        "single" => Ok(()),
-        "range" => Err(ResolveError::RangeOwnership),
-        other => Err(bad("ownership", other, &["single"])),
+        "single" => Ok(false),
+        "range" => Ok(true),
+        other => Err(bad("ownership", other, &["single", "range"])),
     }
 }
 
@@ -256,7 +249,7 @@ pub fn check(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     plan::check(&request(settings, flags, &catalog)?, &catalog)?;
     backend(settings)?;
-    ownership(settings)?;
+    owners(settings)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
         let Some(there) = path.ancestors().find(|p| p.is_dir()) else { continue };
@@ -310,7 +303,7 @@ pub fn resolve(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let request = request(settings, flags, &catalog)?;
     backend(settings)?;
-    ownership(settings)?;
+    owners(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
     let local = local(settings, &toolchain, lookup, ctx)?;
     let rules = Rules::embedded()?;
@@ -386,16 +379,20 @@ pub fn signing_key(
 
 /// The sandbox of this host, by really trying, with the limits that settings set.
 pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    let (confinement, limits) = (confinement(settings)?, limits(settings)?);
-    let sandbox = Sandbox::open(backend(settings)?, &ctx.interrupt)?.confined(confinement);
-    Ok(sandbox.limited(limits, &ctx.interrupt)?)
+    as_set(Sandbox::open(backend(settings)?, &ctx.interrupt)?, settings, ctx)
 }
 
 /// The sandbox of this host for what takes milliseconds: not tried when it worked before.
 pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    let (confinement, limits) = (confinement(settings)?, limits(settings)?);
-    let sandbox = Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?.confined(confinement);
-    Ok(sandbox.limited(limits, &ctx.interrupt)?)
+    as_set(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?, settings, ctx)
+}
+
+fn as_set(sandbox: Sandbox, settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
+    let mut sandbox = sandbox.confined(confinement(settings)?);
+    if owners(settings)? {
+        sandbox = sandbox.with_range()?;
+    }
+    Ok(sandbox.limited(limits(settings)?, &ctx.interrupt)?)
 }
 
 /// The confinement that settings name.

@@ -2,6 +2,7 @@
 
 use super::features::FeatureArgs;
 use super::publish::{PublishArgs, StoreArgs};
+use super::modes::ModeArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -180,6 +181,9 @@ pub struct WhatArgs {
     /// How the sandbox is made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
+    /// How it is made else.
+    #[command(flatten)]
+    pub modes: ModeArgs,
     /// Image in place of the toolchain's: a registry reference, oci:DIR[:TAG], oci-archive:FILE[:TAG],
     /// docker-archive:FILE[:NAME:TAG] or dir:ROOTFS
     #[arg(long, value_name = "REF")]
@@ -277,6 +281,9 @@ pub struct DoctorArgs {
     /// How the sandbox shall be made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
+    /// How it is made else.
+    #[command(flatten)]
+    pub modes: ModeArgs,
     /// Node-local folder to look at as well
     #[arg(long, value_name = "DIR")]
     pub build_dir: Option<PathBuf>,
@@ -338,6 +345,9 @@ pub enum ImageVerb {
 /// `shell`
 #[derive(Debug, Args)]
 pub struct ShellArgs {
+    /// How the sandbox is made.
+    #[command(flatten)]
+    pub modes: ModeArgs,
     /// Print the sandbox's operations and start nothing
     #[arg(long)]
     pub print: bool,

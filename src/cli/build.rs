@@ -44,7 +44,7 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         spack_repos: (!args.spack_repos.is_empty()).then(|| args.spack_repos.clone()),
         source_mirrors: list(&args.source_mirrors),
         binary_mirrors: list(&args.binary_mirrors),
-        ..Settings::default()
+        ..args.modes.settings()
     };
     args.features.over(args.store.over(settings))
 }

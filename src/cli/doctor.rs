@@ -29,7 +29,7 @@ struct Answer<'a> {
 
 /// `doctor`
 pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let flags = Settings { backend: args.backend.clone(), build_dir: args.build_dir.clone(), ..Settings::default() };
+    let flags = Settings { backend: args.backend.clone(), build_dir: args.build_dir.clone(), ..args.modes.settings() };
     let settings = settings(global, flags)?;
     let dir = resolve::cache_dir(&settings, &variable)?;
     let cache = Cache::open(&dir);

@@ -205,7 +205,6 @@ fn buildcache(error: &BuildcacheError) -> u8 {
 fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
-        | ResolveError::RangeOwnership
         | ResolveError::Catalog(_)
         | ResolveError::Reference(_)
         | ResolveError::Named { .. }

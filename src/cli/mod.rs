@@ -12,6 +12,7 @@ mod image;
 mod install;
 mod key;
 mod manual;
+mod modes;
 mod online;
 mod publish;
 mod relocate;

@@ -2,7 +2,6 @@
 
 use super::args::{Global, ShellArgs};
 use super::{exit, open_cache, print, settings, watch_signals};
-use crate::config::Settings;
 use crate::report::Ctx;
 use crate::resolve;
 use crate::sandbox::{Io, Spec, landlock_version};
@@ -13,7 +12,7 @@ use std::process::ExitCode;
 
 /// `shell`
 pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let settings = settings(global, Settings::default())?;
+    let settings = settings(global, args.modes.settings())?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let file = cache.dir(LAST_BUILD);
     let bytes = fs_err::read(&file)

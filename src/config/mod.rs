@@ -111,7 +111,7 @@ pub struct Settings {
     /// `auto`, `userns` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// Whose the files of a rootfs are: `single`, all the user's.
+    /// Whose the files of a rootfs are: `single`, all the user's, or `range`, as the image says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ownership: Option<String>,
     /// `strict` or `relaxed`.

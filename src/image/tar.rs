@@ -91,6 +91,10 @@ pub struct Entry {
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
+    /// The owner's uid.
+    pub uid: u64,
+    /// The owner's gid.
+    pub gid: u64,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
     /// The file's size, holes included.
@@ -118,6 +122,8 @@ struct Pending {
     long_link: Option<Vec<u8>>,
     size: Option<u64>,
     mtime: Option<(i64, u32)>,
+    uid: Option<u64>,
+    gid: Option<u64>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: PaxSparse,
 }
@@ -337,7 +343,10 @@ impl<R: BufRead> TarReader<R> {
             segments.retain(|s| s.len > 0);
         }
         let mode = u32::try_from(mode & 0o7777).unwrap_or(0);
-        Ok(Entry { path, link, kind, mode, mtime, size, xattrs: pending.xattrs, segments })
+        // A field that is no number counts as root's: most readers of an archive never look at it.
+        let uid = pending.uid.or_else(|| number(&header[108..116])).unwrap_or(0);
+        let gid = pending.gid.or_else(|| number(&header[116..124])).unwrap_or(0);
+        Ok(Entry { path, link, kind, mode, uid, gid, mtime, size, xattrs: pending.xattrs, segments })
     }
 
     /// Old GNU: four pairs in the header, then blocks with twenty-one each while `isextended` is set.
@@ -433,6 +442,8 @@ impl Pending {
                     self.mtime =
                         if value.is_empty() { None } else { Some(pax_time(value).ok_or("PAX mtime is not a time")?) };
                 }
+                b"uid" => self.uid = decimal(value),
+                b"gid" => self.gid = decimal(value),
                 b"GNU.sparse.name" => self.sparse.name = text()?,
                 b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse.real_size = Some(number()?),
                 b"GNU.sparse.major" => self.sparse.version_1 = number()? == 1,

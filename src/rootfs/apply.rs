@@ -17,7 +17,8 @@
 //! - **Names**: a leading `/` counts as the root. A `..` in a name or in a hard link's target is refused: no
 //!   honest tool writes it. Symlink targets are kept as they are and are resolved inside the root (see [`super::tree`]).
 //! - **Owners**: everything belongs to the user who unpacks. In a user namespace that maps the user to root it is
-//!   root's, which is what a single-uid map needs. Owners in the archive are not used.
+//!   root's, which is what a single-uid map needs. Owners in the archive are not used, unless the caller asks for them
+//!   ([`Limits::owners`]): then they are returned, for a namespace that maps a range of ids to give files away in.
 //! - **Modes** are kept exactly, setuid, setgid and sticky too. Directories are open to their owner while
 //!   layers are applied and get their own mode at the very end, so a directory may end with mode 0555 or even 0:
 //!   delete trees with `fsutil::remove_tree`, which opens such directories. Only the root of the tree always
@@ -36,6 +37,7 @@ use super::tree::{self, Tree};
 use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader, show};
 use crate::image::{Arriving, Compression, Digest, ImageError, Layer, LayerBlob, PulledImage};
 use crate::report::{Ctx, Event, Interrupted, Stage};
+use crate::sandbox::Owner;
 use fs_err as fs;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
@@ -75,13 +77,15 @@ pub struct Limits {
     pub ratio: u64,
     /// ... that has more uncompressed bytes than this.
     pub ratio_from: u64,
+    /// The highest uid and gid that files can be given to; with none all are the caller's, whatever the archive says.
+    pub owners: Option<(u32, u32)>,
 }
 
 impl Default for Limits {
     /// 64 GiB, 2 million entries, 200 levels; 250 to one from 256 MiB on. The largest images in use (CUDA, ROCm,
     /// site stacks) stay below by far.
     fn default() -> Self {
-        Self { bytes: 64 << 30, entries: 2_000_000, depth: 200, ratio: 250, ratio_from: 256 << 20 }
+        Self { bytes: 64 << 30, entries: 2_000_000, depth: 200, ratio: 250, ratio_from: 256 << 20, owners: None }
     }
 }
 
@@ -236,6 +240,16 @@ pub fn unpack_arriving(
     limits: &Limits,
     ctx: &Ctx,
 ) -> Result<(PulledImage, UnpackReport), UnpackError> {
+    unpack_owned(image, dest, limits, ctx).map(|(image, report, _)| (image, report))
+}
+
+/// Like [`unpack_arriving`], and with [`Limits::owners`] returns who owns what is not root's: inode, uid, gid.
+pub fn unpack_owned(
+    image: Arriving,
+    dest: &Path,
+    limits: &Limits,
+    ctx: &Ctx,
+) -> Result<(PulledImage, UnpackReport, Vec<Owner>), UnpackError> {
     let mut unpacker = Unpacker::new(dest, *limits, image.size(), ctx)?;
     let mut apply = || {
         for layer in image.layers() {
@@ -251,8 +265,8 @@ pub fn unpack_arriving(
     };
     match apply() {
         Ok(()) => {
-            let report = unpacker.finish()?;
-            Ok((image.finish()?, report))
+            let (report, owners) = unpacker.finish_owned()?;
+            Ok((image.finish()?, report, owners))
         }
         // A layer was read that was not the right one, or only its begin: the download says why, or ends well, and then
         // all is done again from what is whole.
@@ -262,8 +276,7 @@ pub fn unpack_arriving(
             drop(unpacker);
             crate::fsutil::remove_tree(dest).map_err(UnpackError::Io)?;
             fs::create_dir(dest).map_err(UnpackError::Io)?;
-            let report = unpack(&pulled, dest, limits, ctx)?;
-            Ok((pulled, report))
+            unpack_owned(pulled.into(), dest, limits, ctx)
         }
         Err(error) => Err(error),
     }
@@ -293,6 +306,8 @@ pub(super) struct Unpacker<'a> {
     report: UnpackReport,
     /// Every directory of the tree by inode, whatever symlinks led to it.
     dirs: HashMap<u64, DirMeta>,
+    /// By inode, who owns what is not root's.
+    owners: HashMap<u64, (u32, u32)>,
     parent: Option<Parent>,
     /// What the current layer brought, as hashes of (directory's inode, name): whiteouts spare it. The lowest
     /// layer has nothing below it to white out, so there it is not kept.
@@ -362,6 +377,7 @@ impl<'a> Unpacker<'a> {
             ctx,
             report: UnpackReport::default(),
             dirs: HashMap::from([(root.st_ino, root_meta)]),
+            owners: HashMap::new(),
             parent: None,
             fresh: None,
             hidden: HashSet::new(),
@@ -527,6 +543,10 @@ impl<'a> Unpacker<'a> {
                 self.report.skipped_devices += 1;
             }
         }
+        if self.limits.owners.is_some() && !matches!(entry.kind, Kind::Device | Kind::HardLink) {
+            let made = rustix::fs::statat(&self.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at")?;
+            self.owned(made.st_ino, entry)?;
+        }
         if entry.kind == Kind::Device && self.devices.len() < MAX_DEVICES {
             self.devices.insert(path.clone());
         } else if !self.devices.is_empty() && entry.kind != Kind::HardLink {
@@ -536,6 +556,25 @@ impl<'a> Unpacker<'a> {
         if std::mem::take(&mut self.replaced) {
             self.parent = None;
         }
+        Ok(())
+    }
+
+    /// Notes whose an entry is, and takes back what a deleted one with the same inode was. The root of the tree stays the
+    /// caller's, who has to reach what is below, and a hard link is its target's owner's.
+    fn owned(&mut self, inode: u64, entry: &Entry) -> Result<(), Fault> {
+        let Some((uids, gids)) = self.limits.owners else { return Ok(()) };
+        let within = |what: &str, id: u64, highest: u32| {
+            u32::try_from(id).ok().filter(|id| *id <= highest).ok_or_else(|| {
+                let range = format!("which is not in your range of subordinate ids (1 to {highest})");
+                Fault::Refused(format!(
+                    "belongs to {what} {id}, {range}; ask for a larger one, or use --ownership single"
+                ))
+            })
+        };
+        match (within("uid", entry.uid, uids)?, within("gid", entry.gid, gids)?) {
+            (0, 0) => self.owners.remove(&inode),
+            owner => self.owners.insert(inode, owner),
+        };
         Ok(())
     }
 
@@ -570,7 +609,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn make_dirs(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
-        let Self { tree, dirs, fresh, hasher, limits, .. } = self;
+        let Self { tree, dirs, owners, fresh, hasher, limits, .. } = self;
         let mut too_deep = false;
         let made = tree.make_dirs(path, |parent, name| {
             let above = rustix::fs::fstat(parent)?.st_ino;
@@ -581,6 +620,7 @@ impl<'a> Unpacker<'a> {
             }
             let inode = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_ino;
             dirs.insert(inode, DirMeta { mode: IMPLIED_MODE, mtime: None, depth });
+            owners.remove(&inode);
             if let Some(fresh) = fresh {
                 fresh.insert(hasher.hash_one((above, name)));
             }
@@ -849,14 +889,20 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Gives directories their modes and times, from the deepest up.
+    #[cfg(any(test, fuzzing))]
     pub(super) fn finish(self) -> Result<UnpackReport, UnpackError> {
+        self.finish_owned().map(|(report, _)| report)
+    }
+
+    /// The same; says who owns what.
+    fn finish_owned(self) -> Result<(UnpackReport, Vec<Owner>), UnpackError> {
         self.ctx.check()?;
         let root = tree::open_dir(self.tree.root(), b".");
         root.and_then(|root| self.finish_dir(&root)).map_err(|e| {
             UnpackError::Io(crate::fsutil::with_path(&e.into(), "set modes and times of directories in", &self.dest))
         })?;
         self.ctx.check()?;
-        Ok(self.report)
+        Ok((self.report, self.owners.into_iter().map(|(inode, (uid, gid))| (inode, uid, gid)).collect()))
     }
 
     fn finish_dir(&self, dir: &OwnedFd) -> rustix::io::Result<()> {

@@ -6,7 +6,7 @@
 //! CACHE/rootfs/<id>/meta.json  written last: what it was made of and what was found in it
 //! ```
 
-use super::apply::{Limits, UnpackError, unpack_arriving};
+use super::apply::{Limits, UnpackError, unpack_owned};
 use super::packages::{self, Given, words};
 use super::remedy::remedy;
 use super::runner::{Hidden, Runner};
@@ -17,7 +17,7 @@ use crate::fsutil;
 use crate::image::Arriving;
 use crate::plan::HostAccess;
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, CA_BUNDLE_INSIDE, Ended, Ids, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,12 @@ pub enum PrepareError {
         /// The toolchain.
         toolchain: String,
     },
+    /// It belongs to ids that mean nothing elsewhere, and some of it only they can read.
+    #[error(
+        "the rootfs prepared from this image was made with --ownership range, and is not saved: its owners are subordinate ids \
+         of this host; prepare it with --ownership single (slurm-factory build) and save that"
+    )]
+    OfRange,
     /// The image could not be unpacked.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
@@ -138,6 +144,8 @@ pub struct Recipe<'a> {
     pub snapshot: Option<&'a str>,
     /// Programs whose versions Spack must know.
     pub probes: &'a [Probe],
+    /// Whose the files are: with a range of ids, those whom the image names.
+    pub ids: Ids,
 }
 
 impl Recipe<'_> {
@@ -154,7 +162,9 @@ impl Recipe<'_> {
             self.snapshot,
         );
         // A tuple of strings and lists always serialises.
-        let json = serde_json::to_vec(&parts).unwrap_or_default();
+        let mut json = serde_json::to_vec(&parts).unwrap_or_default();
+        // Under another range the same files would be somebody else's.
+        json.extend(self.ids.key().unwrap_or_default().into_bytes());
         hex::encode(Sha256::digest(json))
     }
 }
@@ -174,6 +184,9 @@ pub struct Meta {
     pub glibc: String,
     /// Files in the image that were left out (device nodes) or changed, by kind.
     pub unpacked: serde_json::Value,
+    /// The range of ids that its files belong to, when they are not all the user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
 }
 
 /// A prepared rootfs in the cache.
@@ -200,7 +213,7 @@ impl Rootfs {
         &self.meta
     }
 
-    /// Those that were prepared from the image with this manifest, the newest first.
+    /// Those that were prepared from the image with this manifest: those that are all the user's first, of these the newest.
     pub fn of_image(cache: &Cache, image_digest: &str) -> Result<Vec<Self>, PrepareError> {
         let entries = match fs::read_dir(cache.dir("rootfs")) {
             Ok(entries) => entries,
@@ -215,7 +228,7 @@ impl Rootfs {
                 id.and_then(|id| Self::open(cache, id)).filter(|r| r.meta.image_digest == image_digest)
             {
                 let written = fs::metadata(fsutil::parent_of(&rootfs.root).join("meta.json"))?.modified()?;
-                found.push((written, rootfs));
+                found.push(((rootfs.meta.range.is_none(), written), rootfs));
             }
         }
         found.sort_by_key(|(written, _)| std::cmp::Reverse(*written));
@@ -273,8 +286,12 @@ fn fill(
     ctx: &Ctx,
 ) -> Result<Meta, PrepareError> {
     fs::create_dir(root)?;
-    let (_, unpacked) = unpack_arriving(image, root, &Limits::default(), ctx)?;
+    let limits = Limits { owners: recipe.ids.highest(), ..Limits::default() };
+    let (_, unpacked, owners) = unpack_owned(image, root, &limits, ctx)?;
     check_os(recipe, root)?;
+    if !owners.is_empty() {
+        sandbox.own(root, owners)?;
+    }
     let logs = cache.dir("logs").join(format!("rootfs-{}", &recipe.id()[..12]));
     fs::create_dir_all(&logs)?;
     let log = logs.join("prepare.log");
@@ -390,7 +407,15 @@ fn survey(
     for probe in recipe.probes {
         versions.insert(probe.name.clone(), ask(&probe.command)?);
     }
-    Ok(Meta { image_digest: recipe.image_digest.to_owned(), gcc, versions, packages, glibc, unpacked })
+    Ok(Meta {
+        image_digest: recipe.image_digest.to_owned(),
+        gcc,
+        versions,
+        packages,
+        glibc,
+        unpacked,
+        range: recipe.ids.key(),
+    })
 }
 
 fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
@@ -430,6 +455,7 @@ fn os_release(text: &str) -> Option<OsRelease> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::SubIds;
 
     #[test]
     fn os_release_is_read_with_and_without_quotes() {
@@ -442,7 +468,7 @@ mod tests {
     fn the_image_counts_by_digest_and_not_by_name() {
         let os = OsRelease { id: "debian".into(), version_id: "12".into() };
         let packages = vec!["gcc".to_owned()];
-        let recipe = |image, digest| {
+        let recipe = |image, digest, ids| {
             Recipe {
                 toolchain: "t",
                 image,
@@ -454,10 +480,17 @@ mod tests {
                 family: Family::Apt,
                 package_sources: None,
                 snapshot: None,
+                ids,
             }
             .id()
         };
-        assert_eq!(recipe("a", "sha256:1"), recipe("b", "sha256:1"));
-        assert_ne!(recipe("a", "sha256:1"), recipe("a", "sha256:2"));
+        let range = |first| {
+            let part = SubIds { first, count: 65_536 };
+            Ids::Range { uids: part, gids: part }
+        };
+        assert_eq!(recipe("a", "sha256:1", Ids::Single), recipe("b", "sha256:1", Ids::Single));
+        assert_ne!(recipe("a", "sha256:1", Ids::Single), recipe("a", "sha256:2", Ids::Single));
+        assert_ne!(recipe("a", "sha256:1", Ids::Single), recipe("a", "sha256:1", range(1)));
+        assert_ne!(recipe("a", "sha256:1", range(2)), recipe("a", "sha256:1", range(1)));
     }
 }

@@ -35,6 +35,9 @@ fn label<'a>(image: &'a PulledImage, key: &str) -> Option<&'a str> {
 
 /// The rootfs as an image.
 pub fn as_image(rootfs: &Rootfs, base: &ResolvedImage, cache: &Cache, ctx: &Ctx) -> Result<PulledImage, PrepareError> {
+    if rootfs.meta().range.is_some() {
+        return Err(PrepareError::OfRange);
+    }
     let meta = serde_json::to_string(rootfs.meta()).map_err(io::Error::from)?;
     let labels = Labels {
         config: &[(ID, rootfs.id().to_owned()), (META, meta)],

@@ -79,9 +79,9 @@ fn landlock() -> Finding {
     finding
 }
 
-/// Only for the mode with many ids, which is optional: never worse than a warning.
+/// Only for `--ownership range`, which nobody needs, and for podman: never worse than a warning.
 fn newuidmap(facts: &Facts) -> Finding {
-    let tried = "newuidmap, for images with many users";
+    let tried = "newuidmap, for --ownership range";
     match &facts.newuidmap {
         None => row("newuidmap", tried, Outcome::Warn, "not installed; one id is enough, root is stood in for"),
         Some(path) if !facts.newuidmap_privileged => {
@@ -99,7 +99,7 @@ fn subordinate(facts: &Facts) -> Finding {
     let mut finding = row("subuid", tried, Outcome::Warn, "none; not needed, one id is enough");
     let user = facts.user.clone().unwrap_or_else(|| facts.uid.to_string());
     finding.remedy = Some(format!(
-        "Should podman need them, ask an administrator for:\n  usermod --add-subuids 100000-165535 --add-subgids \
+        "Should `--ownership range` or podman need them, ask an administrator for:\n  usermod --add-subuids 100000-165535 --add-subgids \
          100000-165535 {user}"
     ));
     finding
@@ -108,7 +108,12 @@ fn subordinate(facts: &Facts) -> Finding {
 fn no_new_privs(facts: &Facts) -> Finding {
     let tried = "whether this process may gain privilege (no_new_privs)";
     if facts.no_new_privs {
-        row("no-new-privs", tried, Outcome::Warn, "no; newuidmap and rootless podman with many ids cannot work")
+        row(
+            "no-new-privs",
+            tried,
+            Outcome::Warn,
+            "no; newuidmap (--ownership range) and rootless podman with many ids cannot work",
+        )
     } else {
         row("no-new-privs", tried, Outcome::Ok, "yes")
     }

@@ -16,6 +16,14 @@ pub enum SandboxError {
     /// What was asked for makes no sense on any host.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A range of ids was asked for and cannot be had.
+    #[error("no range of subordinate ids for `--ownership range`: {reason}; {remedy}, or use `--ownership single`")]
+    NoRange {
+        /// What is missing.
+        reason: String,
+        /// Whom to ask for what.
+        remedy: String,
+    },
     /// A step of making the sandbox failed; the command was not started.
     #[error("cannot make the sandbox: {}", describe(failure))]
     Setup {
@@ -129,6 +137,7 @@ fn describe(failure: &Failure) -> String {
             format!("new namespaces ({})", kinds.join(", "))
         }
         Step::MapIds => "map ids".into(),
+        Step::Tend => "change files of subordinate ids".into(),
         Step::Op(op) => op.to_string(),
         Step::Start(program) => format!("start {program}"),
         Step::Internal(what) => what.clone(),

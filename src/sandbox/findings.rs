@@ -240,9 +240,9 @@ pub(super) fn remedy_for(failure: &Failure) -> Option<String> {
         (Step::Namespaces(_), _) | (Step::Start(_) | Step::Internal(_), Errno::EAGAIN) => {
             known(Try::Namespace(Namespace::User))
         }
-        (Step::MapIds, _) => known(Try::MapIds),
+        (Step::MapIds, _) if failure.errno != 0 => known(Try::MapIds),
         (Step::Op(op), errno) => for_op(op, errno, &facts),
-        (Step::Start(_) | Step::Internal(_), _) => None,
+        (Step::Start(_) | Step::Internal(_) | Step::Tend | Step::MapIds, _) => None,
     }
 }
 

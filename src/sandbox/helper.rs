@@ -16,9 +16,11 @@
 
 use super::apply::Setup;
 use super::family::Family;
+use super::ids;
 use super::plan::{IdMap, Namespace, Plan};
 use super::probe;
 use super::rootdir::open_host;
+use super::tend::tend;
 use super::wire::{Failure, HELPER_ARGUMENT, Report, Request, Step, Work, receive_request, send_report};
 use fs_err as fs;
 use nix::errno::Errno;
@@ -73,6 +75,13 @@ fn main() -> i32 {
                 send_report(&socket, &Report::Probed(if full { probe::full() } else { probe::quick() }));
                 0
             }
+            Work::Tend { uids, gids, task } => match tend(&uids, &gids, &task, &socket) {
+                Ok(()) => 0,
+                Err(failure) => {
+                    send_report(&socket, &Report::Failed(failure));
+                    FAILED
+                }
+            },
             Work::Run { plan, argv, terminal } => run(&plan, &argv, terminal, &socket),
         },
     }
@@ -197,7 +206,7 @@ pub(super) fn start_first(
     let step = || Step::Namespaces(plan.namespaces.clone());
     let child = child.map_err(|e| Failure { step: step(), path: None, errno: e as i32, detail: String::new() })?;
     drop(pair.1);
-    let go = map_ids(child, plan.uid, plan.gid).and_then(|()| {
+    let go = map_ids(child, &plan.uids, &plan.gids).and_then(|()| {
         let sent = pair.0.as_mut().map_or(Ok(()), |ours| ours.write_all(b"go"));
         sent.map_err(|e| internal("wake the first process", errno_of(&e)))
     });
@@ -232,9 +241,13 @@ pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i3
 }
 
 /// Writes the maps of a process in a new user namespace (`user_namespaces(7)`): each file once, one line,
-/// and `deny` before the gid map, without which an unprivileged writer gets EPERM.
-pub(super) fn map_ids(child: Pid, uid: IdMap, gid: IdMap) -> Result<(), Failure> {
-    let one = |map: IdMap| format!("{} {} 1", map.inside, map.outside);
+/// and `deny` before the gid map, without which an unprivileged writer gets EPERM. More than the own id only privileged
+/// programs may write.
+pub(super) fn map_ids(child: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<(), Failure> {
+    let ([uid @ IdMap { count: 1, .. }], [gid @ IdMap { count: 1, .. }]) = (uids, gids) else {
+        return ids::map_range(child, uids, gids);
+    };
+    let one = |map: &IdMap| format!("{} {} 1", map.inside, map.outside);
     for (name, text) in [("uid_map", one(uid)), ("setgroups", "deny".into()), ("gid_map", one(gid))] {
         let path = Path::new("/proc").join(child.to_string()).join(name);
         let file = open_host(&path, OFlags::WRONLY).map_err(io::Error::from);

@@ -15,6 +15,8 @@
 //! findings.rs   errno + facts -> meaning and remedy   pure
 //! doctor.rs     all findings about this host
 //!   folders.rs resources.rs
+//! ids.rs        one id or a range of subordinate ones
+//!   tend.rs    files that belong to a range: given away, deleted
 //! known.rs      what probing found is kept for the next run
 //! podman.rs     the other way to make a sandbox
 //! limits.rs     processors, memory, disk, nice: put on the helper before it works
@@ -40,6 +42,7 @@ mod family;
 mod findings;
 mod folders;
 mod helper;
+mod ids;
 mod known;
 mod limits;
 mod loopback;
@@ -54,6 +57,7 @@ mod rootdir;
 mod run;
 mod seccomp;
 mod spec;
+mod tend;
 mod text;
 mod wire;
 
@@ -63,6 +67,7 @@ pub use error::SandboxError;
 pub use facts::Facts;
 pub use findings::{Finding, Outcome, classify};
 pub use helper::init_if_helper;
+pub use ids::{Ids, LEAST_RANGE, SubIds};
 pub use limits::{LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
 pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
@@ -72,6 +77,7 @@ pub use spec::{
     Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Mount, Network, Overlay,
     PATH_INSIDE, Spec, Tmpfs, User,
 };
+pub use tend::Owner;
 pub use wire::{Failure, Step};
 
 use crate::report::Interrupt;
@@ -118,7 +124,7 @@ impl Sandbox {
         let facts = Facts::read();
         let confinement = Confinement::Strict;
         let mut findings = Vec::new();
-        let mut host = Host { uid: facts.uid, gid: facts.gid, own_proc: true };
+        let mut host = Host { uid: facts.uid, gid: facts.gid, own_proc: true, ids: Ids::Single };
         if backend != Backend::Podman {
             let trials = run::probe(false)?;
             findings =
@@ -155,7 +161,7 @@ impl Sandbox {
         let known = if backend == Backend::Podman { None } else { Known::now(folder) };
         let Some(known) = known else { return Self::open(backend, interrupt) };
         if known.worked() {
-            let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true };
+            let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true, ids: Ids::Single };
             let confinement = Confinement::Strict;
             let kept = Some((known, backend));
             return Ok(Self { host, podman: None, why: WORKED.into(), kept, confinement, limited: None });
@@ -185,6 +191,30 @@ impl Sandbox {
             self.limited = Some(Arc::new(limited));
         }
         Ok(self)
+    }
+
+    /// The same with the range of subordinate ids that this host gives the caller, which is tried now.
+    pub fn with_range(mut self) -> Result<Self, SandboxError> {
+        if self.podman.is_some() {
+            return Err(SandboxError::NoRange {
+                reason: "podman is the sandbox here, and is given one id".into(),
+                remedy: "it goes with `--backend userns`; `slurm-factory doctor` says what is in its way".into(),
+            });
+        }
+        self.host.ids = ids::range(&Facts::read())?;
+        run::tend(&self.host, tend::Task::Try)?;
+        self.why.push_str("; with your subordinate ids, by newuidmap");
+        Ok(self)
+    }
+
+    /// Which ids the files of a rootfs can have.
+    pub fn ids(&self) -> Ids {
+        self.host.ids
+    }
+
+    /// Gives files below `root`, all the caller's until then, to their owners: by inode, uid and gid inside.
+    pub fn own(&self, root: &Path, owners: Vec<Owner>) -> Result<(), SandboxError> {
+        run::tend(&self.host, tend::Task::Own { root: root.to_owned(), owners })
     }
 
     /// Each limit that was set, and how it is enforced.
@@ -257,6 +287,9 @@ impl Sandbox {
             (Some((known, backend)), Err(SandboxError::Setup { .. })) => {
                 known.forget();
                 let mut anew = Self::open(*backend, interrupt)?.confined(self.confinement);
+                if self.host.ids != Ids::Single {
+                    anew = anew.with_range()?;
+                }
                 if let Some(limited) = &self.limited {
                     anew = anew.limited(limited.limits(), interrupt)?;
                 }
@@ -279,4 +312,18 @@ impl Sandbox {
             Some(limited) => limited.run(spec, io, interrupt, start),
         }
     }
+}
+
+/// Deletes a tree in which there is something of the caller's subordinate ids, for [`crate::fsutil::delete_others_by`].
+pub fn remove_of_range(path: &Path) -> std::io::Result<()> {
+    let facts = Facts::read();
+    let removed = ids::range(&facts).and_then(|ids| {
+        let host = Host { uid: facts.uid, gid: facts.gid, own_proc: true, ids };
+        run::tend(&host, tend::Task::Remove { path: path.to_owned() })
+    });
+    removed.map_err(|e| {
+        let what =
+            format!("`{}` holds files of subordinate ids, which only newuidmap lets you delete: {e}", path.display());
+        std::io::Error::other(what)
+    })
 }

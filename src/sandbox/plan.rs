@@ -13,6 +13,7 @@
 //! no_new_privs, capabilities, landlock, seccomp   last: the filter fakes capset and refuses mounts
 //! ```
 
+use super::ids::Ids;
 use super::ops::{Filter, Op};
 use super::spec::{Access, BUILD_ID_FOR_ROOT, Confinement, Content, FILES_INSIDE, Identity, Network, Spec};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct Host {
     pub gid: u32,
     /// Whether a new `/proc` can be mounted. If not, the host's is shown and processes are not kept apart.
     pub own_proc: bool,
+    /// Which ids are mapped.
+    pub ids: Ids,
 }
 
 /// A kind of namespace (`namespaces(7)`).
@@ -64,13 +67,15 @@ impl Namespace {
     }
 }
 
-/// One id inside is one id outside.
+/// Ids inside, and what they are outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
-    /// Seen inside.
+    /// The first, as seen inside.
     pub inside: u32,
-    /// On the host: always the caller's own, which needs no privilege.
+    /// The first, on the host: the caller's own, which needs no privilege, or subordinate ones.
     pub outside: u32,
+    /// How many, one after the other.
+    pub count: u32,
 }
 
 /// Everything that will be done for one sandbox, in order.
@@ -79,9 +84,9 @@ pub struct Plan {
     /// Made together, in one `clone(2)`.
     pub namespaces: Vec<Namespace>,
     /// `/proc/PID/uid_map`.
-    pub uid: IdMap,
-    /// `/proc/PID/gid_map`, after `deny` to `setgroups`.
-    pub gid: IdMap,
+    pub uids: Vec<IdMap>,
+    /// `/proc/PID/gid_map`; with one id after `deny` to `setgroups`.
+    pub gids: Vec<IdMap>,
     /// Applied by the first process inside.
     pub ops: Vec<Op>,
     /// The command's whole environment.
@@ -103,8 +108,18 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.namespaces.iter().map(|namespace| namespace.name()).collect();
         writeln!(f, "namespaces {}", names.join(" "))?;
-        writeln!(f, "map uid {} -> {} on the host", self.uid.inside, self.uid.outside)?;
-        writeln!(f, "map gid {} -> {} on the host", self.gid.inside, self.gid.outside)?;
+        for (what, maps) in [("uid", &self.uids), ("gid", &self.gids)] {
+            for map in maps {
+                match map.count {
+                    1 => writeln!(f, "map {what} {} -> {} on the host", map.inside, map.outside)?,
+                    n => writeln!(
+                        f,
+                        "map {what} {} -> {} on the host, {n} of them (newuidmap)",
+                        map.inside, map.outside
+                    )?,
+                }
+            }
+        }
         for op in &self.ops {
             writeln!(f, "{op}")?;
         }
@@ -203,8 +218,8 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
         Identity::Builder if host.uid == 0 => BUILD_ID_FOR_ROOT,
         Identity::Builder => outside,
     };
-    let uid = IdMap { inside: inside(host.uid), outside: host.uid };
-    let gid = IdMap { inside: inside(host.gid), outside: host.gid };
+    let uid = IdMap { inside: inside(host.uid), outside: host.uid, count: 1 };
+    let gid = IdMap { inside: inside(host.gid), outside: host.gid, count: 1 };
 
     let mut namespaces = vec![Namespace::User, Namespace::Mount];
     if host.own_proc {
@@ -248,10 +263,12 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
     if spec.confinement == Confinement::Strict {
         ops.extend([Op::Landlock { writable: writable(spec) }, Op::Seccomp { filter: Filter::Deny }]);
     }
-    if spec.identity == Identity::FakeRoot {
+    // With a range of ids root gives files away for real.
+    if spec.identity == Identity::FakeRoot && host.ids == Ids::Single {
         ops.push(Op::Seccomp { filter: Filter::FakeRoot });
     }
-    Ok(Plan { namespaces, uid, gid, ops, env: spec.env.clone(), grace_ms: spec.grace_ms })
+    let (uids, gids) = host.ids.maps(uid, gid);
+    Ok(Plan { namespaces, uids, gids, ops, env: spec.env.clone(), grace_ms: spec.grace_ms })
 }
 
 /// What can be written inside, as the mounts have it; `/dev` and `/proc` hold what a process writes of its own.
@@ -376,8 +393,8 @@ fn target(what: &'static str, path: &Path) -> Result<(), SpecError> {
 mod tests {
     use super::*;
 
-    const USER: Host = Host { uid: 1234, gid: 1235, own_proc: true };
-    const ROOT: Host = Host { uid: 0, gid: 0, own_proc: true };
+    const USER: Host = Host { uid: 1234, gid: 1235, own_proc: true, ids: Ids::Single };
+    const ROOT: Host = Host { uid: 0, gid: 0, own_proc: true, ids: Ids::Single };
 
     fn lines(spec: &Spec, host: &Host) -> String {
         plan(spec, host).unwrap().to_string()

@@ -123,7 +123,8 @@ fn attempt(kinds: &[Namespace], action: &mut dyn FnMut() -> Vec<Trial>) -> Vec<T
     };
     let mut trials: Vec<_> = kinds.iter().map(|kind| tried(Try::Namespace(*kind), Ok(()))).collect();
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let mapped = map_ids(child, IdMap { inside: uid, outside: uid }, IdMap { inside: gid, outside: gid });
+    let own = |id| [IdMap { inside: id, outside: id, count: 1 }];
+    let mapped = map_ids(child, &own(uid), &own(gid));
     let errno = mapped.err().map(|failure: Failure| failure.errno);
     trials.push(Trial { step: Try::MapIds, errno });
     let mut found = Vec::new();

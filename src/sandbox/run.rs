@@ -4,7 +4,8 @@
 use super::error::SandboxError;
 use super::helper::{start_first, terminal};
 use super::limits::Enter;
-use super::plan::Plan;
+use super::plan::{Host, IdMap, Plan};
+use super::tend::Task;
 use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
 use crate::report::{Interrupt, Interrupted};
 use nix::errno::Errno;
@@ -214,6 +215,25 @@ pub(super) fn probe(full: bool) -> Result<Vec<super::probe::Trial>, SandboxError
     read.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
     match reports(&text).into_iter().next() {
         Some(Report::Probed(trials)) => Ok(trials),
+        Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
+        _ => Err(SandboxError::Lost { signal: None }),
+    }
+}
+
+/// Does something to a tree that belongs to a range of ids.
+pub(super) fn tend(host: &Host, task: Task) -> Result<(), SandboxError> {
+    let own = |outside| IdMap { inside: 0, outside, count: 1 };
+    let (uids, gids) = host.ids.maps(own(host.uid), own(host.gid));
+    let interrupt = Interrupt::new();
+    let free = Enter::freely(&interrupt);
+    let work = Work::Tend { uids, gids, task };
+    let (helper, mut socket) = start_helper(work, Stdio::null(), Stdio::null(), None, true, &free)?;
+    let mut text = Vec::new();
+    let read = socket.read_to_end(&mut text);
+    helper.reap();
+    read.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
+    match reports(&text).into_iter().next() {
+        Some(Report::Exited(0)) => Ok(()),
         Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
         _ => Err(SandboxError::Lost { signal: None }),
     }

@@ -7,8 +7,9 @@
 //! JSON, one a line, because plans are JSON anyway.
 
 use super::ops::Op;
-use super::plan::{Namespace, Plan};
+use super::plan::{IdMap, Namespace, Plan};
 use super::probe::Trial;
+use super::tend::Task;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -41,6 +42,15 @@ pub enum Work {
         argv: Vec<OsString>,
         /// The command gets the terminal, as the foreground process group.
         terminal: bool,
+    },
+    /// Do something to a tree that belongs to a range of ids.
+    Tend {
+        /// As in [`Plan`].
+        uids: Vec<IdMap>,
+        /// As in [`Plan`].
+        gids: Vec<IdMap>,
+        /// What.
+        task: Task,
     },
     /// Try what this host allows.
     Probe {
@@ -89,6 +99,8 @@ pub enum Step {
     MapIds,
     /// One operation of the plan.
     Op(Box<Op>),
+    /// Changing a tree that belongs to a range of ids.
+    Tend,
     /// Starting the command.
     Start(String),
     /// Something between the two processes, or in keeping watch.

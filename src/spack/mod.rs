@@ -240,6 +240,13 @@ impl Session<'_> {
         if self.plan.execution.network != crate::plan::Network::Host {
             build.network = Network::None;
         }
+        // From a binary mirror a package needs no sources. Else all are fetched before anything is built, and then only read: a
+        // recipe cannot put something into the cache that another build takes for an archive.
+        let fetches = self.plan.execution.binary_mirrors.is_empty();
+        if fetches {
+            let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
+            cached.for_each(|mount| mount.access = Access::ReadOnly);
+        }
         self.remember_for_shell(&build, &environment)?;
 
         let lock_file = environment.join("spack.lock");
@@ -255,8 +262,8 @@ impl Session<'_> {
             lock::parse(&lock_text).map_err(|source| SpackError::Lock { path: lock_file.clone(), source })?;
 
         let count = packages.iter().filter(|p| !p.external).count();
-        // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
-        if self.plan.execution.binary_mirrors.is_empty() && missing(&slot, &packages)?.iter().any(|p| p.root) {
+        // What cannot be had is said before anything is compiled.
+        if fetches && missing(&slot, &packages)?.iter().any(|p| p.root) {
             let timer = ctx.stage(Stage::Fetch, "source archives");
             self.spack(&spec, &slot, Stage::Fetch, &["fetch", "--missing"], ctx)?;
             timer.done("all source archives are there");

@@ -249,6 +249,7 @@ fn unpacking_that_is_killed_is_begun_again() {
         family: toolchain.family,
         package_sources: None,
         snapshot: None,
+        ids: slurm_factory::sandbox::Ids::Single,
         toolchain: &toolchain.name,
         image: base,
         image_digest: &digest,

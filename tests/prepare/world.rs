@@ -69,6 +69,7 @@ impl World {
             family: asked.family,
             package_sources: asked.sources.as_deref(),
             snapshot: asked.snapshot,
+            ids: self.sandbox.ids(),
             probes: &[],
         };
         let again = || Ok::<_, PrepareError>(PulledImage::open(&self.cache, self.image.resolved()).unwrap().into());

@@ -11,6 +11,7 @@
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
 //! | `matrix.rs` | the program itself on such hosts: it builds, or exits with 3, and `doctor --json` names the cause |
 //! | `podman.rs` | the other backend |
+//! | `ranges.rs` | files that belong to whom the image says, by subordinate ids |
 //! | `world.rs` | the helpers: a rootfs of the host's own programs, a user made for the test |
 //!
 //! This is a program of its own, not run by libtest: it starts itself again as the sandbox's helper, as the
@@ -29,6 +30,7 @@ mod inside;
 mod limits;
 mod matrix;
 mod podman;
+mod ranges;
 mod shell;
 mod world;
 
@@ -41,8 +43,12 @@ type Test = (&'static str, fn(&World));
 fn main() {
     slurm_factory::sandbox::init_if_helper();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, Part); 3] =
-        [(world::PROGRAM, world::program), (world::DOCTOR, world::doctor), (world::REFUSING, world::refusing)];
+    let parts: [(&str, Part); 4] = [
+        (world::PROGRAM, world::program),
+        (world::DOCTOR, world::doctor),
+        (world::REFUSING, world::refusing),
+        (ranges::OWNER, ranges::owner),
+    ];
     if let Some((_, play)) = parts.iter().find(|(name, _)| arguments.first().is_some_and(|first| first == name)) {
         std::process::exit(play(&arguments[1..]));
     }
@@ -61,6 +67,7 @@ fn main() {
         hosts::TESTS,
         matrix::TESTS,
         podman::TESTS,
+        ranges::TESTS,
     ]
     .concat();
     let mut failed = Vec::new();
