@@ -1,8 +1,8 @@
 //! The command line as data: what may be typed. What it means is `plan`'s and the verbs' business.
 
 use super::features::FeatureArgs;
-use super::publish::{PublishArgs, StoreArgs};
 use super::modes::ModeArgs;
+use super::publish::{PublishArgs, StoreArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
