@@ -25,9 +25,12 @@ local function find_view()
       end
       return view
    end
-   -- Three folders up from PACKAGE/{{ layout_modules }}/{{ module_name }}/{{ label }}.lua; links in between are followed.
+   -- Up from PACKAGE/{{ place }}; links in between are followed.
    for _, file in ipairs({ myFileName(), abspath and abspath(myFileName()) }) do
-      local package_dir = file:match("^(.*)/[^/]+/[^/]+/[^/]+$")
+      local package_dir = file
+      for _ = 1, {{ depth }} do
+         package_dir = package_dir and package_dir:match("^(.*)/[^/]+$")
+      end
       local view = package_dir and pathJoin(package_dir, {{ layout_view | lua }})
       if view and isDir(pathJoin(view, "bin")) then
          return view
@@ -37,6 +40,7 @@ local function find_view()
 end
 
 family("slurm")
+conflict("slurm")
 
 local view = find_view()
 if view then

@@ -5,6 +5,7 @@
 //!   slurm-25.11-gcc13.4.0-software.tar.gz                 (or .tar.zst)
 //!       data/slurm_assets/...      install script, systemd units, configuration templates
 //!       modules/slurm/25.11-gcc13.4.0.lua
+//!       hierarchy/Core/gcc/13.4.0.lua ...
 //!       view/{bin,sbin,lib,...}    the relocated tree
 //!       manifest.json              last: what it is, and every file with its sum
 //!   slurm-25.11-gcc13.4.0-software.tar.gz.sha256          for `sha256sum -c`
@@ -17,7 +18,7 @@
 //! [`Package::open`] is the other door: it takes any file and checks it before it calls it a package.
 //!
 //! `ustar` is the tar format, `crate::gzip` the parallel compression, `archive` the writing, `extract` the reading,
-//! [`mod@manifest`] the description, `installed` the tree on disk, [`modulefile`] what Lmod reads.
+//! [`mod@manifest`] the description, `installed` the tree on disk, [`modulefile`] what Lmod and Environment Modules read.
 
 mod archive;
 mod extract;
@@ -49,6 +50,8 @@ pub mod layout {
     pub const VIEW: &str = "view";
     /// What goes into `MODULEPATH`.
     pub const MODULES: &str = "modules";
+    /// What goes into `MODULEPATH`, with `/Core` behind it, at sites with a hierarchy of compilers and MPIs.
+    pub const HIERARCHY: &str = "hierarchy";
     /// The module's name, and the folder that holds its versions.
     pub const MODULE_NAME: &str = "slurm";
     /// What administrators need beside the programs.

@@ -1,6 +1,6 @@
 //! What goes into a package beside the view, and what its manifest says.
 
-use crate::package::{self, Content, PackageName, manifest, modulefile};
+use crate::package::{self, Content, PackageName, layout, manifest, modulefile};
 use crate::pipeline::BuildError;
 use crate::plan::{BuildPlan, Compression, SourcePin, Variant};
 use crate::relocate::Report;
@@ -14,20 +14,29 @@ use std::path::{Path, PathBuf};
 
 static PAYLOAD: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/payload");
 
-/// Where the payload is in a package.
-const ASSETS: &str = "data/slurm_assets";
-
-/// Modulefile, payload and lockfile.
+/// Modulefiles, payload and lockfile.
 pub fn contents(name: &PackageName, facts: &package::Facts, installed: &Installed) -> Result<Vec<Content>, BuildError> {
-    let module = modulefile::render(name, facts)?;
     let file = |name: PathBuf, bytes: Vec<u8>, executable: bool| Content::Bytes { name, bytes, executable };
-    let mut contents = vec![file(name.modulefile(), module.into_bytes(), false)];
-    for entry in PAYLOAD.files() {
-        let executable = entry.path().extension().is_some_and(|e| e == "sh");
-        contents.push(file(Path::new(ASSETS).join(entry.path()), entry.contents().to_vec(), executable));
-    }
-    contents.push(file(Path::new(ASSETS).join("spack.lock"), fs::read(installed.lock_file())?, false));
+    let mut contents: Vec<Content> =
+        modulefile::files(name, facts)?.into_iter().map(|(path, text)| file(path, text.into_bytes(), false)).collect();
+    contents.extend(payload());
+    contents.push(file(Path::new(layout::ASSETS).join("spack.lock"), fs::read(installed.lock_file())?, false));
     Ok(contents)
+}
+
+/// `assets/payload` with all of its folders. What lies at its top and ends in `.sh` is there to be run; the rest is read.
+fn payload() -> Vec<Content> {
+    let mut contents = Vec::new();
+    let mut folders = vec![&PAYLOAD];
+    while let Some(folder) = folders.pop() {
+        folders.extend(folder.dirs());
+        contents.extend(folder.files().map(|entry| Content::Bytes {
+            name: Path::new(layout::ASSETS).join(entry.path()),
+            bytes: entry.contents().to_vec(),
+            executable: folder.path() == Path::new("") && entry.path().extension().is_some_and(|e| e == "sh"),
+        }));
+    }
+    contents
 }
 
 /// The archive's compression for the plan's.
@@ -144,7 +153,27 @@ fn without_credentials(source: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::without_credentials;
+    use super::{payload, without_credentials};
+    use crate::package::Content;
+
+    #[test]
+    fn the_payload_is_whole_and_its_script_can_be_run() {
+        let names: Vec<_> = payload()
+            .into_iter()
+            .map(|content| match content {
+                Content::Bytes { name, executable, .. } => (name.to_string_lossy().into_owned(), executable),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        for (name, executable) in [
+            ("slurm_install.sh", true),
+            ("lib/act.sh", false),
+            ("config/slurm.conf", false),
+            ("systemd/slurmd.service", false),
+        ] {
+            assert!(names.contains(&(format!("data/slurm_assets/{name}"), executable)), "{name} in {names:?}");
+        }
+    }
 
     #[test]
     fn no_password_and_no_path_of_the_builder_in_a_manifest() {
