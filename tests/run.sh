@@ -13,9 +13,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
-    apt apt-utils bubblewrap buildah bzip2 ca-certificates charliecloud clang createrepo-c crun curl debian-archive-keyring docker-registry elfutils fuse-overlayfs
-    git gcc g++ gnupg libc6-dev lld lmod make mmdebstrap mold busybox-static openssl passwd patchelf pigz podman procps psmisc python3 shellcheck skopeo
-    mount python3-pip rpm runc strace tinyproxy tzdata uidmap umoci xz-utils zstd
+    apt apt-utils bubblewrap buildah busybox-static bzip2 ca-certificates charliecloud clang createrepo-c crun curl
+    debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc git gnupg iproute2 libc6-dev lld lmod make
+    mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip rpm runc shellcheck
+    skopeo strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )
 
 step() {
@@ -36,6 +37,17 @@ if ((${#missing[@]})); then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# Debian's packages of Lmod and Environment Modules exclude each other: the second is unpacked beside.
+modules=/var/lib/slurm-factory-tests/environment-modules
+if [[ ! -f $modules/usr/lib/modulecmd.tcl ]]; then
+    folder=$(mktemp -d)
+    chmod 755 "$folder"
+    (cd "$folder" && apt-get download -qq environment-modules)
+    mkdir -p "$modules"
+    dpkg-deb --extract "$folder"/environment-modules_*.deb "$modules"
+    rm -r "$folder"
+fi
+
 step "sources: format, lints, shell scripts"
 cargo fmt --check
 cargo clippy --locked --all-targets -- -D warnings
@@ -45,6 +57,8 @@ step "build"
 cargo build --locked
 step "unit and integration tests"
 cargo test --locked
+step "what ships in the package, run for real"
+tests/assets/run.sh
 step "fuzzing"
 tests/fuzz/run.sh 15
 
