@@ -15,8 +15,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 packages=(
     apt apt-utils bubblewrap buildah busybox-static bzip2 ca-certificates charliecloud clang createrepo-c crun curl
     debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc git gnupg iproute2 libc6-dev lld lmod make
-    mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip rpm runc shellcheck
-    skopeo strace tinyproxy tzdata uidmap umoci xz-utils zstd
+    mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip python3-venv rpm runc
+    shellcheck skopeo strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )
 
 step() {
@@ -46,6 +46,18 @@ if [[ ! -f $modules/usr/lib/modulecmd.tcl ]]; then
     mkdir -p "$modules"
     dpkg-deb --extract "$folder"/environment-modules_*.deb "$modules"
     rm -r "$folder"
+fi
+
+step "S3 servers"
+# Two, neither of which is enough alone (tests/publish); kept in target/ for the next run.
+servers=${CARGO_TARGET_DIR:-target}/test-tools
+if [[ ! -x $servers/bin/s3s-fs ]]; then
+    cargo install s3s-fs@0.14.1 --locked --quiet --features binary --root "$servers" --target-dir "$servers/build"
+    rm -rf "$servers/build"
+fi
+if [[ ! -x $servers/moto/bin/moto_server ]]; then
+    python3 -m venv "$servers/moto"
+    "$servers/moto/bin/pip" install --quiet 'moto[server,s3]==5.2.2'
 fi
 
 step "sources: format, lints, shell scripts"

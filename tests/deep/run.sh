@@ -3,6 +3,7 @@
 # The same tests as CI runs, with sizes that CI has no time for. Each variable may be set to another number.
 #
 #   tests/deep/run.sh [NAME...]     all, or those tests of tests/image whose names contain NAME
+#   tests/deep/run.sh publish       runs killed, and two publishers at once, more often
 #
 # As root, on a host that tests/run.sh has run on (it installs what is needed). Files go to /dev/shm where there is room.
 set -euo pipefail
@@ -16,6 +17,13 @@ export SLURM_FACTORY_TEST_RANDOM_IMAGES=${SLURM_FACTORY_TEST_RANDOM_IMAGES:-200}
 export SLURM_FACTORY_TEST_KILLS=${SLURM_FACTORY_TEST_KILLS:-300}
 # Suites whose minbase is made by mmdebstrap and compared with umoci's tree.
 export SLURM_FACTORY_TEST_SUITES=${SLURM_FACTORY_TEST_SUITES:-bookworm trixie}
+
+if [[ ${1:-} == publish ]]; then
+    # Publications killed at random times, and rounds of two publishers at once.
+    export SLURM_FACTORY_TEST_PUBLISH_KILLS=${SLURM_FACTORY_TEST_PUBLISH_KILLS:-20}
+    export SLURM_FACTORY_TEST_PUBLISH_ROUNDS=${SLURM_FACTORY_TEST_PUBLISH_ROUNDS:-50}
+    exec cargo test --locked --test publish -- --nocapture --test-threads 1 kill:: publishers::
+fi
 
 names=("$@")
 ((${#names[@]})) || names=(bounds:: hostile:: kill:: random:: unpack::)

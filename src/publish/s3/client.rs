@@ -17,7 +17,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region, imds};
 use aws_credential_types::Credentials;
 use aws_credential_types::credential_feature::AwsCredentialFeature as Feature;
-use aws_credential_types::provider::ProvideCredentials as _;
+use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
@@ -34,9 +34,6 @@ const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
 /// For servers that ask for none.
 const NO_REGION: &str = "us-east-1";
-
-/// How often a request is sent at most; pauses grow from a quarter of a second to twenty.
-const TRIES: u32 = 8;
 
 /// How a bucket is reached. The default is AWS, without a proxy, trusting the system's authorities.
 #[derive(Debug)]
@@ -57,6 +54,12 @@ pub struct S3Options {
     pub ca_files: Vec<PathBuf>,
     /// Bytes in a part of a large file: up to this size a file goes in one piece. At least 5 MiB, S3's own limit.
     pub part_size: u64,
+    /// Access key and secret key in place of the standard chain.
+    pub credentials: Option<(String, Secret<String>)>,
+    /// How often a request is sent at most.
+    pub tries: u32,
+    /// The longest pause before the second try; it doubles with each, up to twenty seconds.
+    pub first_pause: Duration,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
     /// How long a small request may take.
@@ -74,6 +77,9 @@ impl Default for S3Options {
             no_proxy: None,
             ca_files: Vec::new(),
             part_size: 16 << 20,
+            credentials: None,
+            tries: 8,
+            first_pause: Duration::from_millis(250),
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(30),
         }
@@ -110,23 +116,13 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
     };
 
     let region = region(options).await;
-    let configuration = ProviderConfig::empty().with_http_client(encrypted).with_region(Some(region.clone()));
-    let chain_of_providers = DefaultCredentialsChain::builder()
-        .configure(configuration.clone())
-        .region(region.clone())
-        .imds_client(imds::Client::builder().configure(&configuration).max_attempts(2).build())
-        .build()
-        .await;
-    let found = chain_of_providers.provide_credentials().await.map_err(|e| StoreError::Service {
-        address: address.to_owned(),
-        what: "find credentials".to_owned(),
-        reason: format!(
-            "{}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or what else the standard chain of AWS reads",
-            chain(&e)
-        ),
-    })?;
-    ctx.note(format!("{address}: credentials from {}", provider(&found)));
-
+    let credentials = match &options.credentials {
+        Some((access, secret)) => {
+            let given = Credentials::new(access, secret.expose(), None, None, "given");
+            SharedCredentialsProvider::new(given)
+        }
+        None => standard(address, encrypted, region.clone(), ctx).await?,
+    };
     let timeouts = |whole: Duration| {
         TimeoutConfig::builder()
             .connect_timeout(options.connect_timeout)
@@ -137,7 +133,7 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
     let shared = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .region(region)
-        .credentials_provider(chain_of_providers)
+        .credentials_provider(credentials)
         .load()
         .await;
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
@@ -146,8 +142,8 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .retry_config(
             RetryConfig::standard()
-                .with_max_attempts(TRIES)
-                .with_initial_backoff(Duration::from_millis(250))
+                .with_max_attempts(options.tries)
+                .with_initial_backoff(options.first_pause)
                 .with_max_backoff(Duration::from_secs(20)),
         )
         .force_path_style(options.path_style.unwrap_or(options.endpoint.is_some() || shared.endpoint_url().is_some()));
@@ -158,6 +154,32 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
         quick: aws_sdk_s3::Client::from_conf(config.clone().timeout_config(timeouts(options.timeout)).build()),
         bulk: aws_sdk_s3::Client::from_conf(config.timeout_config(timeouts(options.timeout * 10)).build()),
     })
+}
+
+/// The standard chain, once it has given something.
+async fn standard(
+    address: &str,
+    http: SharedHttpClient,
+    region: Region,
+    ctx: &Ctx,
+) -> Result<SharedCredentialsProvider, StoreError> {
+    let configuration = ProviderConfig::without_region().with_http_client(http).with_region(Some(region.clone()));
+    let providers = DefaultCredentialsChain::builder()
+        .configure(configuration.clone())
+        .region(region)
+        .imds_client(imds::Client::builder().configure(&configuration).max_attempts(2).build())
+        .build()
+        .await;
+    let found = providers.provide_credentials().await.map_err(|e| StoreError::Service {
+        address: address.to_owned(),
+        what: "find credentials".to_owned(),
+        reason: format!(
+            "{}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or what else the standard chain of AWS reads",
+            chain(&e)
+        ),
+    })?;
+    ctx.note(format!("{address}: credentials from {}", provider(&found)));
+    Ok(SharedCredentialsProvider::new(providers))
 }
 
 /// Given, or from the environment, or the profile. The metadata service is not asked: where there is none, that takes seconds.

@@ -114,7 +114,8 @@ pub(super) fn parts_of(head: &Head) -> Option<usize> {
         (digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then(|| parts.parse().ok()).flatten();
     let checksum =
         head.sha256.as_deref().map(|sum| sum.split_once('-').and_then(|(_, parts)| parts.parse().ok()).unwrap_or(0));
-    checksum.or(etag)
+    // Some servers leave the number out of the checksum.
+    checksum.max(etag)
 }
 
 impl Local {
@@ -131,7 +132,8 @@ impl Local {
         }
         if let Some(sum) = &head.sha256 {
             let all: Vec<u8> = self.parts.iter().flat_map(|part| part.sha256).collect();
-            return *sum == format!("{}-{parts}", STANDARD.encode(Sha256::digest(&all)));
+            let (sum, _) = sum.split_once('-').unwrap_or((sum, ""));
+            return sum == STANDARD.encode(Sha256::digest(&all));
         }
         let all: Vec<u8> = self.parts.iter().flat_map(|part| part.md5).collect();
         head.etag.trim_matches('"').eq_ignore_ascii_case(&format!("{}-{parts}", hex::encode(Md5::digest(&all))))
@@ -140,7 +142,7 @@ impl Local {
 
 /// Whether digests that do not agree prove that the bytes differ: only SHA-256 of equal parts do, as an ETag may be anything.
 pub(super) fn conclusive(head: &Head, parts: usize, size: u64, part: u64) -> bool {
-    head.sha256.is_some() && (parts == 0 || parts as u64 == size.div_ceil(part))
+    head.sha256.as_ref().is_some_and(|sum| parts == 0 || (sum.contains('-') && parts as u64 == size.div_ceil(part)))
 }
 
 /// Hexadecimal as base64.

@@ -32,6 +32,9 @@ const MOST_PARTS: u64 = 9_000;
 /// After this long an upload that nobody went on with is aborted.
 const ABANDONED: Duration = Duration::from_hours(24);
 
+/// How often a file is sent anew when its upload was taken away.
+const FRESH_TRIES: u32 = 2;
+
 /// How many unfinished uploads of one key are looked into.
 const LOOKED_INTO: usize = 8;
 
@@ -82,7 +85,7 @@ impl Bucket {
         }
         let sums = self.abilities().await?.checksums;
         let mut upload = self.resumable(&own).await;
-        let mut resumed = upload.is_some();
+        let mut tries = 0;
         loop {
             let current = match upload.take() {
                 Some(upload) => upload,
@@ -98,7 +101,7 @@ impl Bucket {
                 Ok(written) => return Ok(written),
                 Err(Ended::Error(e)) => return Err(e),
                 // Another publisher that went on with the same upload completed or aborted it.
-                Err(Ended::Gone(_)) if resumed => resumed = false,
+                Err(Ended::Gone(_)) if tries < FRESH_TRIES => tries += 1,
                 Err(Ended::Gone(e)) => return Err(self.fault(format!("write {key}"), &e)),
             }
         }
@@ -288,7 +291,8 @@ impl Bucket {
         let mut best: Option<Upload> = None;
         let uploads = listed.uploads().iter().filter(|upload| upload.key() == Some(own)).take(LOOKED_INTO);
         for (id, initiated) in uploads.filter_map(|upload| Some((upload.upload_id()?.to_owned(), upload.initiated()))) {
-            let Some(there) = self.parts_there(own, &id).await else { continue };
+            // Where the parts are not told, all are sent again, into this upload: else it would be left over.
+            let there = self.parts_there(own, &id).await.unwrap_or_default();
             let age = initiated.and_then(|t| SystemTime::try_from(*t).ok()).and_then(|t| t.elapsed().ok());
             let further = best.as_ref().is_none_or(|best| best.there.len() < there.len());
             let other = if further { best.replace(Upload { id, there }) } else { Some(Upload { id, there }) };
@@ -300,17 +304,24 @@ impl Bucket {
     }
 
     async fn parts_there(&self, own: &str, id: &str) -> Option<BTreeMap<i32, There>> {
-        let request = self.quick.list_parts().bucket(&self.name).key(own).upload_id(id);
-        let mut pages = request.into_paginator().send();
         let mut there = BTreeMap::new();
-        while let Some(page) = pages.next().await {
-            for part in page.ok()?.parts() {
+        let mut after: Option<String> = None;
+        // Not the SDK's paginator: it takes the last page's marker, which some servers give, for another page's.
+        loop {
+            let request = self.quick.list_parts().bucket(&self.name).key(own).upload_id(id);
+            let page = request.set_part_number_marker(after.clone()).send().await.ok()?;
+            for part in page.parts() {
                 let size = part.size().and_then(|n| u64::try_from(n).ok());
                 if let (Some(number), Some(etag), Some(size)) = (part.part_number(), part.e_tag(), size) {
                     let sha256 = part.checksum_sha256().map(str::to_owned);
                     there.insert(number, There { etag: etag.to_owned(), sha256, size });
                 }
             }
+            let next = page.next_part_number_marker().map(str::to_owned);
+            if page.is_truncated() != Some(true) || next.is_none() || next == after {
+                break;
+            }
+            after = next;
         }
         Some(there)
     }
