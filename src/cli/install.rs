@@ -4,7 +4,7 @@ use super::args::{Global, InstallArgs};
 use super::{exit, print, verify};
 use crate::package::Trust;
 use crate::report::Ctx;
-use crate::workflows::install;
+use crate::workflows::{install, processor};
 use anyhow::Result;
 use std::process::ExitCode;
 
@@ -29,6 +29,10 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         Trust::Require(&keyring)
     };
     let installed = install::install(package, &args.prefix, trust, ctx)?;
+    let target = &installed.manifest.facts.target;
+    if processor::runs_here(target) == Some(false) {
+        ctx.warn(format!("made for {target}: this machine's processor is older and does not run it"));
+    }
     ctx.reporter.finish();
     print(&format!(
         "{}\nmodule use {}\nmodule load slurm\n",

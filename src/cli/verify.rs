@@ -8,7 +8,7 @@ use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
 use crate::sign::{Fingerprint, KeyStore, Keyring};
-use crate::workflows::verify;
+use crate::workflows::{processor, verify};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -72,6 +72,10 @@ fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
 fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
     let keyring = keyring(global, &args.key, ctx)?;
     let verified = verify::package(&args.path, Trust::Require(&keyring), rules, ctx)?;
+    let target = &verified.package.manifest().facts.target;
+    if processor::runs_here(target) == Some(false) {
+        ctx.warn(format!("made for {target}, which this machine's processor is older than: it does not run here"));
+    }
     Ok(Checked {
         signer: verified.signer,
         sha256: Some(verified.package.sha256().to_owned()),

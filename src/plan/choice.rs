@@ -180,6 +180,12 @@ pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chose
             adding.push(needed);
         }
     }
+    // The level is written into Slurm's files: on an older processor the loader says so (glibc 2.33 and newer), where there
+    // would be an illegal instruction, and `verify` sees it. An older ld passes over it.
+    let level = choice.target.as_ref().and_then(|name| catalog.target.iter().find(|t| t.name == *name)?.level);
+    if let Some(level @ 2..) = level {
+        words.lay(Words::parse(&format!("ldflags='-Wl,-z,x86-64-v{level}'"))?);
+    }
     if let Some(spec) = &choice.spec {
         words.lay(Words::parse(spec)?);
     }
@@ -264,6 +270,15 @@ mod tests {
         }
         let both = chosen("default", &[], &["rest", "jwt"], None).unwrap();
         assert!(!both.features.iter().any(|name| name == "rest" || name == "jwt"), "{both:?}");
+    }
+
+    #[test]
+    fn a_level_is_written_into_slurms_files() {
+        let catalog = Catalog::embedded().unwrap();
+        let of = |target: &str| Choice { target: Some(target.into()), ..Choice::default() };
+        let spec = |target| choose("+lua", &of(target), &catalog).unwrap().spec;
+        assert_eq!(spec("x86_64_v3"), "+lua ldflags='-Wl,-z,x86-64-v3'");
+        assert_eq!((spec("x86_64"), spec("aarch64")), ("+lua".to_owned(), "+lua".to_owned()));
     }
 
     #[test]

@@ -74,6 +74,15 @@ pub enum Problem {
         /// The mode, octal.
         mode: String,
     },
+    /// A file that asks for newer processors than the package is said to be made for.
+    Processor {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for.
+        level: String,
+        /// What was promised.
+        target: String,
+    },
 }
 
 impl std::fmt::Display for Problem {
@@ -99,6 +108,9 @@ impl std::fmt::Display for Problem {
                 write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
             }
             Self::Elf { path, reason } => write!(f, "{}: {reason}", path.display()),
+            Self::Processor { path, level, target } => {
+                write!(f, "{}: needs a processor of level {level}, and the package is made for {target}", path.display())
+            }
             Self::Mode { path, mode } => write!(f, "{}: mode {mode} (set-id or world-writable)", path.display()),
         }
     }

@@ -7,4 +7,5 @@ pub mod images;
 pub mod install;
 pub mod payload;
 pub mod publish;
+pub mod processor;
 pub mod verify;

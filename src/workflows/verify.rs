@@ -8,6 +8,7 @@ use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Inspector, listed};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
+use crate::workflows::processor;
 use fs_err as fs;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::MetadataExt;
@@ -75,7 +76,9 @@ pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Resul
         Ok(())
     })?;
     let signer = good.map(|g| g.fingerprint);
-    Ok(Verified { package, signer, findings: inspector.finish() })
+    let mut findings = inspector.finish();
+    processor::check(&mut findings, &package.manifest().facts.target);
+    Ok(Verified { package, signer, findings })
 }
 
 /// The largest file of a foreign archive that is looked at, in bytes: each is held in memory.
@@ -155,7 +158,11 @@ pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<VerifiedTree, Verify
     let view = dir.join(VIEW);
     let mut inspector = Inspector::new(rules, inside::ROOT);
     feed_tree(&mut inspector, if view.is_dir() { &view } else { dir }, ctx)?;
-    Ok(VerifiedTree { findings: inspector.finish(), package, differences })
+    let mut findings = inspector.finish();
+    if let Some(tree) = &package {
+        processor::check(&mut findings, &tree.manifest().facts.target);
+    }
+    Ok(VerifiedTree { findings, package, differences })
 }
 
 /// Feeds a tree to an inspector.
