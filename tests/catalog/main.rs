@@ -189,6 +189,7 @@ fn rendered_for_real_spack() {
 fn write(dir: &Path) {
     let catalog = Catalog::embedded().unwrap();
     let cache = Cache::open(&dir.join("cache")).unwrap();
+    write_compilers(&catalog, dir);
     for case in all(&catalog).iter().chain(&single(&catalog)) {
         let identity = &case.plan.identity;
         let folder = dir.join("cases").join(&case.name);
@@ -205,12 +206,48 @@ fn write(dir: &Path) {
             list.iter().flat_map(|(_, feature)| feature.brings.clone()).collect()
         };
         let expected = serde_json::json!({
-            "slurm": identity.release.recipe,
+            "root": ["slurm", identity.release.recipe],
+            "recipes": catalog.spack_packages.reference,
             "gcc": catalog.toolchain(&identity.toolchain.name).unwrap().gcc,
             "target": identity.target,
             "repo": repo,
             "with": brings(&on),
             "without": brings(&off),
+        });
+        fs_err::write(folder.join("expected.json"), expected.to_string()).unwrap();
+    }
+}
+
+/// GCC by the toolchain's own, for each that the catalog names: no verb builds it yet, that it has a solution is known.
+fn write_compilers(catalog: &Catalog, dir: &Path) {
+    let defaults = &catalog.defaults;
+    let request = request(&defaults.slurm, Variant::Minimal, &defaults.toolchain, Choice::default());
+    let base = case(catalog, String::new(), &request);
+    for compiler in &catalog.compiler {
+        let folder = dir.join("cases").join(format!("gcc-{}", compiler.version));
+        fs_err::create_dir_all(folder.join("scope")).unwrap();
+        fs_err::create_dir_all(folder.join("env")).unwrap();
+        let spec = format!("gcc@={} languages=c,c++,fortran +binutils", compiler.version);
+        let environment = serde_json::json!({"spack": {"specs": [spec], "view": false}}).to_string();
+        fs_err::write(folder.join("env/spack.yaml"), environment).unwrap();
+        for (name, text) in &base.rendered.scope {
+            // The toolchain's GCC compiles, it is not the only one that there may be: it comes last in the file.
+            let text = match name.as_str() {
+                "packages.yaml" => {
+                    let (rest, gcc) = text.split_once("\n  gcc:\n").unwrap();
+                    format!("{rest}\n  gcc:\n{}", gcc.replacen("buildable: false", "buildable: true", 1))
+                }
+                _ => text.clone(),
+            };
+            fs_err::write(folder.join("scope").join(name), text).unwrap();
+        }
+        let expected = serde_json::json!({
+            "root": ["gcc", compiler.version],
+            "recipes": compiler.recipes.as_ref().unwrap_or(&catalog.spack_packages.reference),
+            "target": base.plan.identity.target,
+            "repo": dir.join("none"),
+            "with": ["gmp", "mpfr", "mpc", "binutils"],
+            "without": ["slurm"],
         });
         fs_err::write(folder.join("expected.json"), expected.to_string()).unwrap();
     }

@@ -86,6 +86,11 @@ fn usage_errors_list_what_is_known() {
     world.refuses(&["plan", "--toolchain", "rockylinux9", "--dnf-repos", "/none"], 2, &["dnf-repos", "/none"]);
     world.refuses(&["plan", "--pip-index", "/none"], 2, &["pip-index", "/none"]);
     world.refuses(&["plan", "--compiler-version", "4.8.5"], 2, &["4.8.5", "system", "13.4.0"]);
+    world.refuses(&["plan", "--toolchain", "focal"], 2, &["focal", "glibc 2.31", "packages of `rockylinux8` run there"]);
+    world.refuses(&["plan", "--with", "gpus"], 2, &["unknown feature `gpus`", "nvml", "rsmi"]);
+    world.refuses(&["plan", "--target", "x86_64_v5"], 2, &["unknown target `x86_64_v5`", "x86_64_v4", "aarch64"]);
+    world.refuses(&["plan", "--spec", "~jwt"], 2, &["rest needs jwt", "--without rest"]);
+    world.refuses(&["plan", "--spec", "slurm@24.05"], 2, &["slurm@24.05", "--slurm-version"]);
     world.refuses(&["plan", "--compression", "rar"], 2, &["rar", "gzip", "zstd"]);
     world.refuses(&["plan", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
     world.refuses(&["plan", "--image", "NOT A REFERENCE"], 2, &["NOT A REFERENCE"]);
@@ -108,7 +113,8 @@ fn what_is_not_done_yet_is_refused_at_planning() {
     let world = World::new();
     for (flags, says) in [
         (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
-        (vec!["--gpu"], "--gpu"),
+        (vec!["--with", "openmpi"], "OPAL_PREFIX"),
+        (vec!["--with", "hdf5,sview"], "--with sview"),
         (vec!["--publish", "all"], "slurm-only"),
         (vec!["--to", "s3://bucket/x"], "--publish"),
     ] {
