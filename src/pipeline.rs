@@ -83,6 +83,7 @@ pub fn build(
     resolve::check(settings, flags, cache, lookup, ctx)?;
     let target = publish::planned(settings, flags, cache, lookup, false, ctx)?;
     let sandbox = resolve::sandbox(settings, ctx)?;
+    let spacks = resolve::layered(sandbox.clone(), settings, cache, lookup, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let plan = &resolved.plan;
     let _lock = cache.lock(ctx, &format!("plan-{}", plan.digest.short()), "the same build")?;
@@ -93,12 +94,12 @@ pub fn build(
         publish::finish(target, &built.package, ctx)?;
         return Ok(built);
     }
-    ctx.note(format!("sandbox: {}", sandbox.why()));
+    ctx.note(format!("sandbox: {}", spacks.why()));
     for limit in sandbox.limits() {
         ctx.note(format!("limit: {limit}"));
     }
     let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
-    let installed = install(&resolved, &rootfs, cache, &sandbox, ctx)?;
+    let installed = install(&resolved, &rootfs, cache, &spacks, ctx)?;
     let staging = cache.staging(&resolved.build_dir.join("staged"))?;
     let (relocated, findings) = relocated(&resolved, &installed, staging.path(), ctx)?;
     let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: rootfs.meta().gcc.clone() };

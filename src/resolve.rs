@@ -11,7 +11,7 @@ use crate::plan::{
 };
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
-use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError};
+use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
 use crate::secret::Secret;
 use crate::sign::{Created, KeyStore, SignError, SigningKey};
 use crate::spack::{SourceError, own_repo, source};
@@ -250,6 +250,7 @@ pub fn check(
     plan::check(&request(settings, flags, &catalog)?, &catalog)?;
     backend(settings)?;
     owners(settings)?;
+    writable(settings)?;
     for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
         // The build folder may not be there yet; what holds it is mounted the same.
         let Some(there) = path.ancestors().find(|p| p.is_dir()) else { continue };
@@ -385,6 +386,33 @@ pub fn sandbox(settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> 
 /// The sandbox of this host for what takes milliseconds: not tried when it worked before.
 pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
     as_set(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?, settings, ctx)
+}
+
+/// The same with a layer over the rootfs, when settings ask for one.
+pub fn layered(
+    sandbox: Sandbox,
+    settings: &Settings,
+    cache: &Cache,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<Sandbox, ResolveError> {
+    let Some(wanted) = writable(settings)? else { return Ok(sandbox) };
+    let folder = build_dir(settings, cache, lookup, ctx).join(LAYERS);
+    Ok(sandbox.writable(wanted, &folder, cache)?)
+}
+
+/// Where layers are made, in the build folder.
+pub const LAYERS: &str = "layers";
+
+fn writable(settings: &Settings) -> Result<Option<Writable>, ResolveError> {
+    match settings.writable.as_deref().unwrap_or("none") {
+        "none" => Ok(None),
+        "auto" => Ok(Some(Writable::Auto)),
+        "overlay" => Ok(Some(Writable::Overlay)),
+        "fuse-overlayfs" => Ok(Some(Writable::FuseOverlayfs)),
+        "copy" => Ok(Some(Writable::Copy)),
+        other => Err(bad("writable", other, &["none", "auto", "overlay", "fuse-overlayfs", "copy"])),
+    }
 }
 
 fn as_set(sandbox: Sandbox, settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {

@@ -348,6 +348,9 @@ pub struct ShellArgs {
     /// How the sandbox is made.
     #[command(flatten)]
     pub modes: ModeArgs,
+    /// Be root inside, to install packages into the rootfs as it is seen here; nothing of it is kept (implies --writable)
+    #[arg(long)]
+    pub root: bool,
     /// Print the sandbox's operations and start nothing
     #[arg(long)]
     pub print: bool,

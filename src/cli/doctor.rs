@@ -56,6 +56,10 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     if let Err(error) = &cache {
         findings.push(fail("cache", "write to the cache folder", error.to_string(), None));
     }
+    if let Ok(cache) = &cache {
+        let folder = folders.last().map_or(cache.root(), |(_, path)| path);
+        findings.extend(sandbox::layers(folder, cache)?);
+    }
     findings.push(git(ctx));
     if let (true, Ok(cache)) = (args.online, &cache) {
         findings.extend(online::look(&settings, cache, ctx)?);

@@ -114,6 +114,10 @@ fn code(error: &Error) -> u8 {
     if let Some(e) = find::<StoreError>(error) {
         return store(e);
     }
+    if let Some(signal) = find::<SandboxError>(error).and_then(SandboxError::lost_by) {
+        // As a shell says it of a program that was killed.
+        return u8::try_from(128 + signal).unwrap_or(BUILD);
+    }
     if find::<CacheError>(error).is_some()
         || find::<SandboxError>(error).is_some()
         || find::<SignError>(error).is_some()
@@ -172,7 +176,9 @@ fn build(error: &BuildError) -> u8 {
         BuildError::Image(e) => image(e),
         BuildError::Prepare(PrepareError::Offline { .. })
         | BuildError::Spack(SpackError::Source(SourceError::Offline { .. })) => HOST,
-        BuildError::Prepare(PrepareError::Sandbox(e)) | BuildError::Spack(SpackError::Sandbox(e)) if e.over_limit() => {
+        BuildError::Prepare(PrepareError::Sandbox(e)) | BuildError::Spack(SpackError::Sandbox(e))
+            if e.over_limit() || e.lost_by().is_some() =>
+        {
             BUILD
         }
         BuildError::Prepare(PrepareError::Sandbox(_)) | BuildError::Spack(SpackError::Sandbox(_)) => HOST,

@@ -10,11 +10,15 @@ pub struct ModeArgs {
     /// subordinate ids) [default: single]
     #[arg(long, value_name = "WHOSE")]
     pub ownership: Option<String>,
+    /// Let the rootfs be written, in a layer that is thrown away: auto (the first that works here), overlay, fuse-overlayfs or
+    /// copy; none keeps it read-only [default: none]
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub writable: Option<String>,
 }
 
 impl ModeArgs {
     /// As settings.
     pub fn settings(&self) -> Settings {
-        Settings { ownership: self.ownership.clone(), ..Settings::default() }
+        Settings { ownership: self.ownership.clone(), writable: self.writable.clone(), ..Settings::default() }
     }
 }

@@ -1,10 +1,10 @@
 //! `shell`: the sandbox of the last build, as Spack saw it.
 
 use super::args::{Global, ShellArgs};
-use super::{exit, open_cache, print, settings, watch_signals};
+use super::{exit, open_cache, print, settings, variable, watch_signals};
 use crate::report::Ctx;
 use crate::resolve;
-use crate::sandbox::{Io, Spec, landlock_version};
+use crate::sandbox::{Io, Spec, as_root, landlock_version};
 use crate::spack::LAST_BUILD;
 use anyhow::Result;
 use std::ffi::OsString;
@@ -12,7 +12,10 @@ use std::process::ExitCode;
 
 /// `shell`
 pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let settings = settings(global, args.modes.settings())?;
+    let mut settings = settings(global, args.modes.settings())?;
+    if args.root && settings.writable.as_deref().is_none_or(|how| how == "none") {
+        settings.writable = Some("auto".to_owned());
+    }
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let file = cache.dir(LAST_BUILD);
     let bytes = fs_err::read(&file)
@@ -23,7 +26,14 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
     if let Ok(term) = std::env::var("TERM") {
         spec = spec.env("TERM", term);
     }
+    if args.root {
+        spec = as_root(spec);
+    }
     let sandbox = resolve::known_sandbox(&settings, &cache, ctx)?;
+    let sandbox = resolve::layered(sandbox, &settings, &cache, &variable, ctx)?;
+    if settings.writable.as_deref().is_some_and(|how| how != "none") {
+        ctx.note(format!("sandbox: {}", sandbox.why()));
+    }
     if args.print {
         print(&sandbox.plan(&spec)?.to_string())?;
         print(

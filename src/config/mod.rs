@@ -114,6 +114,9 @@ pub struct Settings {
     /// Whose the files of a rootfs are: `single`, all the user's, or `range`, as the image says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ownership: Option<String>,
+    /// How the rootfs can be written, in a layer that is thrown away: `none`, `auto`, `overlay`, `fuse-overlayfs` or `copy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writable: Option<String>,
     /// `strict` or `relaxed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confinement: Option<String>,

@@ -5,6 +5,7 @@
 //! both are then named by file descriptor, so that nothing is looked up twice.
 
 use super::beneath;
+use super::layer;
 use super::loopback;
 use super::mounts::{seal, seal_tree};
 use super::ops::Op;
@@ -35,22 +36,22 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn at(errno: Number, path: &Path, detail: &str) -> Self {
+    pub(super) fn at(errno: Number, path: &Path, detail: &str) -> Self {
         Self { errno: errno.0, path: Some(path.to_owned()), detail: detail.into() }
     }
 
-    fn io(error: &io::Error, path: &Path, detail: &str) -> Self {
+    pub(super) fn io(error: &io::Error, path: &Path, detail: &str) -> Self {
         Self { errno: error.raw_os_error().unwrap_or(0), path: Some(path.to_owned()), detail: detail.into() }
     }
 
-    fn why(errno: Errno, detail: impl Into<String>) -> Self {
+    pub(super) fn why(errno: Errno, detail: impl Into<String>) -> Self {
         Self { errno: errno as i32, path: None, detail: detail.into() }
     }
 }
 
 /// An errno of either of the two libraries that call the kernel.
 #[derive(Clone, Copy)]
-struct Number(i32);
+pub(super) struct Number(i32);
 
 impl From<Errno> for Number {
     fn from(errno: Errno) -> Self {
@@ -90,6 +91,12 @@ impl Setup {
         match op {
             Op::DetachMounts => Ok(mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?),
             Op::Root { rootfs } => self.enter(rootfs),
+            Op::Layer { rootfs, layer } => {
+                // What serves it, if a program does, is ended with the sandbox.
+                layer::enter(rootfs, layer)?;
+                self.root = Some(RootDir::open(rootfs)?);
+                Ok(())
+            }
             Op::Tmpfs { target, size, mode } => self.tmpfs(target, *size, *mode),
             Op::Device { name } => self.device(name),
             Op::Devpts => {

@@ -305,6 +305,17 @@ impl Drop for Group {
     }
 }
 
+/// How many processes of our own group the kernel ended for want of memory, in whichever hierarchy says so.
+pub(super) fn kills_around() -> u64 {
+    let of = |place: &Place| {
+        ["memory.events", "memory.oom_control"]
+            .map(|file| oom_kills(&fs::read_to_string(place.own.join(file)).unwrap_or_default()))
+            .into_iter()
+            .sum::<u64>()
+    };
+    places("memory").iter().map(of).sum()
+}
+
 fn oom_kills(text: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }

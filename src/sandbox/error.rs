@@ -16,6 +16,23 @@ pub enum SandboxError {
     /// What was asked for makes no sense on any host.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// No way was found to put a layer over the rootfs.
+    #[error(
+        "the rootfs cannot be made writable:{}\n  choose another with --writable (overlay, fuse-overlayfs, copy), or a --build-dir \
+         on a local disk", refused.iter().flat_map(|no| ["\n  ", no]).collect::<String>()
+    )]
+    NotWritable {
+        /// What was tried, and why not.
+        refused: Vec<String>,
+    },
+    /// The folder in which layers are made cannot be used.
+    #[error("cannot make a layer for the rootfs in `{}`: {source}", folder.display())]
+    LayerFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The reason.
+        source: crate::cache::CacheError,
+    },
     /// A range of ids was asked for and cannot be had.
     #[error("no range of subordinate ids for `--ownership range`: {reason}; {remedy}, or use `--ownership single`")]
     NoRange {
@@ -53,10 +70,12 @@ pub enum SandboxError {
         source: io::Error,
     },
     /// The sandbox ended without saying how: something killed it from outside.
-    #[error("the sandbox was ended from outside{}", lost_hint(*signal))]
+    #[error("the sandbox was ended from outside{}", lost_hint(*signal, memory.as_deref()))]
     Lost {
         /// The signal that ended its first process.
         signal: Option<i32>,
+        /// That it was for want of memory, and whose limit that is, when the kernel counted so.
+        memory: Option<String>,
     },
     /// A limit could not be put on the sandbox.
     #[error("cannot limit {what} of the sandbox: {source}")]
@@ -108,6 +127,14 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
+    /// The signal by which it ended, when it ended by one without being asked to.
+    pub fn lost_by(&self) -> Option<i32> {
+        match self {
+            Self::Lost { signal, .. } => *signal,
+            _ => None,
+        }
+    }
+
     /// Whether what ran used more than it was allowed.
     pub fn over_limit(&self) -> bool {
         matches!(self, Self::OutOfMemory { .. } | Self::DiskQuota { .. })
@@ -174,8 +201,9 @@ fn kills(killed: u64) -> String {
     }
 }
 
-fn lost_hint(signal: Option<i32>) -> String {
+fn lost_hint(signal: Option<i32>, memory: Option<&str>) -> String {
     match signal {
+        Some(9) if memory.is_some() => format!(" by SIGKILL: {}", memory.unwrap_or_default()),
         Some(9) => " by SIGKILL; a memory limit of this login or job does that (run it under srun or salloc \
                     with more memory)"
             .into(),

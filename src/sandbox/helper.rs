@@ -16,12 +16,13 @@
 
 use super::apply::Setup;
 use super::family::Family;
-use super::ids;
 use super::plan::{IdMap, Namespace, Plan};
 use super::probe;
 use super::rootdir::open_host;
 use super::tend::tend;
+use super::terminal::{self, Terminal};
 use super::wire::{Failure, HELPER_ARGUMENT, Report, Request, Step, Work, receive_request, send_report};
+use super::{ids, layer};
 use fs_err as fs;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -73,6 +74,10 @@ fn main() -> i32 {
         Ok(()) => match request.work {
             Work::Probe { full } => {
                 send_report(&socket, &Report::Probed(if full { probe::full() } else { probe::quick() }));
+                0
+            }
+            Work::Layer(trial) => {
+                send_report(&socket, &Report::Probed(layer::try_layer(&trial)));
                 0
             }
             Work::Tend { uids, gids, task } => match tend(&uids, &gids, &task, &socket) {
@@ -145,7 +150,7 @@ fn told_to_end(signals: &SignalFd) -> bool {
     told
 }
 
-fn run(plan: &Plan, argv: &[OsString], terminal: bool, socket: &UnixStream) -> i32 {
+fn run(plan: &Plan, argv: &[OsString], terminal: Terminal, socket: &UnixStream) -> i32 {
     let failed = |failure| {
         send_report(socket, &Report::Failed(failure));
         FAILED
@@ -187,7 +192,7 @@ fn run(plan: &Plan, argv: &[OsString], terminal: bool, socket: &UnixStream) -> i
 pub(super) fn start_first(
     plan: &Plan,
     argv: &[OsString],
-    terminal: bool,
+    terminal: Terminal,
     socket: &UnixStream,
     copied: bool,
 ) -> Result<Pid, Failure> {
@@ -264,13 +269,13 @@ pub(super) fn map_ids(child: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<(), 
 fn first_process(
     plan: &Plan,
     argv: &[OsString],
-    terminal: bool,
+    terminal: Terminal,
     socket: &UnixStream,
     start: Option<UnixStream>,
 ) -> i32 {
     let family = Family::new(plan.own_pids());
     let grace = Duration::from_millis(plan.grace_ms);
-    let ended = set_up(plan, argv, terminal, start, family).and_then(|(command, signals)| {
+    let ended = set_up(plan, argv, terminal, socket, start, family).and_then(|(command, signals)| {
         stay(command, &signals, family, grace, terminal).map_err(|e| internal("wait for the command", e))
     });
     family.end();
@@ -289,7 +294,8 @@ fn first_process(
 fn set_up(
     plan: &Plan,
     argv: &[OsString],
-    terminal: bool,
+    terminal: Terminal,
+    socket: &UnixStream,
     start: Option<UnixStream>,
     family: Family,
 ) -> Result<(Pid, SignalFd), Failure> {
@@ -312,8 +318,10 @@ fn set_up(
     // with capabilities over the host may look at one that is not dumpable (ptrace(2), proc(5)).
     set_dumpable(false).map_err(|e| internal("hide the first process", e))?;
     let signals = watch().map_err(|e| internal("watch for signals", e))?;
-    if terminal {
-        take_terminal().map_err(|e| internal("take the terminal", e))?;
+    match terminal {
+        Terminal::None => {}
+        Terminal::Shared => take_terminal().map_err(|e| internal("take the terminal", e))?,
+        Terminal::Own => terminal::make(socket).map_err(|e| internal("make a terminal", e))?,
     }
     start_command(plan, argv).map(|command| (command, signals))
 }
@@ -361,7 +369,13 @@ fn start_command(plan: &Plan, argv: &[OsString]) -> Result<Pid, Failure> {
 
 /// What an init does: reaps whatever ends, until the command does. Told to end, it passes that on to
 /// everything inside, and after the grace kills.
-fn stay(command: Pid, signals: &SignalFd, family: Family, grace: Duration, terminal: bool) -> Result<Report, Errno> {
+fn stay(
+    command: Pid,
+    signals: &SignalFd,
+    family: Family,
+    grace: Duration,
+    terminal: Terminal,
+) -> Result<Report, Errno> {
     let mut deadline = None;
     loop {
         loop {
@@ -372,7 +386,9 @@ fn stay(command: Pid, signals: &SignalFd, family: Family, grace: Duration, termi
                 }
                 // Ctrl-Z: the shell that the user has outside does not see this group, so nobody could continue
                 // it. In the caller's own group it is stopped with the caller, and continued with it.
-                Ok(WaitStatus::Stopped(pid, _)) if pid == command && terminal => kill(pid, Signal::SIGCONT)?,
+                Ok(WaitStatus::Stopped(pid, _)) if pid == command && terminal != Terminal::None => {
+                    kill(pid, Signal::SIGCONT)?
+                }
                 Ok(WaitStatus::StillAlive) => break,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(e) => return Err(e),

@@ -6,6 +6,7 @@
 //! plan.rs       Spec + Host -> Plan: ordered Ops      pure
 //! ops.rs        the operations and their words        data
 //! run.rs        starts the helper, carries output     in the program
+//!   terminal.rs the sandbox's own terminal, and what is carried to and from it
 //! wire.rs       what the two say to each other
 //! helper.rs     namespaces, id maps, init             in the helper
 //! apply.rs      does the operations                   in the helper, inside
@@ -17,6 +18,7 @@
 //!   folders.rs resources.rs
 //! ids.rs        one id or a range of subordinate ones
 //!   tend.rs    files that belong to a range: given away, deleted
+//! layer.rs      what is written to a read-only rootfs, and thrown away
 //! known.rs      what probing found is kept for the next run
 //! podman.rs     the other way to make a sandbox
 //! limits.rs     processors, memory, disk, nice: put on the helper before it works
@@ -44,6 +46,7 @@ mod folders;
 mod helper;
 mod ids;
 mod known;
+mod layer;
 mod limits;
 mod loopback;
 mod mounts;
@@ -58,6 +61,7 @@ mod run;
 mod seccomp;
 mod spec;
 mod tend;
+mod terminal;
 mod text;
 mod wire;
 
@@ -68,18 +72,20 @@ pub use facts::Facts;
 pub use findings::{Finding, Outcome, classify};
 pub use helper::init_if_helper;
 pub use ids::{Ids, LEAST_RANGE, SubIds};
+pub use layer::{Writable, as_root, layers};
 pub use limits::{LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
 pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
 pub use probe::{Trial, Try};
 pub use run::{Ended, Exit, Io};
 pub use spec::{
-    Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Mount, Network, Overlay,
-    PATH_INSIDE, Spec, Tmpfs, User,
+    Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Layer, Mount, Network,
+    Overlay, PATH_INSIDE, Spec, Tmpfs, User,
 };
 pub use tend::Owner;
 pub use wire::{Failure, Step};
 
+use crate::cache::Cache;
 use crate::report::Interrupt;
 use known::Known;
 use nix::unistd::{getegid, geteuid};
@@ -115,6 +121,7 @@ pub struct Sandbox {
     /// Of all sandboxes made with this, whatever their [`Spec`] says, if it is the weaker one.
     confinement: Confinement,
     limited: Option<Arc<limits::Limited>>,
+    layered: Option<layer::Layered>,
 }
 
 impl Sandbox {
@@ -135,7 +142,7 @@ impl Sandbox {
                 let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
                     format!("user namespaces, with one restriction: {}", finding.meaning)
                 });
-                return Ok(Self { host, podman: None, why, kept: None, confinement, limited: None });
+                return Ok(Self { host, podman: None, why, kept: None, confinement, limited: None, layered: None });
             }
         }
         if backend != Backend::Userns {
@@ -146,7 +153,15 @@ impl Sandbox {
                         .first()
                         .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
                     let why = format!("{}: {why}", podman.describe());
-                    return Ok(Self { host, why, podman: Some(podman), kept: None, confinement, limited: None });
+                    return Ok(Self {
+                        host,
+                        why,
+                        podman: Some(podman),
+                        kept: None,
+                        confinement,
+                        limited: None,
+                        layered: None,
+                    });
                 }
                 Err(finding) => findings.push(finding),
             }
@@ -164,7 +179,15 @@ impl Sandbox {
             let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true, ids: Ids::Single };
             let confinement = Confinement::Strict;
             let kept = Some((known, backend));
-            return Ok(Self { host, podman: None, why: WORKED.into(), kept, confinement, limited: None });
+            return Ok(Self {
+                host,
+                podman: None,
+                why: WORKED.into(),
+                kept,
+                confinement,
+                limited: None,
+                layered: None,
+            });
         }
         let sandbox = Self::open(backend, interrupt)?;
         // With a restriction or under podman it is asked anew each time: a host may have been mended.
@@ -179,7 +202,7 @@ impl Sandbox {
     /// that does not work.
     pub fn remembered(host: Host) -> Self {
         let confinement = Confinement::Strict;
-        Self { host, podman: None, why: WORKED.into(), kept: None, confinement, limited: None }
+        Self { host, podman: None, why: WORKED.into(), kept: None, confinement, limited: None, layered: None }
     }
 
     /// The same with limits, which hold for everything that it runs; how they are enforced here is found out now, by
@@ -204,6 +227,16 @@ impl Sandbox {
         self.host.ids = ids::range(&Facts::read())?;
         run::tend(&self.host, tend::Task::Try)?;
         self.why.push_str("; with your subordinate ids, by newuidmap");
+        Ok(self)
+    }
+
+    /// The same, and what is written to a read-only rootfs goes to a layer that each command has for itself and that ends with
+    /// it. `folder` is on a local disk; a way is found by trying. In memory a layer is no larger than the limit of the disk.
+    pub fn writable(mut self, wanted: Writable, folder: &Path, cache: &Cache) -> Result<Self, SandboxError> {
+        let disk = self.limited.as_ref().and_then(|limited| limited.limits().disk);
+        let found = layer::Layered::find(wanted, folder, cache, self.host, self.podman.is_some(), disk)?;
+        self.why = format!("{}; {}", self.why, found.why);
+        self.layered = Some(found);
         Ok(self)
     }
 
@@ -275,6 +308,9 @@ impl Sandbox {
         interrupt: &Interrupt,
         begin: &mut dyn FnMut(),
     ) -> Result<Exit, SandboxError> {
+        // Thrown away when it goes.
+        let over = self.layered.as_ref().map_or(Ok(None), |layered| layered.over(spec))?;
+        let spec = over.as_ref().map_or(spec, |(spec, _)| spec);
         let ended = self.within(spec, io.again(), interrupt, |spec, io, interrupt, limits| match &self.podman {
             Some(podman) => {
                 begin();
@@ -287,6 +323,7 @@ impl Sandbox {
             (Some((known, backend)), Err(SandboxError::Setup { .. })) => {
                 known.forget();
                 let mut anew = Self::open(*backend, interrupt)?.confined(self.confinement);
+                anew.layered.clone_from(&self.layered);
                 if self.host.ids != Ids::Single {
                     anew = anew.with_range()?;
                 }

@@ -3,7 +3,7 @@
 //! A plan is a list of these. The list is made without privilege ([`super::plan`]), can be printed, stored and
 //! compared, and is applied once, in order, by the sandbox's first process ([`super::apply`]).
 
-use super::spec::{Access, Content};
+use super::spec::{Access, Content, Layer};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -20,6 +20,14 @@ pub enum Op {
         /// On the host.
         #[serde(with = "super::text")]
         rootfs: PathBuf,
+    },
+    /// The rootfs with a layer over it, for what is written.
+    Layer {
+        /// On the host.
+        #[serde(with = "super::text")]
+        rootfs: PathBuf,
+        /// Which.
+        layer: Layer,
     },
     /// A folder in memory.
     Tmpfs {
@@ -159,6 +167,7 @@ impl Op {
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Self::Root { rootfs: path }
+            | Self::Layer { rootfs: path, .. }
             | Self::Tmpfs { target: path, .. }
             | Self::Symlink { target: path, .. }
             | Self::File { target: path, .. }
@@ -190,6 +199,15 @@ impl fmt::Display for Op {
         match self {
             Self::DetachMounts => write!(f, "mount --make-rslave /"),
             Self::Root { rootfs } => write!(f, "root {}", rootfs.display()),
+            Self::Layer { rootfs, layer } => {
+                write!(f, "root {}, with what is written in ", rootfs.display())?;
+                match layer {
+                    Layer::Overlay { upper: Some(upper), .. } => write!(f, "an overlay, {}", upper.display()),
+                    Layer::Overlay { upper: None, size: None } => write!(f, "an overlay in memory"),
+                    Layer::Overlay { upper: None, size: Some(size) } => write!(f, "an overlay in memory size={size}"),
+                    Layer::Fuse { program, upper } => write!(f, "{} by {}", upper.display(), program.display()),
+                }
+            }
             Self::Tmpfs { target, size, mode } => {
                 write!(f, "tmpfs {} mode={mode:o}", target.display())?;
                 size.map_or(Ok(()), |size| write!(f, " size={size}"))

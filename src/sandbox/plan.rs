@@ -230,7 +230,12 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
         namespaces.push(Namespace::Net);
     }
 
-    let mut ops = vec![Op::DetachMounts, Op::Root { rootfs: spec.rootfs.clone() }];
+    let rootfs = spec.rootfs.clone();
+    let root = match &spec.layer {
+        None => Op::Root { rootfs },
+        Some(layer) => Op::Layer { rootfs, layer: layer.clone() },
+    };
+    let mut ops = vec![Op::DetachMounts, root];
     devices(spec, &mut ops);
     ops.push(if host.own_proc { Op::Proc } else { Op::HostProc });
     ops.push(Op::Sys { own: spec.network == Network::None });
@@ -245,7 +250,7 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
         let (source, target) = (mount.source.clone(), mount.target.clone());
         ops.push(Op::Bind { source, target, access: mount.access });
     }
-    if spec.rootfs_access == Access::ReadOnly {
+    if spec.rootfs_access == Access::ReadOnly && spec.layer.is_none() {
         ops.push(Op::Seal { target: "/".into() });
     }
     if spec.network == Network::None {
@@ -273,7 +278,7 @@ pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, SpecError> {
 
 /// What can be written inside, as the mounts have it; `/dev` and `/proc` hold what a process writes of its own.
 fn writable(spec: &Spec) -> Vec<PathBuf> {
-    if spec.rootfs_access == Access::ReadWrite {
+    if spec.rootfs_access == Access::ReadWrite || spec.layer.is_some() {
         return vec!["/".into()];
     }
     let mounts = spec.mounts.iter().filter(|mount| mount.access == Access::ReadWrite).map(|mount| &mount.target);
@@ -391,6 +396,8 @@ fn target(what: &'static str, path: &Path) -> Result<(), SpecError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ids::SubIds;
+    use super::super::spec::Layer;
     use super::*;
 
     const USER: Host = Host { uid: 1234, gid: 1235, own_proc: true, ids: Ids::Single };
@@ -495,6 +502,28 @@ environment PATH HOME USER LOGNAME LC_ALL TMPDIR
         let text = lines(&Spec::build("/r"), &Host { own_proc: false, ..USER });
         assert!(text.starts_with("namespaces user mount ipc uts\n"), "{text}");
         assert!(text.contains("bind /proc (the host's)"), "{text}");
+    }
+
+    #[test]
+    fn with_a_layer_the_rootfs_is_not_sealed_and_can_be_written() {
+        let mut spec = Spec::build("/r");
+        spec.layer = Some(Layer::Overlay { upper: Some("/u".into()), size: None });
+        let text = lines(&spec, &USER);
+        assert!(text.contains("root /r, with what is written in an overlay, /u\n"), "{text}");
+        assert!(!text.contains("remount / read-only"), "{text}");
+        assert!(text.contains("landlock: only / can be written"), "{text}");
+    }
+
+    #[test]
+    fn with_a_range_nothing_is_faked() {
+        let part = SubIds { first: 100_000, count: 65_536 };
+        let host = Host { ids: Ids::Range { uids: part, gids: part }, ..USER };
+        let text = lines(&Spec::prepare("/r"), &host);
+        assert!(
+            text.contains("map uid 0 -> 1234 on the host\nmap uid 1 -> 100000 on the host, 65536 of them"),
+            "{text}"
+        );
+        assert!(!text.contains("calls of root are faked") && text.contains("drop all capabilities but"), "{text}");
     }
 
     #[test]

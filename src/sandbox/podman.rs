@@ -185,7 +185,7 @@ impl Podman {
                 text
             })
         });
-        let carried = output.carry(None);
+        let carried = output.carry(None, None);
         while waitid(Id::Pid(podman), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
         drop(guard); // and with it our end of the watcher's pipe
         let status = child.wait();

@@ -100,7 +100,7 @@ fn tried(step: Try, result: Result<(), Errno>) -> Trial {
 
 /// In new namespaces: does `action` and passes on what it found. A clone that fails is charged to the last
 /// kind in the list.
-fn attempt(kinds: &[Namespace], action: &mut dyn FnMut() -> Vec<Trial>) -> Vec<Trial> {
+pub(super) fn attempt(kinds: &[Namespace], action: &mut dyn FnMut() -> Vec<Trial>) -> Vec<Trial> {
     let charged = kinds.last().copied().unwrap_or(Namespace::User);
     let Ok((ours, theirs)) = UnixStream::pair() else {
         return vec![tried(Try::Namespace(charged), Err(Errno::EMFILE))];

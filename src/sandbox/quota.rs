@@ -5,7 +5,7 @@
 //! that writes to the same folders at the same time counts too. Between two looks a build can write more than is allowed:
 //! the limit protects a shared disk from a build gone wrong, it is not exact.
 
-use super::spec::{Access, Spec};
+use super::spec::{Access, Layer, Spec};
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,11 @@ impl Quota {
     pub fn written_by(spec: &Spec) -> Vec<PathBuf> {
         let mounts = spec.mounts.iter().filter(|mount| mount.access == Access::ReadWrite);
         let rootfs = (spec.rootfs_access == Access::ReadWrite).then(|| spec.rootfs.clone());
-        rootfs.into_iter().chain(mounts.map(|mount| mount.source.clone())).collect()
+        let layer = match &spec.layer {
+            Some(Layer::Overlay { upper: Some(upper), .. } | Layer::Fuse { upper, .. }) => Some(upper.clone()),
+            Some(Layer::Overlay { upper: None, .. }) | None => None,
+        };
+        rootfs.into_iter().chain(layer).chain(mounts.map(|mount| mount.source.clone())).collect()
     }
 
     /// Looks at these folders and returns how many bytes have been written in all, also by sandboxes before.

@@ -37,7 +37,7 @@ pub(super) fn look(facts: &Facts, interrupt: &Interrupt) -> Result<Vec<Finding>,
 }
 
 /// Who set a limit, from its group's name: Slurm and systemd name theirs.
-fn whose(dir: &Path) -> &'static str {
+pub(super) fn whose(dir: &Path) -> &'static str {
     let text = dir.to_string_lossy();
     match () {
         () if text.contains("slurm") || text.contains("/job_") => "of this Slurm job",

@@ -6,14 +6,16 @@ use super::helper::{start_first, terminal};
 use super::limits::Enter;
 use super::plan::{Host, IdMap, Plan};
 use super::tend::Task;
-use super::wire::{HELPER_ARGUMENT, Report, Request, Work, send_request};
+use super::terminal::{Relay, Terminal};
+use super::wire::{HELPER_ARGUMENT, Report, Request, Work, receive, send_request};
+use super::{cgroup, resources};
 use crate::report::{Interrupt, Interrupted};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgrp, isatty, tcgetpgrp, tcsetpgrp};
 use std::ffi::OsString;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -187,7 +189,7 @@ fn start_helper(
 
 /// Makes the first process without a helper: this process writes its id maps, and waits for it. Only for a process
 /// with one thread and a command that gets this process's own streams; a good part of a start is loading this program.
-fn start_here(plan: &Plan, argv: &[OsString], terminal: bool) -> Result<(Helper, UnixStream), SandboxError> {
+fn start_here(plan: &Plan, argv: &[OsString], terminal: Terminal) -> Result<(Helper, UnixStream), SandboxError> {
     let (ours, theirs) =
         UnixStream::pair().map_err(|source| SandboxError::Helper { doing: "make a socket for", source })?;
     let _ = io::stdout().flush(); // what waits there would be written twice
@@ -206,9 +208,18 @@ fn one_thread() -> bool {
 
 /// Asks the helper to try what this host allows.
 pub(super) fn probe(full: bool) -> Result<Vec<super::probe::Trial>, SandboxError> {
+    try_out(Work::Probe { full })
+}
+
+/// Asks the helper to try a layer.
+pub(super) fn try_layer(trial: super::layer::LayerTrial) -> Result<Vec<super::probe::Trial>, SandboxError> {
+    try_out(Work::Layer(trial))
+}
+
+fn try_out(work: Work) -> Result<Vec<super::probe::Trial>, SandboxError> {
     let interrupt = Interrupt::new();
     let free = Enter::freely(&interrupt);
-    let (helper, mut socket) = start_helper(Work::Probe { full }, Stdio::null(), Stdio::null(), None, true, &free)?;
+    let (helper, mut socket) = start_helper(work, Stdio::null(), Stdio::null(), None, true, &free)?;
     let mut text = Vec::new();
     let read = socket.read_to_end(&mut text);
     helper.reap();
@@ -216,7 +227,7 @@ pub(super) fn probe(full: bool) -> Result<Vec<super::probe::Trial>, SandboxError
     match reports(&text).into_iter().next() {
         Some(Report::Probed(trials)) => Ok(trials),
         Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
-        _ => Err(SandboxError::Lost { signal: None }),
+        _ => Err(SandboxError::Lost { signal: None, memory: None }),
     }
 }
 
@@ -235,7 +246,7 @@ pub(super) fn tend(host: &Host, task: Task) -> Result<(), SandboxError> {
     match reports(&text).into_iter().next() {
         Some(Report::Exited(0)) => Ok(()),
         Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
-        _ => Err(SandboxError::Lost { signal: None }),
+        _ => Err(SandboxError::Lost { signal: None, memory: None }),
     }
 }
 
@@ -254,11 +265,27 @@ pub(super) fn run(
     begin: &mut dyn FnMut(),
 ) -> Result<Exit, SandboxError> {
     interrupt.check()?;
+    let failed = |e: &io::Error| SandboxError::Helper {
+        doing: "share the terminal with",
+        source: io::Error::new(e.kind(), e.to_string()),
+    };
     let foreground = match io {
         Io::Terminal => Foreground::here(),
         _ => None,
     };
-    let terminal = foreground.is_some();
+    // Before a thread begins that could take the signal of a new window's size.
+    let relay = match &foreground {
+        Some(foreground) if foreground.both => {
+            let copy = foreground.terminal.try_clone().map_err(|e| failed(&e))?;
+            Some(Relay::new(copy).map_err(|e| failed(&e.into()))?)
+        }
+        _ => None,
+    };
+    let terminal = match (&foreground, &relay) {
+        (None, _) => Terminal::None,
+        (Some(_), None) => Terminal::Shared,
+        (Some(_), Some(_)) => Terminal::Own,
+    };
     let own_streams = matches!(io, Io::Inherit | Io::Terminal);
     let mut output = Output::new(io);
     let (helper, socket) = if own_streams && limits.are_none() && one_thread() {
@@ -271,6 +298,8 @@ pub(super) fn run(
         start_helper(work, stdout, stderr, stdin, !own_streams, limits)?
     };
     begin();
+    // While the sandbox is being made there is time for it.
+    let kills = cgroup::kills_around();
 
     let pid = helper.pid();
     let asked = AtomicBool::new(false);
@@ -279,7 +308,7 @@ pub(super) fn run(
         let signal = if asked.swap(true, Ordering::SeqCst) { Signal::SIGKILL } else { Signal::SIGTERM };
         let _ = kill(pid, signal);
     });
-    let carried = output.carry(Some(socket));
+    let carried = output.carry(Some(socket), relay);
     if carried.is_err() {
         let _ = kill(pid, Signal::SIGTERM);
     }
@@ -299,11 +328,24 @@ pub(super) fn run(
                 gone = signal;
                 continue;
             }
-            Report::Probed(_) => continue,
+            Report::Probed(_) | Report::Terminal => continue,
         };
         return Ok(Exit { ended, stdout: output.stdout, stderr: output.stderr });
     }
-    Err(SandboxError::Lost { signal: gone })
+    let memory = (gone == Some(Signal::SIGKILL as i32)).then(|| out_of_memory(cgroup::kills_around(), kills)).flatten();
+    Err(SandboxError::Lost { signal: gone, memory })
+}
+
+/// What the kernel's counts say, from the time when the sandbox was made to its end.
+fn out_of_memory(now: u64, before: u64) -> Option<String> {
+    let killed = now.checked_sub(before).filter(|killed| *killed > 0)?;
+    let limit = cgroup::memory_limit().map_or("of the machine".to_owned(), |(limit, dir)| {
+        format!("{} ({}, {})", resources::whose(&dir), humansize::format_size(limit, humansize::BINARY), dir.display())
+    });
+    Some(format!(
+        "memory ran out, and the kernel ended {killed} of its processes, the first among them; the limit is that {limit}. Ask for \
+         more (srun, salloc or sbatch with --mem), or use less at a time with fewer --jobs"
+    ))
 }
 
 impl From<Interrupted> for SandboxError {
@@ -349,7 +391,8 @@ impl<'a> Output<'a> {
     }
 
     /// Carries output until everybody inside has closed it, and returns what the helper said.
-    pub(super) fn carry(&mut self, mut socket: Option<UnixStream>) -> io::Result<Vec<u8>> {
+    /// With a terminal of the sandbox's own, what is typed and printed there is carried too.
+    pub(super) fn carry(&mut self, mut socket: Option<UnixStream>, mut relay: Option<Relay>) -> io::Result<Vec<u8>> {
         let mut said = Vec::new();
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -361,20 +404,33 @@ impl<'a> Output<'a> {
             .into_iter()
             .flatten()
             .collect();
-            if open.is_empty() {
+            if open.is_empty() && !relay.as_ref().is_some_and(Relay::is_open) {
                 self.flush();
                 return Ok(said);
             }
             let mut fds: Vec<_> = open.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+            fds.extend(relay.iter().flat_map(Relay::waits_for));
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
             let ready: Vec<usize> =
                 open.iter().zip(&fds).filter(|(_, fd)| fd.any() == Some(true)).map(|((index, _), _)| *index).collect();
+            let typed: Vec<_> = fds[open.len()..].iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
+            if let Some(relay) = &mut relay {
+                relay.carry(&typed, &mut buffer)?;
+            }
             for index in ready {
                 let read = match index {
-                    2 => socket.as_mut().map_or(Ok(0), |socket| socket.read(&mut buffer)),
+                    2 => match socket.as_ref().map_or(Ok((0, None)), |socket| receive(socket, &mut buffer)) {
+                        Ok((length, master)) => {
+                            if let (Some(relay), Some(master)) = (&mut relay, master) {
+                                relay.begin(master)?;
+                            }
+                            Ok(length)
+                        }
+                        Err(e) => Err(e),
+                    },
                     _ => self.readers[index].as_mut().map_or(Ok(0), |reader| reader.read(&mut buffer)),
                 };
                 match (read, index) {
@@ -426,6 +482,8 @@ pub(super) fn in_foreground() -> bool {
 struct Foreground {
     terminal: OwnedFd,
     settings: Termios,
+    /// It is where input comes from and output goes.
+    both: bool,
 }
 
 impl Foreground {
@@ -437,7 +495,9 @@ impl Foreground {
         }
         let terminal = terminal()?;
         let settings = tcgetattr(&terminal).ok()?;
-        Some(Self { terminal, settings })
+        let is_terminal = |fd: BorrowedFd<'_>| isatty(fd).unwrap_or(false);
+        let both = is_terminal(io::stdin().as_fd()) && is_terminal(io::stdout().as_fd());
+        Some(Self { terminal, settings, both })
     }
 }
 
@@ -449,5 +509,24 @@ impl Drop for Foreground {
         let _ = tcsetpgrp(&self.terminal, getpgrp());
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.settings);
         let _ = before.thread_set_mask();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_memory_ran_out_is_said_when_the_kernel_counted_it() {
+        assert_eq!(out_of_memory(3, 3), None);
+        assert_eq!(out_of_memory(2, 3), None, "another group's count");
+        let memory = out_of_memory(5, 3);
+        let error = SandboxError::Lost { signal: Some(9), memory }.to_string();
+        assert!(
+            error.contains("memory ran out") && error.contains("ended 2 of its") && error.contains("--mem"),
+            "{error}"
+        );
+        let error = SandboxError::Lost { signal: Some(9), memory: None }.to_string();
+        assert!(error.contains("by SIGKILL; a memory limit"), "{error}");
     }
 }

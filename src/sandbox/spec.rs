@@ -129,6 +129,26 @@ pub struct User {
     pub home: PathBuf,
 }
 
+/// What is put over a read-only rootfs, so that a command can write to it without changing it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// overlayfs (`userxattr`).
+    Overlay {
+        /// An empty folder of the host for what is written; in memory when none.
+        upper: Option<PathBuf>,
+        /// In memory, the most that it may hold in bytes; half of the memory when not said.
+        size: Option<u64>,
+    },
+    /// The same by a program of the host, which serves it from within the sandbox.
+    Fuse {
+        /// `fuse-overlayfs`.
+        program: PathBuf,
+        /// An empty folder of the host for what is written.
+        upper: PathBuf,
+    },
+}
+
 /// A sandbox, described in full.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -137,6 +157,9 @@ pub struct Spec {
     pub rootfs: PathBuf,
     /// Read-only for builds, so that any number of them shares one rootfs, on a shared file system too.
     pub rootfs_access: Access,
+    /// What is written goes here, and the read-only rootfs stays as it is. With none it cannot be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Layer>,
     /// Who the command is.
     pub identity: Identity,
     /// The builder's name and home. Not used by [`Identity::FakeRoot`], which keeps the image's own users.
@@ -203,6 +226,7 @@ impl Spec {
         Self {
             rootfs,
             rootfs_access,
+            layer: None,
             identity,
             user,
             mounts: Vec::new(),

@@ -33,6 +33,16 @@ pub enum Task {
         /// Those that are not root's.
         owners: Vec<Owner>,
     },
+    /// Copies a tree with its modes, times, links and owners; `to` is not there yet. Blocks are shared where the file system
+    /// can.
+    Copy {
+        /// The tree.
+        #[serde(with = "super::text")]
+        from: PathBuf,
+        /// The copy.
+        #[serde(with = "super::text")]
+        to: PathBuf,
+    },
     /// Deletes a tree.
     Remove {
         /// The tree.
@@ -98,6 +108,7 @@ fn apply(task: &Task) -> Result<(), (PathBuf, i32)> {
             let opened = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| (root.clone(), e));
             opened.and_then(|dir| own(&dir, root, &owners)).map_err(|(path, e)| (path, e.raw_os_error()))
         }
+        Task::Copy { from, to } => copy(from, to).map_err(|(path, e)| (path, e.raw_os_error().unwrap_or(0))),
         Task::Remove { path } => {
             fsutil::remove_tree(path).map_err(|e| (path.clone(), e.raw_os_error().unwrap_or(Errno::EPERM as i32)))
         }
@@ -135,4 +146,62 @@ fn own(dir: &OwnedFd, path: &Path, owners: &HashMap<u64, (u32, u32)>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Folders get their modes and times last, the deepest first.
+fn copy(from: &Path, to: &Path) -> Result<(), (PathBuf, std::io::Error)> {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let mut folders = Vec::new();
+    let mut linked: HashMap<u64, PathBuf> = HashMap::new();
+    for entry in walkdir::WalkDir::new(from).follow_links(false) {
+        let entry = entry.map_err(|e| (e.path().unwrap_or(from).to_owned(), e.into()))?;
+        let at = |e: std::io::Error| (entry.path().to_owned(), e);
+        let Ok(below) = entry.path().strip_prefix(from) else { continue };
+        // Joined to an empty name, a path would end in `/`.
+        let target = if below.as_os_str().is_empty() { to.to_owned() } else { to.join(below) };
+        let meta = entry.metadata().map_err(|e| (entry.path().to_owned(), e.into()))?;
+        let kind = meta.file_type();
+        if let Some(first) = linked.get(&meta.ino()) {
+            fs_err::hard_link(first, &target).map_err(at)?;
+            continue;
+        }
+        if kind.is_dir() {
+            fs_err::create_dir(&target).map_err(at)?;
+        } else if kind.is_symlink() {
+            symlink(fs_err::read_link(entry.path()).map_err(at)?, &target).map_err(at)?;
+        } else if kind.is_file() {
+            reflink_copy::reflink_or_copy(entry.path(), &target).map_err(at)?;
+        } else {
+            let mode = Mode::from_raw_mode(meta.mode() & 0o7777);
+            let made = rustix::fs::mknodat(rustix::fs::CWD, &target, FileType::from_raw_mode(meta.mode()), mode, 0);
+            made.map_err(|e| at(e.into()))?;
+        }
+        if !kind.is_dir() && meta.nlink() > 1 {
+            linked.insert(meta.ino(), target.clone());
+        }
+        if (meta.uid(), meta.gid()) != (0, 0) {
+            std::os::unix::fs::lchown(&target, Some(meta.uid()), Some(meta.gid())).map_err(at)?;
+        }
+        if kind.is_dir() {
+            folders.push((target, meta));
+        } else if !kind.is_symlink() {
+            like(&target, &meta).map_err(at)?;
+        }
+    }
+    for (target, meta) in folders.into_iter().rev() {
+        like(&target, &meta).map_err(|e| (target.clone(), e))?;
+    }
+    Ok(())
+}
+
+/// Mode and time of change.
+fn like(path: &Path, meta: &std::fs::Metadata) -> std::io::Result<()> {
+    use rustix::fs::{CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
+    use std::os::unix::fs::MetadataExt;
+    fs_err::set_permissions(path, meta.permissions())?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() },
+    };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -6,10 +6,12 @@
 //! standard input meant for the command comes over it (`unix(7)`, `SCM_RIGHTS`). Requests and reports are
 //! JSON, one a line, because plans are JSON anyway.
 
+use super::layer::LayerTrial;
 use super::ops::Op;
 use super::plan::{IdMap, Namespace, Plan};
 use super::probe::Trial;
 use super::tend::Task;
+use super::terminal::Terminal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -40,8 +42,8 @@ pub enum Work {
         /// The command.
         #[serde(with = "super::text::list")]
         argv: Vec<OsString>,
-        /// The command gets the terminal, as the foreground process group.
-        terminal: bool,
+        /// Which terminal it gets.
+        terminal: Terminal,
     },
     /// Do something to a tree that belongs to a range of ids.
     Tend {
@@ -52,6 +54,8 @@ pub enum Work {
         /// What.
         task: Task,
     },
+    /// Try a layer over a rootfs.
+    Layer(LayerTrial),
     /// Try what this host allows.
     Probe {
         /// Each thing by itself, or only whether all of it works.
@@ -73,6 +77,8 @@ pub enum Report {
         /// The signal that ended it, if one did.
         signal: Option<i32>,
     },
+    /// The sandbox's own terminal comes with this.
+    Terminal,
     /// The answer to [`Work::Probe`].
     Probed(Vec<Trial>),
 }
@@ -120,21 +126,36 @@ pub fn send_request(socket: &UnixStream, request: &Request, stdin: Option<Borrow
 
 /// Receives what [`send_request`] sent.
 pub fn receive_request(socket: &UnixStream) -> io::Result<(Request, Option<OwnedFd>)> {
-    let mut first = [0_u8; 1];
-    let mut space = nix::cmsg_space!(RawFd);
-    let mut slices = [IoSliceMut::new(&mut first)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-    let mut stdin = None;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(passed) = control {
-            stdin = passed.first().copied().map(owned);
-        }
-    }
+    let (_, stdin) = receive(socket, &mut [0])?;
     let mut text = Vec::new();
     let mut socket = socket;
     socket.read_to_end(&mut text)?;
     Ok((serde_json::from_slice(&text)?, stdin))
+}
+
+/// Sends the sandbox's terminal to whoever started it.
+pub fn send_terminal(socket: &UnixStream, master: BorrowedFd<'_>) -> io::Result<()> {
+    let mut line = serde_json::to_vec(&Report::Terminal)?;
+    line.push(b'\n');
+    let passed = [master.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&passed)];
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&line)], &control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receives what the helper or the first process says, and a descriptor when one comes with it.
+pub fn receive(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    let mut descriptor = None;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(passed) = control {
+            descriptor = passed.first().copied().map(owned);
+        }
+    }
+    Ok((message.bytes, descriptor))
 }
 
 #[allow(unsafe_code)]

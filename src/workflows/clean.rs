@@ -70,7 +70,9 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         for part in ["rootfs", "spack", "builds", "blobs", "images"] {
             cache.sweep(&cache.dir(part))?;
         }
-        cache.sweep(&build_dir.join("staged"))?;
+        for part in ["staged", crate::resolve::LAYERS] {
+            cache.sweep(&build_dir.join(part))?;
+        }
     }
     let mut victims = children(&cache.dir("logs"))?;
     victims.extend(children(&cache.dir("hosts"))?);

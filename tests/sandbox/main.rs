@@ -10,6 +10,7 @@
 //! | `limits.rs` | processors, memory, disk, nice: that they hold, and what is said when they are reached |
 //! | `hosts.rs` | hosts that allow less: no namespaces, a container, a filter, a chroot, limits |
 //! | `matrix.rs` | the program itself on such hosts: it builds, or exits with 3, and `doctor --json` names the cause |
+//! | `layers.rs` | a rootfs that can be written and stays as it was |
 //! | `podman.rs` | the other backend |
 //! | `ranges.rs` | files that belong to whom the image says, by subordinate ids |
 //! | `world.rs` | the helpers: a rootfs of the host's own programs, a user made for the test |
@@ -27,6 +28,7 @@ mod escape;
 mod hostile;
 mod hosts;
 mod inside;
+mod layers;
 mod limits;
 mod matrix;
 mod podman;
@@ -68,6 +70,7 @@ fn main() {
         matrix::TESTS,
         podman::TESTS,
         ranges::TESTS,
+        layers::TESTS,
     ]
     .concat();
     let mut failed = Vec::new();

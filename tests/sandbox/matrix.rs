@@ -115,11 +115,11 @@ impl Doctor {
     }
 }
 
-fn refs(words: &[String]) -> Vec<&str> {
+pub fn refs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
-fn within(kinds: &[&str], line: &'static str) -> Vec<String> {
+pub fn within(kinds: &[&str], line: &'static str) -> Vec<String> {
     shell(&[UNSHARE.as_slice(), kinds].concat(), line)
 }
 

@@ -110,6 +110,11 @@ fn shell_at_a_terminal(world: &World) {
     terminal.expect("dumb");
     terminal.send("stty size\n");
     terminal.expect("40 100");
+    // It has a name inside, and is a job-controlling session's own.
+    terminal.send("tty; test -c $(tty) && echo $((70 + 7)) named; ps -o tty= -p $$\n");
+    terminal.expect("/dev/pts/0");
+    terminal.expect("77 named");
+    terminal.expect("pts/0");
     // The window grows while a program runs that wants to know.
     let watch = "trap 'echo now $(stty size)' WINCH; echo $((40 + 3)) waits; for i in 1 2 3 4 5 6; do sleep 0.2; done";
     terminal.send(&format!("bash -c \"{}\"\n", watch.replace('$', "\\$")));
