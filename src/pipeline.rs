@@ -71,12 +71,13 @@ pub struct Built {
     pub cached: bool,
 }
 
-/// Builds what was asked, or finds it.
+/// Builds what was asked, or finds it. `key` signs; without one the cache's own is made.
 pub fn build(
     settings: &Settings,
     flags: Flags,
     cache: &Cache,
     lookup: Lookup<'_>,
+    key: Option<SigningKey>,
     ctx: &Ctx,
 ) -> Result<Built, BuildError> {
     // What costs nothing to find out comes first: a wrong name, a host on which nothing can be built.
@@ -87,7 +88,7 @@ pub fn build(
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let plan = &resolved.plan;
     let _lock = cache.lock(ctx, &format!("plan-{}", plan.digest.short()), "the same build")?;
-    let key = resolve::signing_key(settings, cache, lookup, ctx)?;
+    let key = key.map_or_else(|| resolve::make_key(cache, lookup, ctx), Ok)?;
     if resolved.request.use_cache
         && let Some(built) = finished::find(cache, plan, &key, ctx)?
     {

@@ -12,18 +12,19 @@ use crate::plan::{
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
 use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
-use crate::secret::Secret;
-use crate::sign::{Created, KeyStore, SignError, SigningKey};
+use crate::sign::SignError;
 use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 mod host;
+mod key;
 mod publish;
 mod registries;
 
 pub use publish::s3_options;
+pub use key::{AskPassphrase, KeySource, PASSPHRASE, SIGNING_KEY, key_there, make_key};
 pub use registries::{image_reference, whole_name};
 
 /// Why a plan could not be made.
@@ -66,6 +67,25 @@ pub enum ResolveError {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// More than one place for the signing key.
+    #[error("the signing key is named twice, by {first} and by {second}; leave one out")]
+    TwoKeys {
+        /// One place.
+        first: &'static str,
+        /// Another.
+        second: &'static str,
+    },
+    /// A file descriptor that cannot be read.
+    #[error("--key-fd {number}: {source}; it must be open for reading, as in `--key-fd 3 3<key.asc`")]
+    KeyDescriptor {
+        /// Its number.
+        number: i32,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The passphrase could not be asked for.
+    #[error("cannot ask for the passphrase of the signing key: {0}")]
+    Ask(#[source] io::Error),
     /// The signing key cannot be used.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -279,10 +299,6 @@ fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &C
             return Err(ResolveError::NoFolder { key, path: path.to_owned() });
         }
     }
-    if let Some(path) = &settings.key {
-        let passphrase = lookup(PASSPHRASE).map(Secret::new);
-        SigningKey::from_file(path, passphrase.as_ref())?;
-    }
     Ok(Local {
         source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
         binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
@@ -351,31 +367,6 @@ pub fn resolve(
         probes: toolchain.external,
         build_dir,
     })
-}
-
-/// The variable that holds the passphrase of a locked signing key.
-pub const PASSPHRASE: &str = "SLURM_FACTORY_KEY_PASSPHRASE";
-
-/// The key that signs: the configured file, or the cache's own, which is made when there is none.
-pub fn signing_key(
-    settings: &Settings,
-    cache: &Cache,
-    lookup: Lookup<'_>,
-    ctx: &Ctx,
-) -> Result<SigningKey, ResolveError> {
-    let passphrase = lookup(PASSPHRASE).map(Secret::new);
-    if let Some(path) = &settings.key {
-        return Ok(SigningKey::from_file(path, passphrase.as_ref())?);
-    }
-    let store = KeyStore::new(cache);
-    let (key, created) = store.load_or_create(ctx, "slurm-factory", passphrase.as_ref())?;
-    if created == Created::Yes {
-        let public = store.public_path(&key.fingerprint());
-        ctx.note(format!("made a signing key, fingerprint {}", key.fingerprint()));
-        ctx.note(format!("its public half is for those who install: {}", public.display()));
-        ctx.note("`slurm-factory key export` prints it");
-    }
-    Ok(key)
 }
 
 /// The sandbox of this host, by really trying, with the limits that settings set.

@@ -14,9 +14,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
     apt apt-utils bubblewrap buildah busybox-static bzip2 ca-certificates charliecloud clang createrepo-c crun curl
-    debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc git gnupg iproute2 libc6-dev lld lmod make
-    mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip python3-venv rpm runc
-    shellcheck skopeo strace tinyproxy tzdata uidmap umoci xz-utils zstd
+    debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc git gnupg gpgv iproute2 libc6-dev lld lmod
+    make mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip python3-venv rpm
+    runc shellcheck skopeo sq sqv strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )
 
 step() {

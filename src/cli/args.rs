@@ -3,6 +3,8 @@
 use super::features::FeatureArgs;
 use super::modes::ModeArgs;
 use super::publish::{PublishArgs, StoreArgs};
+use super::sign::SignArgs;
+use super::signer::{KeyArgs, TrustArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -24,6 +26,7 @@ Files:
 
 Variables:
   SLURM_FACTORY_BUILD_DIR        a setting, here `build-dir`, by its name in capitals
+  SLURM_FACTORY_SIGNING_KEY      signing key, armored or in base64
   SLURM_FACTORY_KEY_PASSPHRASE   passphrase of a locked signing key
   SSL_CERT_FILE, https_proxy, http_proxy, no_proxy   as everywhere
 
@@ -116,6 +119,8 @@ pub enum Verb {
     /// Binary caches of Spack packages: push, list, check, prune
     #[command(subcommand)]
     Buildcache(super::buildcache::BuildcacheVerb),
+    /// Sign a finished package, beside whoever has signed it
+    Sign(SignArgs),
     /// Delete what the cache can make again
     Clean(CleanArgs),
     /// Print a completion script for a shell
@@ -264,9 +269,9 @@ pub struct WhatArgs {
     /// Compression of the package: gzip or zstd [default: gzip]
     #[arg(long, value_name = "KIND")]
     pub compression: Option<String>,
-    /// Secret key that signs the package [default: the cache's own key, made on first use]
-    #[arg(long, value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    /// Who signs the package.
+    #[command(flatten)]
+    pub key: KeyArgs,
 }
 
 /// `doctor`
@@ -364,12 +369,12 @@ pub struct ShellArgs {
 pub struct VerifyArgs {
     /// A package (.tar.gz, .tar.zst) or an unpacked tree
     pub path: PathBuf,
-    /// Public key (or keyring) that must have signed it [default: the cache's keys]
-    #[arg(long, value_name = "FILE")]
-    pub key: Vec<PathBuf>,
+    /// Whose signature counts.
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Look into an archive that slurm-factory did not make (plain, gzip or zstd): closure, build paths, glibc; nothing
     /// tells who made it
-    #[arg(long, conflicts_with = "key")]
+    #[arg(long, conflicts_with_all = ["key", "fingerprint", "all_signers"])]
     pub foreign: bool,
     /// Also print who needs which library, and where it is found
     #[arg(long)]
@@ -410,9 +415,9 @@ pub struct InstallArgs {
     /// Folder to install to
     #[arg(long, value_name = "DIR")]
     pub prefix: PathBuf,
-    /// Public key (or keyring) that must have signed it [default: the cache's keys]
-    #[arg(long, value_name = "FILE")]
-    pub key: Vec<PathBuf>,
+    /// Whose signature counts.
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Install although nobody's signature can be checked; sums are still checked
     #[arg(long)]
     pub allow_unsigned: bool,
@@ -432,17 +437,18 @@ pub enum KeyVerb {
         /// Mail address in the key
         #[arg(long, default_value = "")]
         email: String,
-        /// Days until it expires; never when not given
+        /// Days until it expires, at least 1; never when not given
         #[arg(long, value_name = "DAYS")]
         expires: Option<u32>,
         /// RSA with 4096 bits in place of Ed25519, for old verifiers
         #[arg(long)]
         rsa: bool,
     },
-    /// Take keys from a file, armored or binary, as gpg exports them: a secret one signs from now on, a public one is
-    /// trusted from now on. The passphrase of a locked one is read from SLURM_FACTORY_KEY_PASSPHRASE when it signs
+    /// Take keys from a file, armored, binary or in base64, as gpg exports them: a secret one signs from now on, a public one
+    /// is trusted from now on. A locked one stays locked; its passphrase is read from SLURM_FACTORY_KEY_PASSPHRASE, or asked
+    /// for on the terminal, when it signs
     Import {
-        /// The file
+        /// The file, or `-` for standard input
         file: PathBuf,
     },
     /// Print a public key, armored
@@ -453,11 +459,19 @@ pub enum KeyVerb {
         #[arg(long)]
         secret: bool,
     },
-    /// List keys with their fingerprints
+    /// List keys: fingerprint, algorithm, expiry, what each can do
     List {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Remove a key: it is no longer trusted; one that has its secret here goes only with --force
+    Remove {
+        /// Its full fingerprint
+        fingerprint: String,
+        /// Also when it is the default or when its secret is lost by it
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -1,12 +1,13 @@
 //! `build` and `plan`.
 
 use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
+use super::signer::signing_key;
 use super::{exit, features, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
-use crate::resolve::Flags;
+use crate::resolve::{self, Flags};
 use anyhow::Result;
 use humansize::{BINARY, format_size};
 use std::fmt::Write as _;
@@ -36,7 +37,7 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         nice: args.nice,
         network: args.network.clone(),
         compression: args.compression.clone(),
-        key: args.key.clone(),
+        key: args.key.key.clone(),
         spack_source: args.spack_source.clone(),
         spack_reference: args.spack_reference.clone(),
         spack_packages: args.spack_packages.clone(),
@@ -71,13 +72,16 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, flag_settings(&args.what))?;
     let flags = flags(&args.what, args.no_cache)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
+    // A wrong name is said before anybody is asked for a passphrase, and a key that does not sign before any work.
+    resolve::check(&settings, flags, &cache, &variable, ctx)?;
+    let key = signing_key(&settings, &args.what.key, &cache, ctx)?;
     if args.dry_run {
         let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
         ctx.reporter.finish();
         print(&describe(&plan, there.as_deref()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let built = pipeline::build(&settings, flags, &cache, &variable, ctx)?;
+    let built = pipeline::build(&settings, flags, &cache, &variable, key, ctx)?;
     ctx.reporter.finish();
     let glibc = built.package.manifest().facts.glibc.as_ref().map_or_else(|| "any".to_owned(), |f| f.version.clone());
     ctx.note(format!(
@@ -93,6 +97,8 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, flag_settings(&args.what))?;
     let flags = flags(&args.what, false)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
+    resolve::check(&settings, flags, &cache, &variable, ctx)?;
+    signing_key(&settings, &args.what.key, &cache, ctx)?;
     let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
     ctx.reporter.finish();
     if args.json {

@@ -118,6 +118,9 @@ fn code(error: &Error) -> u8 {
         // As a shell says it of a program that was killed.
         return u8::try_from(128 + signal).unwrap_or(BUILD);
     }
+    if let Some(e) = find::<PackageError>(error) {
+        return package(e);
+    }
     if find::<CacheError>(error).is_some()
         || find::<SandboxError>(error).is_some()
         || find::<SignError>(error).is_some()
@@ -211,6 +214,8 @@ fn buildcache(error: &BuildcacheError) -> u8 {
 fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
+        | ResolveError::TwoKeys { .. }
+        | ResolveError::KeyDescriptor { .. }
         | ResolveError::Catalog(_)
         | ResolveError::Reference(_)
         | ResolveError::Named { .. }
@@ -228,6 +233,7 @@ fn resolve(error: &ResolveError) -> u8 {
         | ResolveError::Unreadable(_)
         | ResolveError::Cache(_)
         | ResolveError::Sign(_)
+        | ResolveError::Ask(_)
         | ResolveError::Sandbox(_)
         | ResolveError::NoExec { .. }
         | ResolveError::Closed { .. }

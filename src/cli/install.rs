@@ -1,7 +1,7 @@
 //! `install`
 
 use super::args::{Global, InstallArgs};
-use super::{exit, print, verify};
+use super::{exit, print};
 use crate::package::Trust;
 use crate::report::Ctx;
 use crate::workflows::{install, processor};
@@ -25,8 +25,8 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         );
         Trust::Skip
     } else {
-        keyring = verify::keyring(global, &args.key, ctx)?;
-        Trust::Require(&keyring)
+        keyring = args.trust.keyring(global, ctx)?;
+        args.trust.trust(&keyring)
     };
     let installed = install::install(package, &args.prefix, trust, ctx)?;
     let target = &installed.manifest.facts.target;

@@ -17,6 +17,8 @@ mod online;
 mod publish;
 mod relocate;
 mod shell;
+mod sign;
+mod signer;
 mod verify;
 
 use crate::cache::{Cache, Lock};
@@ -35,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Variables with our prefix that are not settings.
-const NOT_SETTINGS: [&str; 3] = ["SLURM_FACTORY_CONFIG", DIAGNOSTICS, resolve::PASSPHRASE];
+const NOT_SETTINGS: [&str; 4] = ["SLURM_FACTORY_CONFIG", DIAGNOSTICS, resolve::PASSPHRASE, resolve::SIGNING_KEY];
 
 /// What of the program's own workings is logged, for those who look for a fault in it: `debug`, `slurm_factory=trace`.
 const DIAGNOSTICS: &str = "SLURM_FACTORY_LOG";
@@ -107,6 +109,7 @@ fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
         Verb::Publish(args) => publish::run(&cli.global, args, ctx),
         Verb::Key(verb) => key::run(&cli.global, verb, ctx),
         Verb::Buildcache(verb) => buildcache::run(&cli.global, verb, ctx),
+        Verb::Sign(args) => sign::run(&cli.global, args, ctx),
         Verb::Clean(args) => clean::run(&cli.global, args, ctx),
         Verb::Completions { shell } => Ok(manual::completions(*shell)),
         Verb::Man { dir } => manual::man(dir.as_deref()),

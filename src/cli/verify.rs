@@ -1,39 +1,25 @@
 //! `verify`
 
 use super::args::{Global, VerifyArgs};
-use super::{exit, open_cache, print, print_json, settings};
-use crate::config::Settings;
-use crate::package::{Difference, Trust};
+use super::{exit, print, print_json};
+use crate::package::Difference;
 use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
-use crate::sign::{Fingerprint, KeyStore, Keyring};
+use crate::sign::Fingerprint;
 use crate::workflows::{processor, verify};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// The keys named, or those of the cache.
-pub fn keyring(global: &Global, keys: &[PathBuf], ctx: &Ctx) -> Result<Keyring> {
-    if keys.is_empty() {
-        let settings = settings(global, Settings::default())?;
-        let (cache, _lock) = open_cache(&settings, ctx)?;
-        return Ok(KeyStore::new(&cache).keyring()?);
-    }
-    let mut keyring = Keyring::new();
-    for key in keys {
-        keyring.add_file(key)?;
-    }
-    Ok(keyring)
-}
 
 #[derive(Serialize)]
 struct Answer<'a> {
     path: String,
     fit: bool,
+    /// The first of them.
     signer: Option<&'a str>,
+    signers: &'a [Fingerprint],
     sha256: Option<&'a str>,
     fill_in: &'a [String],
     differences: &'a [Difference],
@@ -45,7 +31,7 @@ struct Answer<'a> {
 #[derive(Default)]
 struct Checked {
     findings: Findings,
-    signer: Option<Fingerprint>,
+    signers: Vec<Fingerprint>,
     sha256: Option<String>,
     fill_in: Vec<String>,
     /// Why the signature or the sums say nothing.
@@ -70,14 +56,14 @@ fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
 }
 
 fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
-    let keyring = keyring(global, &args.key, ctx)?;
-    let verified = verify::package(&args.path, Trust::Require(&keyring), rules, ctx)?;
+    let keyring = args.trust.keyring(global, ctx)?;
+    let verified = verify::package(&args.path, args.trust.trust(&keyring), rules, ctx)?;
     let target = &verified.package.manifest().facts.target;
     if processor::runs_here(target) == Some(false) {
         ctx.warn(format!("made for {target}, which this machine's processor is older than: it does not run here"));
     }
     Ok(Checked {
-        signer: verified.signer,
+        signers: verified.signers,
         sha256: Some(verified.package.sha256().to_owned()),
         fill_in: verified.package.manifest().facts.fill_in.clone(),
         findings: verified.findings,
@@ -107,7 +93,8 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
         print_json(&Answer {
             path: args.path.display().to_string(),
             fit,
-            signer: checked.signer.as_ref().map(Fingerprint::as_str),
+            signer: checked.signers.first().map(Fingerprint::as_str),
+            signers: &checked.signers,
             sha256: checked.sha256.as_deref(),
             fill_in: &checked.fill_in,
             differences: &checked.differences,
@@ -146,13 +133,13 @@ fn closure(findings: &Findings) -> String {
 }
 
 fn describe(checked: &Checked, foreign: bool) -> String {
-    let Checked { findings, signer, sha256, fill_in, .. } = checked;
+    let Checked { findings, signers, sha256, fill_in, .. } = checked;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{name:>10}  {value}");
     };
-    if let Some(signer) = signer {
+    for signer in signers {
         row("signature", &format!("good, by {signer}"));
     }
     if let Some(sum) = sha256 {

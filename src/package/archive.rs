@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::fsutil;
 use crate::gzip::GzipWriter;
 use crate::report::{Ctx, Event, Stage};
-use crate::sign::{SignError, SigningHasher, SigningKey, sign_reader};
+use crate::sign::{self, Others, SignError, SigningHasher, SigningKey, sign_reader};
 use fs_err as fs;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -131,8 +131,8 @@ impl Package {
 }
 
 impl Package {
-    /// Signs a package that is there already, in place of whatever signature it had.
-    pub fn sign(&self, key: &SigningKey, ctx: &Ctx) -> Result<Signed, PackageError> {
+    /// Signs a package that is there already; what becomes of the signatures that it has is `others`.
+    pub fn sign(&self, key: &SigningKey, others: Others, ctx: &Ctx) -> Result<Signed, PackageError> {
         let file = fs::File::open(self.path()).map_err(PackageError::Io)?;
         let (sha256, signature) = sign_reader(key, super::Checked::new(file, ctx)).map_err(|error| match error {
             SignError::Io(io) => super::told_to_stop(io, PackageError::Io),
@@ -143,9 +143,28 @@ impl Package {
             return Err(PackageError::Changed { path: self.path().to_owned(), source });
         }
         let beside = self.beside();
-        fsutil::write_atomic(&beside.signature, signature.armored.as_bytes(), 0o644).map_err(PackageError::Io)?;
+        write_signature(&beside.signature, &signature.armored, key, others)?;
         Ok(Signed { signature: beside.signature, fingerprint: signature.fingerprint })
     }
+}
+
+/// Writes a signature to its file, beside those that are in it or in their place.
+fn write_signature(path: &Path, armored: &str, key: &SigningKey, others: Others) -> Result<(), PackageError> {
+    let existing = match (others, super::read_small(path)) {
+        (Others::Keep, Ok(bytes)) => Some(bytes),
+        (Others::Keep, Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(PackageError::Io(error)),
+        _ => None,
+    };
+    let joined;
+    let text = match existing {
+        Some(existing) => {
+            let what = format!("`{}`", path.display());
+            joined = sign::join(&what, &existing, armored, &key.signing_fingerprint())?;
+            &joined
+        }
+        None => armored,
+    };
+    fsutil::write_atomic(path, text.as_bytes(), 0o644).map_err(PackageError::Io)
 }
 
 /// Moves the four files to their names: nothing, then the sums, then the archive.

@@ -35,7 +35,7 @@ pub use ustar::{Kind, Member};
 
 use crate::fsutil;
 use crate::report::{Ctx, Interrupted};
-use crate::sign::{Fingerprint, GoodSignature, Keyring, SignError};
+use crate::sign::{Fingerprint, GoodSignature, Keyring, SignError, Signers};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -334,8 +334,20 @@ impl Signed {
 pub enum Trust<'k> {
     /// There must be one, good, by one of these keys.
     Require(&'k Keyring),
+    /// There must be a good one by each of these keys.
+    RequireAll(&'k Keyring),
     /// Nobody asks: our own cache, or the user said so.
     Skip,
+}
+
+impl Trust<'_> {
+    /// Whose signatures are needed.
+    fn signers(self) -> Signers {
+        match self {
+            Self::RequireAll(_) => Signers::All,
+            Self::Require(_) | Self::Skip => Signers::Any,
+        }
+    }
 }
 
 impl Package {
@@ -366,13 +378,13 @@ impl Package {
 
     /// Takes any file for a package if it is one: its sum is that of the `.sha256` beside it (when there is one), its
     /// signature is good (when `trust` asks), and every entry is what the manifest says.
-    pub fn open(path: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<(Self, Option<GoodSignature>), PackageError> {
+    pub fn open(path: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<(Self, Vec<GoodSignature>), PackageError> {
         let beside = Beside::of(path);
         let mut file = fs::File::open(path).map_err(PackageError::Io)?;
         let mut hashing = Hashing::new(Checked::new(&mut file, ctx));
         let good = match trust {
-            Trust::Skip => None,
-            Trust::Require(keyring) => {
+            Trust::Skip => Vec::new(),
+            Trust::Require(keyring) | Trust::RequireAll(keyring) => {
                 let signature = match read_small(&beside.signature) {
                     Ok(signature) => signature,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -381,10 +393,12 @@ impl Package {
                     Err(error) => return Err(PackageError::Io(error)),
                 };
                 let what = format!("`{}`", path.display());
-                Some(keyring.verify_detached(&what, &signature, &mut hashing).map_err(|error| match error {
-                    SignError::Io(io) => told_to_stop(io, PackageError::Io),
-                    other => PackageError::Sign(other),
-                })?)
+                keyring.verify_signers(&what, &signature, &mut hashing, trust.signers()).map_err(
+                    |error| match error {
+                        SignError::Io(io) => told_to_stop(io, PackageError::Io),
+                        other => PackageError::Sign(other),
+                    },
+                )?
             }
         };
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;

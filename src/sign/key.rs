@@ -13,7 +13,8 @@
 //! The signing part is chosen as gpg chooses it: the newest valid signing subkey whose secret is there, else the
 //! primary key. Everything that is wrong with a key is said here, before hours of work depend on it.
 
-use super::{Fingerprint, SignError, day};
+use super::agent::{Agent, AgentKey};
+use super::{Fingerprint, SignError, day, memory};
 use crate::secret::Secret;
 use base64::Engine;
 use fs_err as fs;
@@ -22,14 +23,15 @@ use sequoia_openpgp as openpgp;
 use openpgp::armor;
 use openpgp::cert::amalgamation::ValidAmalgamation;
 use openpgp::cert::amalgamation::key::PrimaryKey;
-use openpgp::cert::{Cert, CertBuilder, CertParser, CipherSuite, ValidCert};
-use openpgp::crypto::{KeyPair, mpi};
-use openpgp::packet::key::{PublicParts, SecretKeyMaterial, UnspecifiedRole};
-use openpgp::packet::{Key, UserID};
+use openpgp::cert::{Cert, CertParser, ValidCert};
+use openpgp::crypto::{KeyPair, Signer, mpi};
+use openpgp::packet::key::{Key4, PrimaryRole, PublicParts, SecretKeyMaterial, SecretParts, UnspecifiedRole};
+use openpgp::packet::signature::SignatureBuilder;
+use openpgp::packet::{Key, Packet, UserID};
 use openpgp::parse::{PacketParser, Parse};
 use openpgp::policy::StandardPolicy;
 use openpgp::serialize::{Serialize, SerializeInto};
-use openpgp::types::{HashAlgorithm, KeyFlags, RevocationStatus};
+use openpgp::types::{Curve, HashAlgorithm, KeyFlags, RevocationStatus, SignatureType, SymmetricAlgorithm};
 use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -52,8 +54,15 @@ pub enum Algorithm {
 pub struct SigningKey {
     /// The public half only.
     cert: Cert,
-    pair: KeyPair,
+    part: Part,
     expires: Option<SystemTime>,
+}
+
+/// What signs: a secret in our memory, or the agent that keeps it.
+#[derive(Clone)]
+enum Part {
+    Pair(Box<KeyPair>),
+    Agent(Box<AgentKey>),
 }
 
 impl fmt::Debug for SigningKey {
@@ -76,6 +85,7 @@ impl SigningKey {
         bytes: &Secret<Vec<u8>>,
         passphrase: Option<&Secret<String>>,
     ) -> Result<Self, SignError> {
+        memory::keep_private()?;
         let mut certs = parse_certs(origin, bytes.expose())?;
         if certs.iter().any(Cert::is_tsk) {
             certs.retain(Cert::is_tsk);
@@ -101,7 +111,13 @@ impl SigningKey {
         let key = choose(origin, &valid)?;
         let expires = valid.primary_key().key_expiration_time();
         let pair = unlock(key, passphrase)?;
-        Ok(Self { expires, pair, cert: cert.strip_secret_key_material() })
+        Ok(Self { expires, part: Part::Pair(Box::new(pair)), cert: cert.strip_secret_key_material() })
+    }
+
+    /// A key that gpg-agent keeps, named by its fingerprint or that of its signing subkey.
+    pub fn from_agent(agent: &Agent, fingerprint: &Fingerprint) -> Result<Self, SignError> {
+        let (cert, key, expires) = agent.key(fingerprint)?;
+        Ok(Self { cert, part: Part::Agent(Box::new(key)), expires })
     }
 
     /// The certificate's fingerprint: what users compare.
@@ -111,7 +127,7 @@ impl SigningKey {
 
     /// The fingerprint of the part that signs; the same as [`Self::fingerprint`] unless that is a subkey.
     pub fn signing_fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.pair.public().fingerprint())
+        Fingerprint::of(&self.public().fingerprint())
     }
 
     /// When the key expires.
@@ -128,25 +144,39 @@ impl SigningKey {
         &self.cert
     }
 
-    pub(super) fn pair(&self) -> KeyPair {
-        self.pair.clone()
+    pub(super) fn signer(&self) -> Box<dyn Signer + Send + Sync> {
+        match &self.part {
+            Part::Pair(pair) => pair.clone(),
+            Part::Agent(key) => key.clone(),
+        }
     }
 
-    /// The digest that goes with the key. gpg refuses one that is shorter than an ECDSA key.
+    fn public(&self) -> &Key<PublicParts, UnspecifiedRole> {
+        match &self.part {
+            Part::Pair(pair) => pair.public(),
+            Part::Agent(key) => key.public(),
+        }
+    }
+
     pub(super) fn hash(&self) -> HashAlgorithm {
-        let wide = match self.pair.public().mpis() {
-            mpi::PublicKey::ECDSA { curve, .. } | mpi::PublicKey::EdDSA { curve, .. } => {
-                curve.bits().map_or(true, |bits| bits > 256)
-            }
-            mpi::PublicKey::Ed448 { .. } => true,
-            _ => false,
-        };
-        if wide { HashAlgorithm::SHA512 } else { HashAlgorithm::SHA256 }
+        hash_for(self.public().mpis())
     }
 
     pub(super) fn failed(&self, verb: &'static str, error: &openpgp::anyhow::Error) -> SignError {
         SignError::Crypto { verb, fingerprint: self.fingerprint().to_string(), reason: chain(error) }
     }
+}
+
+/// The digest that goes with a key. gpg refuses one that is shorter than an ECDSA key.
+pub(super) fn hash_for(key: &mpi::PublicKey) -> HashAlgorithm {
+    let wide = match key {
+        mpi::PublicKey::ECDSA { curve, .. } | mpi::PublicKey::EdDSA { curve, .. } => {
+            curve.bits().map_or(true, |bits| bits > 256)
+        }
+        mpi::PublicKey::Ed448 { .. } => true,
+        _ => false,
+    };
+    if wide { HashAlgorithm::SHA512 } else { HashAlgorithm::SHA256 }
 }
 
 /// What there is to say about a key without unlocking it.
@@ -216,34 +246,40 @@ pub struct Generated {
 }
 
 /// Makes a key that certifies and signs, without subkeys: one fingerprint, the one that gpg prints.
+///
+/// It has the form that gpg gives its keys: key flags and expiry in the user id's binding, no direct-key signature, and no
+/// critical subpacket but time, flags and expiry. rpm before 4.19 parses OpenPGP by itself and imports nothing else;
+/// Sequoia's own `CertBuilder` marks the primary user id as critical.
 pub fn generate(
     name: &str,
     mail: &str,
     valid_for: Option<Duration>,
     algorithm: Algorithm,
 ) -> Result<Generated, SignError> {
+    memory::keep_private()?;
     let failed = |error: openpgp::anyhow::Error| SignError::Crypto {
         verb: "make a key",
         fingerprint: format!("for `{name} <{mail}>`"),
         reason: chain(&error),
     };
-    let user_id =
-        if mail.is_empty() { UserID::from(name) } else { UserID::from_address(name, None, mail).map_err(failed)? };
-    let suite = match algorithm {
-        Algorithm::Ed25519 => CipherSuite::Cv25519,
-        Algorithm::Rsa4096 => CipherSuite::RSA4k,
+    let make = || -> openpgp::Result<Cert> {
+        let user_id = if mail.is_empty() { UserID::from(name) } else { UserID::from_address(name, None, mail)? };
+        let key: Key<SecretParts, PrimaryRole> = match algorithm {
+            Algorithm::Ed25519 => Key4::generate_ecc(true, Curve::Ed25519)?.into(),
+            Algorithm::Rsa4096 => Key4::generate_rsa(4096)?.into(),
+        };
+        let mut signer = key.clone().into_keypair()?;
+        let cert = Cert::from_packets(std::iter::once(Packet::from(key)))?;
+        let template = SignatureBuilder::new(SignatureType::PositiveCertification)
+            .set_key_flags(KeyFlags::empty().set_certification().set_signing())?
+            .set_key_validity_period(valid_for)?
+            .set_preferred_hash_algorithms(vec![HashAlgorithm::SHA512, HashAlgorithm::SHA256])?
+            .set_preferred_symmetric_algorithms(vec![SymmetricAlgorithm::AES256, SymmetricAlgorithm::AES128])?
+            .set_hash_algo(HashAlgorithm::SHA512);
+        let binding = user_id.bind(&mut signer, &cert, template)?;
+        Ok(cert.insert_packets([Packet::from(user_id), binding.into()])?.0)
     };
-    let (cert, _revocation) = CertBuilder::new()
-        .set_profile(openpgp::Profile::RFC4880)
-        .and_then(|builder| {
-            builder
-                .set_cipher_suite(suite)
-                .set_primary_key_flags(KeyFlags::empty().set_certification().set_signing())
-                .set_validity_period(valid_for)
-                .add_userid(user_id)
-                .generate()
-        })
-        .map_err(failed)?;
+    let cert = make().map_err(failed)?;
     let secret = cert.as_tsk().armored().to_vec().map_err(failed)?;
     Ok(Generated {
         fingerprint: Fingerprint::of(&cert.fingerprint()),
@@ -254,6 +290,7 @@ pub fn generate(
 
 /// Reads a secret file whose mode keeps others out. Mode and content are those of one open file.
 pub(super) fn read_secret_file(path: &Path) -> Result<Secret<Vec<u8>>, SignError> {
+    memory::keep_private()?;
     let mut file = fs::File::open(path).map_err(SignError::Io)?;
     let metadata = file.metadata().map_err(SignError::Io)?;
     let mode = metadata.permissions().mode() & 0o7777;
@@ -319,7 +356,11 @@ pub(super) fn armored_public(cert: &Cert) -> Result<String, SignError> {
 }
 
 /// The certificate at `now`, unless it is expired, revoked or weaker than what is accepted today.
-fn usable<'a>(cert: &'a Cert, policy: &'a StandardPolicy<'a>, now: SystemTime) -> Result<ValidCert<'a>, SignError> {
+pub(super) fn usable<'a>(
+    cert: &'a Cert,
+    policy: &'a StandardPolicy<'a>,
+    now: SystemTime,
+) -> Result<ValidCert<'a>, SignError> {
     let fingerprint = Fingerprint::of(&cert.fingerprint());
     if cert.primary_key().key().version() != 4 {
         let reason = "it is a version 6 key, which gpg and Spack cannot check".to_owned();

@@ -14,19 +14,26 @@
 //! - [`KeyStore`]: the folder above;
 //! - [`SigningHasher`]: a `Write` that sees an archive pass by and ends as its SHA-256 and its detached
 //!   signature, so that gigabytes are never read a second time;
+//! - [`Agent`]: signing with a key that gpg-agent keeps, its secret never here;
 //! - [`Keyring`]: public keys, and what they say about a signature.
 //!
 //! Secret keys live in memory that is zeroed when it is dropped (Sequoia's `Protected`, our [`Secret`](crate::secret::Secret)).
 
+mod agent;
+mod beside;
 mod key;
+mod memory;
 mod store;
 mod stream;
 mod verify;
 
+pub use agent::Agent;
+pub use beside::{Others, join};
 pub use key::{Algorithm, Generated, KeyInfo, SigningKey, generate};
+pub use memory::keep_private;
 pub use store::{Created, KeyStore};
 pub use stream::{DetachedSignature, SigningHasher, clearsign, sign_reader};
-pub use verify::{GoodSignature, Keyring};
+pub use verify::{GoodSignature, Keyring, Signers};
 
 use std::fmt;
 use std::io;
@@ -115,7 +122,9 @@ pub enum SignError {
         reason: String,
     },
     /// It is locked and no passphrase was given.
-    #[error("the key {fingerprint} is protected by a passphrase, and none was given")]
+    #[error(
+        "the key {fingerprint} is protected by a passphrase, and none was given: set SLURM_FACTORY_KEY_PASSPHRASE, or start from a terminal, where it is asked for"
+    )]
     NeedsPassphrase {
         /// The key.
         fingerprint: Fingerprint,
@@ -149,6 +158,63 @@ pub enum SignError {
         line: usize,
         /// In bytes.
         length: usize,
+    },
+    /// The process cannot be closed to others.
+    #[error(
+        "cannot keep a secret key in memory: this process cannot be closed to others (PR_SET_DUMPABLE, RLIMIT_CORE): {0}"
+    )]
+    Memory(#[source] io::Error),
+    /// gpg has no such key.
+    #[error(
+        "gpg has no key {fingerprint}; `gpg --list-secret-keys` shows those that it has, and GNUPGHOME where it looks"
+    )]
+    NotInGpg {
+        /// The key.
+        fingerprint: Fingerprint,
+    },
+    /// gpg or its agent could not be run.
+    #[error("the key {fingerprint} is gpg's: {source}")]
+    Gpg {
+        /// The key.
+        fingerprint: Fingerprint,
+        /// What gpg said.
+        source: Box<crate::process::ProcessError>,
+    },
+    /// The agent did not sign.
+    #[error(
+        "gpg-agent does not sign with the key {fingerprint}: {reason}; try `echo x | gpg --sign --local-user {fingerprint} >/dev/null` (the passphrase is asked for on GPG_TTY)"
+    )]
+    Agent {
+        /// The key.
+        fingerprint: Fingerprint,
+        /// What the agent said.
+        reason: String,
+    },
+    /// A key with a secret goes only when that is said.
+    #[error(
+        "the key {fingerprint} {why}; keep a copy of it (`slurm-factory key export --secret {fingerprint}`) and say --force"
+    )]
+    WouldLose {
+        /// The key.
+        fingerprint: Fingerprint,
+        /// Why it is not removed just so.
+        why: &'static str,
+    },
+    /// A pin that names no trusted key.
+    #[error("no key {fingerprint} is among the keys given ({trusted}): name its file with --key, or import it")]
+    PinNotTrusted {
+        /// The pin.
+        fingerprint: Fingerprint,
+        /// The keys that are trusted, in words.
+        trusted: String,
+    },
+    /// Not everyone has signed who must.
+    #[error("{what} is not signed by {}; every key named must have signed it (--all-signers)", missing.join(", "))]
+    SignerMissing {
+        /// What was checked.
+        what: String,
+        /// The keys without a good signature.
+        missing: Vec<String>,
     },
     /// The signing itself failed.
     #[error("cannot {verb} with the key {fingerprint}: {reason}")]

@@ -174,12 +174,42 @@ impl KeyStore {
             };
             let secret = if cert.is_tsk() { Some(armored_secret(&cert)?) } else { None };
             self.write(&fingerprint, secret.as_ref(), &armored_public(&cert)?)?;
-            if secret.is_some() && self.default_fingerprint()?.is_none() {
+            if secret.is_some()
+                && self.default_fingerprint()?.is_none()
+                && KeyInfo::of(&cert, false, SystemTime::now()).can_sign
+            {
                 self.set_default(&fingerprint)?;
             }
             imported.push(fingerprint);
         }
         Ok(imported)
+    }
+
+    /// Removes a key. One whose secret is here goes only by `force`: what it signed can be checked with an exported
+    /// copy, but nothing can be signed with it again. Whatever it was, it is no longer trusted. Returns what was
+    /// removed.
+    pub fn remove(&self, ctx: &Ctx, fingerprint: &Fingerprint, force: bool) -> Result<KeyInfo, SignError> {
+        let _lock = self.cache.lock(ctx, "keys", "the signing keys")?;
+        let cert = self.read(fingerprint)?.ok_or_else(|| self.unknown(fingerprint))?;
+        let default = self.default_fingerprint()?.as_ref() == Some(fingerprint);
+        let why = match (default, cert.is_tsk()) {
+            _ if force => None,
+            (true, _) => Some("signs packages (it is the default), and its secret is here"),
+            (false, true) => Some("has its secret here"),
+            (false, false) => None,
+        };
+        if let Some(why) = why {
+            return Err(SignError::WouldLose { fingerprint: fingerprint.clone(), why });
+        }
+        // The default goes first: a killed run leaves a key that is not the default, never a default without a key.
+        let files = default.then(|| self.dir.join(DEFAULT));
+        for path in files.into_iter().chain([self.secret_path(fingerprint), self.public_path(fingerprint)]) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(SignError::Io(error)),
+                _ => {}
+            }
+        }
+        Ok(KeyInfo::of(&cert, default, SystemTime::now()))
     }
 
     /// The armored public key.

@@ -77,8 +77,9 @@ impl<'k> SigningHasher<'k> {
         let failed = |error: &openpgp::anyhow::Error| key.failed("sign", error);
         let digest = self.sha256.clone().into_digest().map_err(|e| failed(&e))?;
         let context = self.wide.unwrap_or(self.sha256);
-        let signature =
-            SignatureBuilder::new(SignatureType::Binary).sign_hash(&mut key.pair(), context).map_err(|e| failed(&e))?;
+        let signature = SignatureBuilder::new(SignatureType::Binary)
+            .sign_hash(&mut key.signer(), context)
+            .map_err(|e| failed(&e))?;
         let write = || -> openpgp::Result<Vec<u8>> {
             let mut writer = armor::Writer::new(Vec::new(), armor::Kind::Signature)?;
             Packet::from(signature).serialize(&mut writer)?;
@@ -127,7 +128,7 @@ pub fn clearsign(key: &SigningKey, text: &str) -> Result<String, SignError> {
         let message = Message::new(out);
         let template = SignatureBuilder::new(SignatureType::Text);
         let mut signer =
-            Signer::with_template(message, key.pair(), template)?.hash_algo(key.hash())?.cleartext().build()?;
+            Signer::with_template(message, key.signer(), template)?.hash_algo(key.hash())?.cleartext().build()?;
         signer.write_all(text.as_bytes())?;
         signer.finalize()?;
         Ok(())

@@ -41,6 +41,16 @@ pub struct GoodSignature {
     pub key_expired: Option<String>,
 }
 
+/// Whose signatures a file needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Signers {
+    /// Of one trusted key.
+    #[default]
+    Any,
+    /// Of every trusted key.
+    All,
+}
+
 impl Keyring {
     /// No key at all.
     pub fn new() -> Self {
@@ -78,12 +88,16 @@ impl Keyring {
         }
     }
 
-    /// Only the certificates named: a pin.
-    #[must_use]
-    pub fn only(&self, fingerprints: &[Fingerprint]) -> Self {
+    /// Only the certificates named: a pin. One that is not here is an error, or a misspelt pin would look like an
+    /// unknown signer.
+    pub fn pinned(&self, fingerprints: &[Fingerprint]) -> Result<Self, SignError> {
+        let known = self.fingerprints();
+        if let Some(missing) = fingerprints.iter().find(|f| !known.contains(f)) {
+            return Err(SignError::PinNotTrusted { fingerprint: missing.clone(), trusted: in_words(&known) });
+        }
         let certs =
             self.certs.iter().filter(|c| fingerprints.contains(&Fingerprint::of(&c.fingerprint()))).cloned().collect();
-        Self { certs }
+        Ok(Self { certs })
     }
 
     /// True when nothing is trusted.
@@ -96,16 +110,47 @@ impl Keyring {
         self.certs.iter().map(|c| Fingerprint::of(&c.fingerprint())).collect()
     }
 
-    /// Checks a detached signature (armored or binary) over `data`. `what` names the data in errors.
+    /// Checks a detached signature (armored or binary) over `data`. `what` names the data in errors. Of several
+    /// signatures one must be good; see [`Self::verify_signers`].
     pub fn verify_detached(
         &self,
         what: &str,
         signature: &[u8],
         data: impl Read + Send + Sync,
     ) -> Result<GoodSignature, SignError> {
+        let mut good = self.verify_signers(what, signature, data, Signers::Any)?;
+        // `verify_signers` gives at least one.
+        Ok(good.swap_remove(0))
+    }
+
+    /// Checks every detached signature in `signature` (armored or binary) over `data` and returns the good ones, at least
+    /// one. One by a stranger counts for nothing. One by a trusted key that does not fit the data fails the whole,
+    /// as it does for gpg: the signatures are then not all of this file.
+    pub fn verify_signers(
+        &self,
+        what: &str,
+        signature: &[u8],
+        data: impl Read + Send + Sync,
+        signers: Signers,
+    ) -> Result<Vec<GoodSignature>, SignError> {
+        let good = self.good_signatures(what, signature, data)?;
+        let signed = |f: &Fingerprint| good.iter().any(|g| g.fingerprint == *f);
+        let missing: Vec<String> = match signers {
+            Signers::Any => Vec::new(),
+            Signers::All => self.fingerprints().iter().filter(|f| !signed(f)).map(ToString::to_string).collect(),
+        };
+        if missing.is_empty() { Ok(good) } else { Err(SignError::SignerMissing { what: what.to_owned(), missing }) }
+    }
+
+    fn good_signatures(
+        &self,
+        what: &str,
+        signature: &[u8],
+        data: impl Read + Send + Sync,
+    ) -> Result<Vec<GoodSignature>, SignError> {
         let policy = StandardPolicy::new();
         let unusable = |reason: String| SignError::NoSignature { what: what.to_owned(), reason };
-        let helper = Helper { keyring: self, what, outcome: None };
+        let helper = Helper { keyring: self, what, good: Vec::new(), worst: None };
         let mut verifier = DetachedVerifierBuilder::from_bytes(signature)
             .and_then(|builder| builder.with_policy(&policy, None, helper))
             .map_err(|e| unusable(chain(&e)))?;
@@ -113,28 +158,32 @@ impl Keyring {
             Ok(io) => SignError::Io(io),
             Err(other) => unusable(chain(&other)),
         })?;
-        verifier.into_helper().outcome.unwrap_or_else(|| Err(unusable("it is empty".to_owned())))
+        verifier.into_helper().outcome().unwrap_or_else(|| Err(unusable("it is empty".to_owned())))
     }
 
     /// Checks a clear-signed text and returns what was signed, without the end of its last line.
     pub fn verify_clearsigned(&self, what: &str, signed: &str) -> Result<(String, GoodSignature), SignError> {
         let policy = StandardPolicy::new();
         let unusable = |reason: String| SignError::NoSignature { what: what.to_owned(), reason };
-        let helper = Helper { keyring: self, what, outcome: None };
+        let helper = Helper { keyring: self, what, good: Vec::new(), worst: None };
         let mut verifier = VerifierBuilder::from_bytes(signed.as_bytes())
             .and_then(|builder| builder.with_policy(&policy, None, helper))
             .map_err(|e| unusable(chain(&e)))?;
         let mut text = String::new();
         verifier.read_to_string(&mut text).map_err(|e| unusable(e.to_string()))?;
-        let good = verifier.into_helper().outcome.unwrap_or_else(|| Err(unusable("it is not signed".to_owned())))?;
-        Ok((text, good))
+        let mut good =
+            verifier.into_helper().outcome().unwrap_or_else(|| Err(unusable("it is not signed".to_owned())))?;
+        // There is at least one.
+        Ok((text, good.swap_remove(0)))
     }
 }
 
 struct Helper<'k> {
     keyring: &'k Keyring,
     what: &'k str,
-    outcome: Option<Result<GoodSignature, SignError>>,
+    good: Vec<GoodSignature>,
+    /// The failure that says most, and how much it says.
+    worst: Option<(u8, SignError)>,
 }
 
 impl VerificationHelper for Helper<'_> {
@@ -143,9 +192,8 @@ impl VerificationHelper for Helper<'_> {
         Ok(self.keyring.certs.iter().filter(named).cloned().collect())
     }
 
-    /// One good signature is enough; without one, the failure that says most is kept.
+    /// Collects; [`Self::outcome`] judges.
     fn check(&mut self, structure: MessageStructure<'_>) -> openpgp::Result<()> {
-        let mut worst: Option<(u8, SignError)> = None;
         for layer in structure {
             let MessageLayer::SignatureGroup { results } = layer else { continue };
             for result in results {
@@ -157,7 +205,7 @@ impl VerificationHelper for Helper<'_> {
                             .with_policy(&policy, None)
                             .ok()
                             .and_then(|valid| valid.primary_key().key_expiration_time());
-                        self.outcome = Some(Ok(GoodSignature {
+                        self.good.push(GoodSignature {
                             fingerprint: Fingerprint::of(&cert.fingerprint()),
                             signing_fingerprint: Fingerprint::of(&good.ka.key().fingerprint()),
                             user_id: cert
@@ -167,30 +215,41 @@ impl VerificationHelper for Helper<'_> {
                                 .unwrap_or_default(),
                             created: created(good.sig),
                             key_expired: expired.filter(|t| *t <= SystemTime::now()).map(day),
-                        }));
-                        return Ok(());
+                        });
                     }
                     Err(error) => {
                         let (rank, error) = self.explain(&error);
-                        if worst.as_ref().is_none_or(|(known, _)| rank > *known) {
-                            worst = Some((rank, error));
+                        if self.worst.as_ref().is_none_or(|(known, _)| rank > *known) {
+                            self.worst = Some((rank, error));
                         }
                     }
                 }
             }
         }
-        self.outcome = worst.map(|(_, error)| Err(error));
         Ok(())
     }
 }
 
+/// What a signature of a trusted key that does not fit says, in [`Helper::explain`].
+const DOES_NOT_FIT: u8 = 4;
+
 impl Helper<'_> {
+    /// The good signatures, unless there is none, or one that does not fit.
+    fn outcome(self) -> Option<Result<Vec<GoodSignature>, SignError>> {
+        match self.worst {
+            Some((DOES_NOT_FIT, error)) => Some(Err(error)),
+            Some((_, error)) if self.good.is_empty() => Some(Err(error)),
+            _ if self.good.is_empty() => None,
+            _ => Some(Ok(self.good)),
+        }
+    }
+
     /// The error in our words, and how much it says: a signature that does not fit outweighs an unknown signer.
     fn explain(&self, error: &VerificationError<'_>) -> (u8, SignError) {
         let what = self.what.to_owned();
         match error {
             VerificationError::BadSignature { ka, .. } => {
-                (4, SignError::BadSignature { what, fingerprint: Fingerprint::of(&ka.cert().fingerprint()) })
+                (DOES_NOT_FIT, SignError::BadSignature { what, fingerprint: Fingerprint::of(&ka.cert().fingerprint()) })
             }
             VerificationError::BadKey { ka, error, .. } => (
                 3,
@@ -204,11 +263,7 @@ impl Helper<'_> {
                 (3, SignError::BadKey { what, fingerprint: Fingerprint::of(&cert.fingerprint()), reason: chain(error) })
             }
             VerificationError::MissingKey { sig } => {
-                let trusted = match self.keyring.fingerprints().as_slice() {
-                    [] => "none is known".to_owned(),
-                    [one] => one.to_string(),
-                    several => format!("{} known", several.len()),
-                };
+                let trusted = in_words(&self.keyring.fingerprints());
                 (2, SignError::UnknownSigner { what, issuer: issuer(sig), trusted })
             }
             VerificationError::MalformedSignature { error, .. } => {
@@ -216,6 +271,14 @@ impl Helper<'_> {
             }
             other => (0, SignError::NoSignature { what, reason: other.to_string() }),
         }
+    }
+}
+
+fn in_words(fingerprints: &[Fingerprint]) -> String {
+    match fingerprints {
+        [] => "none is known".to_owned(),
+        [one] => one.to_string(),
+        several => format!("{} known", several.len()),
     }
 }
 

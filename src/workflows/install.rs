@@ -141,7 +141,7 @@ pub fn install(archive: &Path, prefix: &Path, trust: Trust<'_>, ctx: &Ctx) -> Re
     let record = Record {
         view: encode_path(&prefix.join(layout::VIEW)),
         archive_sha256: package.sha256().to_owned(),
-        signed_by: signature.as_ref().map(|good| good.fingerprint.clone()),
+        signed_by: signature.first().map(|good| good.fingerprint.clone()),
     };
     let outcome = if let Some(tree) = occupied(&place)? {
         keep(&tree, &package, &prefix, &record, ctx)?
@@ -149,7 +149,7 @@ pub fn install(archive: &Path, prefix: &Path, trust: Trust<'_>, ctx: &Ctx) -> Re
         unpack(&package, &prefix, &place, &record, ctx)?;
         Outcome::Installed
     };
-    Ok(Installation { prefix, manifest: package.manifest().clone(), outcome, signature })
+    Ok(Installation { prefix, manifest: package.manifest().clone(), outcome, signature: signature.into_iter().next() })
 }
 
 /// Removes the package at `prefix`; other files there stay, and are named.

@@ -45,7 +45,7 @@ pub struct Verified {
     /// The package; sums and entries are as its manifest says.
     pub package: Package,
     /// Who signed it, when that was asked.
-    pub signer: Option<Fingerprint>,
+    pub signers: Vec<Fingerprint>,
     /// What was found.
     pub findings: Findings,
 }
@@ -75,10 +75,10 @@ pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Resul
         }
         Ok(())
     })?;
-    let signer = good.map(|g| g.fingerprint);
+    let signers = good.into_iter().map(|g| g.fingerprint).collect();
     let mut findings = inspector.finish();
     processor::check(&mut findings, &package.manifest().facts.target);
-    Ok(Verified { package, signer, findings })
+    Ok(Verified { package, signers, findings })
 }
 
 /// The largest file of a foreign archive that is looked at, in bytes: each is held in memory.

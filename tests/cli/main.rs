@@ -447,6 +447,61 @@ fn keys_are_made_listed_exported_and_imported() {
 }
 
 #[test]
+fn a_key_s_secret_is_lost_only_when_that_is_said() {
+    let world = World::new();
+    world.refuses(&["key", "generate", "--expires", "0"], 2, &["--expires 0", "never expires"]);
+    world.refuses(&["key", "generate", "--expires", "60000"], 2, &["60000", "49710"]);
+    world.refuses(&["key", "remove", "89ABCDEF"], 2, &["full key fingerprint"]);
+    let first = world.run(&["key", "generate", "--expires", "30"]).out.trim().to_owned();
+    let second = world.run(&["key", "generate"]).out.trim().to_owned();
+    let list = world.run(&["key", "list"]).out;
+    let line = |fingerprint: &str| list.lines().find(|l| l.contains(fingerprint)).unwrap().to_owned();
+    assert!(line(&first).starts_with(' ') && line(&first).contains("expires 20"), "{list}");
+    assert!(line(&second).starts_with('*') && line(&second).contains("never expires"), "{list}");
+    assert!(line(&second).contains("EdDSA") && line(&second).contains("signs"), "{list}");
+    for fingerprint in [&first, &second] {
+        world.refuses(&["key", "remove", fingerprint], 3, &["--force", "key export --secret", fingerprint]);
+    }
+    let removed = world.run(&["key", "remove", &second, "--force"]);
+    assert!(removed.code == 0 && removed.err.contains(&second), "{}", removed.err);
+    assert!(!world.run(&["key", "list"]).out.contains(&second));
+    world.refuses(&["key", "export", &second], 3, &[&second]);
+    world.refuses(&["key", "export"], 3, &["key generate"]);
+    // A public key has nothing that could be lost.
+    let other = World::new();
+    other.run(&["key", "generate"]);
+    let public = world.write("public.asc", &other.run(&["key", "export"]).out);
+    let imported = world.run(&["key", "import", &public]).out.trim().to_owned();
+    assert_eq!(world.run(&["key", "remove", &imported]).code, 0);
+}
+
+#[test]
+fn a_key_that_does_not_sign_is_said_at_planning() {
+    let world = World::new();
+    let nowhere = ["--image", "localhost:1/x"];
+    let missing = world.path("none.asc");
+    let public = {
+        world.run(&["key", "generate"]);
+        world.write("public.asc", &world.run(&["key", "export"]).out)
+    };
+    fs_err::set_permissions(&public, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for verb in [&["plan"][..], &["build"], &["build", "--dry-run"]] {
+        for (flags, code, says) in [
+            (["--key", &missing], 3, "none.asc"),
+            (["--key", &public], 3, "public half"),
+            (["--key-fd", "99"], 2, "--key-fd 99"),
+            (["--key-agent", "89ABCDEF"], 2, "full key fingerprint"),
+        ] {
+            let args: Vec<&str> = [verb, &flags[..], &nowhere[..]].concat();
+            world.refuses(&args, code, &[says]);
+        }
+        let args: Vec<&str> = [verb, &nowhere[..]].concat();
+        let bad = world.run_env(&args, &[("SLURM_FACTORY_SIGNING_KEY", "bm90IGEga2V5")]);
+        assert!(bad.code == 3 && bad.err.contains("SLURM_FACTORY_SIGNING_KEY holds no OpenPGP key"), "{}", bad.err);
+    }
+}
+
+#[test]
 fn shell_without_a_build_says_so() {
     World::new().refuses(&["shell"], 3, &["slurm-factory build"]);
 }

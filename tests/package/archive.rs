@@ -170,7 +170,7 @@ fn open_takes_only_what_is_whole() {
         let path = made.path();
         let (opened, good) = Package::open(&path, Trust::Skip, &ctx).unwrap();
         assert_eq!((opened.sha256(), opened.manifest()), (made.package.sha256(), made.package.manifest()));
-        assert!(good.is_none());
+        assert!(good.is_empty());
         let bytes = std::fs::read(&path).unwrap();
         let beside = Beside::of(&path);
         // Any change is caught by the sum.
@@ -205,7 +205,7 @@ fn signatures_are_asked_for_as_trust_says() {
     let mut trusted = Keyring::new();
     trusted.add_key(key());
     let (_, good) = Package::open(&path, Trust::Require(&trusted), &ctx).unwrap();
-    assert_eq!(good.unwrap().fingerprint, key().fingerprint());
+    assert_eq!(good[0].fingerprint, key().fingerprint());
 
     let error = Package::open(&path, Trust::Require(&Keyring::new()), &ctx).unwrap_err();
     assert!(matches!(error, PackageError::Sign(SignError::UnknownSigner { .. })), "{error}");
@@ -226,18 +226,51 @@ fn signatures_are_asked_for_as_trust_says() {
 }
 
 #[test]
-fn a_package_is_signed_later_by_another_key() {
+fn a_package_is_signed_by_several() {
+    use slurm_factory::sign::Others;
     let made = make(Compression::GZIP);
     let fresh = slurm_factory::sign::generate("Other", "", None, slurm_factory::sign::Algorithm::Ed25519).unwrap();
     let other = slurm_factory::sign::SigningKey::from_bytes("it", &fresh.secret, None).unwrap();
     let ctx = Ctx::silent();
-    let signed = made.package.sign(&other, &ctx).unwrap();
+    let open = |keys: &[&slurm_factory::sign::SigningKey], all: bool| {
+        let mut trusted = Keyring::new();
+        for key in keys {
+            trusted.add_key(key);
+        }
+        let trust = if all { Trust::RequireAll(&trusted) } else { Trust::Require(&trusted) };
+        Package::open(&made.path(), trust, &ctx).map(|(_, good)| good.len())
+    };
+    let error = open(&[key(), &other], true).unwrap_err();
+    assert!(error.to_string().contains(other.fingerprint().as_str()), "{error}");
+    // Twice by the same key is once.
+    for _ in 0..2 {
+        made.package.sign(&other, Others::Keep, &ctx).unwrap();
+    }
+    assert_eq!(open(&[key(), &other], true).unwrap(), 2);
+    assert_eq!(open(&[key()], false).unwrap(), 1);
+    assert_eq!(open(&[&other], false).unwrap(), 1);
+    // gpg reads them all.
     let gpg = Gpg::new();
     gpg.import(fresh.public.as_bytes());
+    gpg.import(key().public_armored().unwrap().as_bytes());
+    let status = gpg.verify(made.signed.signature(), &made.path());
+    for by in [key(), &other] {
+        assert!(status.contains(&format!("VALIDSIG {}", by.fingerprint())), "{status}");
+    }
+    // One that is of something else spoils the whole, as it does for gpg.
+    let good = std::fs::read(made.signed.signature()).unwrap();
+    let (_, stray) = slurm_factory::sign::sign_reader(key(), &b"something else"[..]).unwrap();
+    let mixed = slurm_factory::sign::join("it", &good, &stray.armored, &key().signing_fingerprint()).unwrap();
+    std::fs::write(made.signed.signature(), mixed).unwrap();
+    let error = open(&[key(), &other], false).unwrap_err();
+    assert!(matches!(error, PackageError::Sign(SignError::BadSignature { .. })), "{error}");
+    let signed = made.package.sign(&other, Others::Replace, &ctx).unwrap();
+    assert_eq!(open(&[&other], true).unwrap(), 1);
+    assert!(open(&[key()], false).is_err());
     let status = gpg.verify(signed.signature(), &made.path());
-    assert!(status.contains(&format!("VALIDSIG {}", other.fingerprint())), "{status}");
+    assert_eq!(status.matches("VALIDSIG").count(), 1, "{status}");
     std::fs::write(made.path(), "something else").unwrap();
-    assert!(matches!(made.package.sign(&other, &ctx), Err(PackageError::Changed { .. })));
+    assert!(matches!(made.package.sign(&other, Others::Keep, &ctx), Err(PackageError::Changed { .. })));
 }
 
 #[test]

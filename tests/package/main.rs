@@ -23,3 +23,4 @@ mod keys;
 mod modules;
 mod relocated;
 mod util;
+mod verifiers;
