@@ -82,7 +82,7 @@ pub fn build(
 ) -> Result<Built, BuildError> {
     // What costs nothing to find out comes first: a wrong name, a host on which nothing can be built.
     resolve::check(settings, flags, cache, lookup, ctx)?;
-    let target = publish::planned(settings, flags, cache, lookup, false, ctx)?;
+    let target = publish::planned(settings, flags, key.as_ref(), lookup, false, ctx)?;
     let sandbox = resolve::sandbox(settings, ctx)?;
     let spacks = resolve::layered(sandbox.clone(), settings, cache, lookup, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
@@ -250,10 +250,11 @@ pub fn plan(
     flags: Flags,
     cache: &Cache,
     lookup: Lookup<'_>,
+    key: Option<&SigningKey>,
     ctx: &Ctx,
 ) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
     resolve::check(settings, flags, cache, lookup, ctx)?;
-    publish::planned(settings, flags, cache, lookup, true, ctx)?;
+    publish::planned(settings, flags, key, lookup, true, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
     Ok((resolved.plan, there))

@@ -76,7 +76,7 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     resolve::check(&settings, flags, &cache, &variable, ctx)?;
     let key = signing_key(&settings, &args.what.key, &cache, ctx)?;
     if args.dry_run {
-        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
+        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, key.as_ref(), ctx)?;
         ctx.reporter.finish();
         print(&describe(&plan, there.as_deref()))?;
         return Ok(ExitCode::SUCCESS);
@@ -98,8 +98,8 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let flags = flags(&args.what, false)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     resolve::check(&settings, flags, &cache, &variable, ctx)?;
-    signing_key(&settings, &args.what.key, &cache, ctx)?;
-    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, ctx)?;
+    let key = signing_key(&settings, &args.what.key, &cache, ctx)?;
+    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, key.as_ref(), ctx)?;
     ctx.reporter.finish();
     if args.json {
         print_json(&plan)?;

@@ -1,6 +1,7 @@
 //! `buildcache`: Spack's binary caches, written and looked at without Spack.
 
 use super::args::Global;
+use super::signer::{KeyArgs, signing_key};
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, Selection, index, keys, prune};
@@ -230,7 +231,10 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
     let store = store(to.as_deref(), cache)?;
-    let key = resolve::signing_key(settings, cache, &variable, ctx)?;
+    let key = match signing_key(settings, &KeyArgs::default(), cache, ctx)? {
+        Some(key) => key,
+        None => resolve::make_key(cache, &variable, ctx)?,
+    };
     let how = work::How { threads: args.threads, force: args.force, dry_run: args.dry_run };
     let pushed = work::push(&*store, &tree, &selection, &key, cache, how, ctx)?;
     ctx.reporter.finish();

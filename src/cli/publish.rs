@@ -1,7 +1,8 @@
 //! `publish`, and the flags by which every verb says where to.
 
 use super::args::Global;
-use super::{print, print_json, settings, variable, verify};
+use super::signer::TrustArgs;
+use super::{print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::publish as store;
 use crate::report::Ctx;
@@ -53,9 +54,9 @@ pub struct PublishArgs {
     /// Where to.
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Public key (or keyring) that must have signed it [default: the cache's keys]
-    #[arg(long, value_name = "FILE")]
-    pub key: Vec<PathBuf>,
+    /// Whose signatures count.
+    #[command(flatten)]
+    pub trust: TrustArgs,
     /// Change nothing; list what would be sent, and how many bytes
     #[arg(long)]
     pub dry_run: bool,
@@ -74,7 +75,7 @@ pub struct PublishArgs {
 pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, args.store.over(Settings::default()))?;
     let to = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
-    let keyring = verify::keyring(global, &args.key, ctx)?;
+    let keyring = args.trust.keyring(global, ctx)?;
     let store = store::open(to, &resolve::s3_options(&settings, &variable), ctx).map_err(PublishError::from)?;
     if !args.dry_run {
         // Before gigabytes are read and hashed.

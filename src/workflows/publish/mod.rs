@@ -14,14 +14,13 @@
 
 pub mod index;
 
-use crate::cache::Cache;
 use crate::config::Settings;
 use crate::package::{Package, PackageError, Trust};
 use crate::plan::Publish;
 use crate::publish::{self, Condition, Keep, Key, Put, Source, Store, StoreError, Written};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError};
-use crate::sign::{Fingerprint, KeyStore, Keyring, SignError};
+use crate::sign::{Fingerprint, Keyring, SignError, SigningKey};
 use fs_err as fs;
 use humansize::{BINARY, format_size};
 use index::{Index, Listed};
@@ -192,7 +191,7 @@ pub struct Target {
 pub fn planned(
     settings: &Settings,
     flags: Flags,
-    cache: &Cache,
+    key: Option<&SigningKey>,
     lookup: Lookup<'_>,
     dry: bool,
     ctx: &Ctx,
@@ -204,10 +203,7 @@ pub fn planned(
     if flags.offline && address.starts_with("s3://") {
         return Err(PublishError::Offline { address: address.to_owned() });
     }
-    if settings.key.is_none() && KeyStore::new(cache).default_fingerprint()?.is_none() {
-        return Err(PublishError::NoKey);
-    }
-    let key = resolve::signing_key(settings, cache, lookup, ctx).map_err(Box::new)?;
+    let key = key.ok_or(PublishError::NoKey)?;
     let store = publish::open(address, &resolve::s3_options(settings, lookup), ctx)?;
     if dry {
         index::read(store.as_ref(), ctx)?;
@@ -231,7 +227,7 @@ pub fn look(path: &Path, keyring: &Keyring, store: &dyn Store, ctx: &Ctx) -> Res
     }
     let (package, good) = Package::open(path, Trust::Require(keyring), ctx)?;
     let not_signed = || PackageError::NotSigned { path: path.to_owned(), signature: package.beside().signature };
-    let signer = good.ok_or_else(not_signed)?.fingerprint;
+    let signer = good.into_iter().next().ok_or_else(not_signed)?.fingerprint;
     plan(&package, &signer, store, ctx)
 }
 
