@@ -149,6 +149,9 @@ pub struct BuildArgs {
     /// Build the package again even if it is there; dependencies are still reused
     #[arg(long)]
     pub no_cache: bool,
+    /// Say at the end how to load it in a hierarchy of compilers and MPIs; every package has these modules too
+    #[arg(long)]
+    pub enable_hierarchy: bool,
 }
 
 /// `plan`
@@ -424,6 +427,9 @@ pub struct InstallArgs {
     /// Remove what was installed there
     #[arg(long, conflicts_with = "package")]
     pub remove: bool,
+    /// Print how to load it in a hierarchy of compilers and MPIs (Core/Compiler/MPI)
+    #[arg(long, conflicts_with = "remove")]
+    pub enable_hierarchy: bool,
 }
 
 /// `key`

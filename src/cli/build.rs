@@ -4,6 +4,7 @@ use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
 use super::signer::signing_key;
 use super::{exit, features, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
+use crate::package::{layout, modulefile};
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
@@ -87,6 +88,10 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     ctx.note(format!(
         "runs where glibc is {glibc} or newer; install with `slurm-factory install` or unpack it anywhere"
     ));
+    if args.enable_hierarchy {
+        let load = modulefile::load_in_hierarchy(&built.package.manifest().facts);
+        ctx.note(format!("in a hierarchy: `module use FOLDER/{}/Core`, `{load}`", layout::HIERARCHY));
+    }
     ctx.reporter.finish();
     print(&format!("{}\n", built.package.path().display()))?;
     Ok(ExitCode::SUCCESS)

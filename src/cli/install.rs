@@ -2,7 +2,7 @@
 
 use super::args::{Global, InstallArgs};
 use super::{exit, print};
-use crate::package::Trust;
+use crate::package::{Trust, layout, modulefile};
 use crate::report::Ctx;
 use crate::workflows::{install, processor};
 use anyhow::Result;
@@ -34,10 +34,15 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         ctx.warn(format!("made for {target}: this machine's processor is older and does not run it"));
     }
     ctx.reporter.finish();
-    print(&format!(
-        "{}\nmodule use {}\nmodule load slurm\n",
-        installed.prefix.display(),
-        installed.prefix.join("modules").display()
-    ))?;
+    let core = installed.prefix.join(layout::HIERARCHY).join("Core");
+    let (modules, load) = if !args.enable_hierarchy {
+        (installed.modules(), format!("module load {}", layout::MODULE_NAME))
+    } else if core.is_dir() {
+        (core, modulefile::load_in_hierarchy(&installed.manifest.facts))
+    } else {
+        ctx.warn("this package was made before packages had modules for a hierarchy");
+        (installed.modules(), format!("module load {}", layout::MODULE_NAME))
+    };
+    print(&format!("{}\nmodule use {}\n{load}\n", installed.prefix.display(), modules.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -70,6 +70,12 @@ pub fn files(name: &PackageName, facts: &Facts) -> Result<Vec<(PathBuf, String)>
     Ok(files)
 }
 
+/// What users of the hierarchy type, once its `Core` is in `MODULEPATH`.
+pub fn load_in_hierarchy(facts: &Facts) -> String {
+    let (gcc, slurm) = (part(&facts.compiler.release), part(&facts.slurm.requested));
+    format!("module load gcc/{gcc} {}/{slurm}", layout::MODULE_NAME)
+}
+
 /// The modulefile of a package, for Lmod.
 pub fn render(name: &PackageName, facts: &Facts) -> Result<String, PackageError> {
     slurm_module(&environment()?, "lua", name, facts, &name.modulefile())

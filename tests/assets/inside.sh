@@ -203,6 +203,7 @@ mv /etc/systemd/system/slurmd.service.new /etc/systemd/system/slurmd.service
 systemctl daemon-reload
 systemctl restart slurmctld slurmd
 job_runs
+run "$two" --full-init
 unchanged_by "$two" --full-init
 step "a newer package replaces what nobody changed, and its daemons run"
 

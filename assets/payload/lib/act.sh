@@ -182,6 +182,8 @@ put_file() {
     old=$(sum_of <"$at")
     if [[ $old == "$new" ]]; then
         as_it_is
+        # Ours again, when somebody moved the .new in its place.
+        [[ -z ${recorded[$path]:-} ]] || remember file "$new" "$path"
     elif [[ $kind == own && ${recorded[$path]:-} == file$'\t'$old ]]; then
         # Ours, untouched, of another package.
         did replaced "$path"

@@ -117,7 +117,7 @@ find_facts() {
     values=(
         [CLUSTER]=${cluster:-cluster} [CONTROLLER]=$controller [VIEW]=$view [PACKAGE]=$package [SLURM_UID]=$slurm_uid
         [DB_HOST]=${db_host:-localhost} [DB_CLIENT]=localhost [DB_NAME]=$(conf_value /etc/slurm/slurmdbd.conf StorageLoc) [DB_USER]=$(conf_value /etc/slurm/slurmdbd.conf StorageUser)
-        [DB_BUFFER_MB]=$(buffer_size) [NODE]='' [CGROUP_OFF]=disabled [DB_PASSWORD]=''
+        [DB_BUFFER_MB]=$(buffer_size) [NODE]='' [CGROUP_OFF]=disabled [DB_PASSWORD]='' [REST_OPENAPI]=''
     )
     values[DB_NAME]=${values[DB_NAME]:-slurm_acct_db}
     values[DB_USER]=${values[DB_USER]:-slurm}
@@ -137,6 +137,8 @@ find_facts() {
     feature jwt has_plugin auth_jwt
     feature restd test -x "$root$view/sbin/slurmrestd"
     feature accounting is "$accounting" yes
+    # Without slurmdbd its part of the API is an error at the start.
+    if [[ $accounting != yes ]] && has_plugin openapi_slurmctld; then values[REST_OPENAPI]=' -s slurmctld'; fi
     feature nvml has_plugin gpu_nvml
     feature rsmi has_plugin gpu_rsmi
     feature gpu test "${features[nvml]}${features[rsmi]}" != nono
