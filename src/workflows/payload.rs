@@ -162,7 +162,7 @@ mod tests {
             .into_iter()
             .map(|content| match content {
                 Content::Bytes { name, executable, .. } => (name.to_string_lossy().into_owned(), executable),
-                other => panic!("{other:?}"),
+                tree @ Content::Tree { .. } => panic!("{tree:?}"),
             })
             .collect();
         for (name, executable) in [

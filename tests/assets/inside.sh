@@ -243,7 +243,7 @@ wipe() {
     userdel slurm
     userdel munge
     userdel slurmrestd
-    rm -rf /etc/munge /etc/slurm /var/spool/slurm* /var/log/slurm /var/log/munge /var/lib/munge /run/munge /run/slurm*
+    rm -rf /etc/munge /etc/slurm /etc/default/slurm /var/spool/slurm* /var/log/slurm /var/log/munge /var/lib/munge /run/munge /run/slurm*
 }
 wipe
 
@@ -309,7 +309,16 @@ for ((turn = 0; turn < 60; turn++)); do
 done
 sacct --noheader --parsable2 --jobs="$id" --format=jobid,user,account,state,exitcode
 [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]] || fail "sacct: $(sacct --jobs="$id")"
-# What slurmdbd says of a database that is not set as it asks.
+# What slurmdbd says of a database that is not set as it asks. (Before the guide restarts MariaDB it did.)
+grep -q 'recommended values' /var/log/slurm/slurmdbd.log || fail "slurmdbd had no complaint about MariaDB's own settings: does the next check see any?"
+: >/var/log/slurm/slurmdbd.log
+systemctl restart slurmdbd
+for ((turn = 0; turn < 60; turn++)); do
+    if grep -q 'slurmdbd version .* started' /var/log/slurm/slurmdbd.log; then break; fi
+    sleep 0.5
+done
+grep -q 'slurmdbd version .* started' /var/log/slurm/slurmdbd.log || fail "slurmdbd was not restarted"
+systemctl --quiet is-active slurmdbd || fail "slurmdbd does not run"
 if grep -i -e 'not recommended' -e 'recommended values' -e ' error: ' /var/log/slurm/slurmdbd.log; then fail "slurmdbd complains"; fi
 step "the guide's blocks ran; slurmdbd, MariaDB, sacctmgr; sacct shows the job; slurmdbd has no complaint"
 

@@ -57,7 +57,7 @@ fi
 rm -rf "$rootfs"
 mkdir "$rootfs"
 tar -xf "$work/base.tar" -C "$rootfs"
-rm -f "$rootfs"/etc/hostname "$rootfs"/var/lib/mysql/ib_logfile*
+
 echo node1 >"$rootfs/etc/hostname"
 printf '127.0.0.1 localhost\n10.11.12.1 node1\n' >"$rootfs/etc/hosts"
 # What would reach for the host below.
