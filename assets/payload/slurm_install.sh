@@ -123,13 +123,18 @@ if [[ $uninstall == yes ]]; then
     exit 0
 fi
 
-find_package
-find_facts
 if [[ $print_sql == yes ]]; then
     [[ -z $mode && $start == no ]] || usage_error "--print-sql goes alone"
+    # SQL alone goes to standard output.
+    {
+        find_package
+        find_facts
+    } >&2
     print_sql
     exit 0
 fi
+find_package
+find_facts
 if [[ -n $mode ]]; then
     need_password
     need_key

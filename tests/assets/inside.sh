@@ -331,7 +331,9 @@ strace -f -s 4096 -e trace=execve -o /tmp/trace "$one" --full-init --accounting 
 says '^made *database slurm_acct_db'
 if grep -F "$password" /tmp/trace /tmp/out; then fail "the password was on a command line or printed"; fi
 grep -c execve /tmp/trace >/dev/null || fail "strace saw nothing"
-"$one" --print-sql | grep -q -F "IDENTIFIED BY '$password'" || fail "--print-sql"
+mariadb -e "DROP USER 'slurm'@'localhost'"
+"$one" --print-sql 2>/dev/null | mariadb || fail "the database does not take what --print-sql prints"
+unchanged_by "$one" --full-init --accounting --init-database
 printf 'a new-One.1\n' >/tmp/password
 refused 1 'has signs' "$one" --full-init --db-password-file /tmp/password
 # Uninstalled and set up again, with a password from a file: the accounts are still there.

@@ -219,7 +219,7 @@ write_file() {
     mv -- "$beside" "$root$path"
 }
 
-# put_key PATH USER GROUP MODE, the content on standard input; one that is there is never touched
+# put_key PATH USER GROUP MODE SOURCE BYTES: so many bytes at the most; one that is there is never touched
 put_key() {
     local path=$1 at=$root$1 beside owner
     if [[ -e $at || -L $at ]]; then
@@ -230,10 +230,10 @@ put_key() {
     [[ $dry == no ]] || return 0
     owner=$(owner_of "$2" "$3")
     beside=$root${path%/*}/.${path##*/}.$$
-    (umask 077 && cat >"$beside")
+    (umask 077 && head -c "$6" -- "$5" >"$beside")
     [[ -s $beside ]] || {
         rm -f -- "$beside"
-        die "no key could be made for $path" "look whether /dev/urandom is there"
+        die "no key could be made for $path" "look whether $5 can be read"
     }
     chown "$owner" "$beside"
     chmod "$4" "$beside"

@@ -83,13 +83,13 @@ need_key() {
 
 make_keys() {
     if [[ -n $munge_key ]]; then
-        put_key $key munge munge 0400 <"$munge_key"
+        put_key $key munge munge 0400 "$munge_key" 1048576
     else
         # 1024 bits, as mungekey takes.
-        put_key $key munge munge 0400 < <(head -c 128 /dev/urandom)
+        put_key $key munge munge 0400 /dev/urandom 128
     fi
     if [[ ${features[ctld]} == yes && ${features[jwt]} == yes ]]; then
-        put_key /etc/slurm/jwt_hs256.key slurm slurm 0600 < <(head -c 32 /dev/urandom)
+        put_key /etc/slurm/jwt_hs256.key slurm slurm 0600 /dev/urandom 32
     fi
 }
 
