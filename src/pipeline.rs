@@ -22,7 +22,7 @@ use crate::rootfs::{self, PrepareError, Rootfs};
 use crate::sign::{Keyring, SigningKey};
 use crate::spack::{self, External, Installed, SpackError};
 use crate::workflows::publish::{self, PublishError};
-use crate::workflows::{finished, payload, verify};
+use crate::workflows::{buildcache, finished, payload, verify};
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -100,7 +100,7 @@ pub fn build(
         ctx.note(format!("limit: {limit}"));
     }
     let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
-    let installed = install(&resolved, &rootfs, cache, &spacks, ctx)?;
+    let installed = install(&resolved, &rootfs, cache, &spacks, &key, ctx)?;
     let staging = cache.staging(&resolved.build_dir.join("staged"))?;
     let (relocated, findings) = relocated(&resolved, &installed, staging.path(), ctx)?;
     let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: rootfs.meta().gcc.clone() };
@@ -153,6 +153,7 @@ fn install(
     rootfs: &Rootfs,
     cache: &Cache,
     sandbox: &crate::sandbox::Sandbox,
+    key: &SigningKey,
     ctx: &Ctx,
 ) -> Result<Installed, BuildError> {
     let externals = External::found(&resolved.probes, &rootfs.meta().versions);
@@ -166,8 +167,11 @@ fn install(
         host: &resolved.host,
         cache,
         sandbox,
+        binaries: &|missing| buildcache::binaries(cache, key, &resolved.plan.execution.binary_mirrors, missing, ctx),
     };
-    Ok(session.install(ctx)?)
+    let installed = session.install(ctx)?;
+    buildcache::keep(&installed, key, cache, ctx)?;
+    Ok(installed)
 }
 
 /// A copy of the view that runs from any folder, looked at before anything is packed.

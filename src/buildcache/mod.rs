@@ -25,6 +25,7 @@
 
 pub mod check;
 mod classify;
+mod excerpt;
 pub mod index;
 pub mod keys;
 pub mod manifest;
@@ -35,6 +36,7 @@ pub mod spec;
 mod tarball;
 mod tree;
 
+pub use excerpt::excerpt;
 pub use index::Entry;
 pub use push::{Done, Pushed, Request, Undone, push};
 pub use tree::{InTree, Selection, Tree};

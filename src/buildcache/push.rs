@@ -156,8 +156,8 @@ fn state(
 ) -> Result<State, BuildcacheError> {
     let Some(at) = at else { return Ok(State::Absent) };
     match read::signed(store, keyring, at, ctx)? {
-        Ok((manifest, _)) => {
-            for blob in &manifest.data {
+        Ok(signed) => {
+            for blob in &signed.manifest.data {
                 if blobs.get(blob.key()?.as_str()) != Some(&blob.content_length) {
                     return Ok(State::Absent);
                 }

@@ -22,6 +22,9 @@ pub(super) struct Found {
     pub signer: GoodSignature,
     pub spec: Spec,
     pub tarball: Blob,
+    pub spec_blob: Blob,
+    /// The manifest as it lies there.
+    pub signed: String,
 }
 
 /// How `bytes` differ from what a manifest says of them.
@@ -37,12 +40,20 @@ fn differs_by(blob: &Blob, size: u64, sha256: &str) -> Option<String> {
 }
 
 /// A signed manifest whose signature is good, and which Spack would read as what was signed.
+pub(super) struct Signed {
+    pub manifest: Manifest,
+    pub signer: GoodSignature,
+    /// As it lies there.
+    pub text: String,
+}
+
+/// Reads a manifest and its signature.
 pub(super) fn signed(
     store: &dyn Store,
     keyring: &Keyring,
     at: &Key,
     ctx: &Ctx,
-) -> Result<Result<(Manifest, GoodSignature), Fault>, BuildcacheError> {
+) -> Result<Result<Signed, Fault>, BuildcacheError> {
     let fault = |kind, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
     let Some((bytes, _)) = store.read(at, manifest::LIMIT, ctx)? else {
         return fault(Kind::MissingManifest, "it is not there".into());
@@ -66,7 +77,7 @@ pub(super) fn signed(
     };
     let same = Manifest::parse(&said).and_then(|signed| Ok((Manifest::parse(seen)? == signed, signed)));
     match same {
-        Ok((true, manifest)) => Ok(Ok((manifest, signer))),
+        Ok((true, manifest)) => Ok(Ok(Signed { manifest, signer, text })),
         Ok((false, _)) => fault(Kind::BadManifest, "what Spack would read is not what was signed".into()),
         Err(reason) => fault(Kind::BadManifest, reason),
     }
@@ -82,7 +93,7 @@ pub(super) fn package(
 ) -> Result<Result<Found, Fault>, BuildcacheError> {
     ctx.check()?;
     let fault = |kind, at: &Key, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
-    let (manifest, signer) = match signed(store, keyring, at, ctx)? {
+    let Signed { manifest, signer, text: signed } = match signed(store, keyring, at, ctx)? {
         Ok(good) => good,
         Err(f) => return Ok(Err(f)),
     };
@@ -118,7 +129,7 @@ pub(super) fn package(
             ),
         );
     }
-    Ok(Ok(Found { signer, spec, tarball }))
+    Ok(Ok(Found { signer, spec, tarball, spec_blob, signed }))
 }
 
 /// Reads the tarball once: digest and size, and what is in it.

@@ -4,7 +4,7 @@
 //! trust and no key server. Sequoia's standard policy decides what is too weak (SHA-1 among others), at the
 //! time of the signature, so that a package stays good after its key has expired.
 
-use super::key::{SigningKey, chain, io_error, parse_certs};
+use super::key::{SigningKey, armored_public, chain, io_error, parse_certs};
 use super::{Fingerprint, SignError, day};
 use fs_err as fs;
 use sequoia_openpgp as openpgp;
@@ -108,6 +108,11 @@ impl Keyring {
     /// The certificates' fingerprints.
     pub fn fingerprints(&self) -> Vec<Fingerprint> {
         self.certs.iter().map(|c| Fingerprint::of(&c.fingerprint())).collect()
+    }
+
+    /// All certificates, armored one after the other, as `gpg --import` takes them.
+    pub fn armored(&self) -> Result<String, SignError> {
+        self.certs.iter().map(armored_public).collect()
     }
 
     /// Checks a detached signature (armored or binary) over `data`. `what` names the data in errors. Of several

@@ -26,7 +26,7 @@ pub use log::Failure;
 pub use render::External;
 pub use source::SourceError;
 
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, Staging};
 use crate::fsutil;
 use crate::plan::{BuildPlan, HostAccess, inside};
 use crate::report::{Ctx, Event, Interrupted, Stage};
@@ -167,6 +167,19 @@ pub struct Session<'a> {
     pub cache: &'a Cache,
     /// The sandbox.
     pub sandbox: &'a Sandbox,
+    /// Asked once it is known what is missing: which of it can be installed and need not be built.
+    pub binaries: &'a dyn Fn(&[&LockedPackage]) -> Result<Binaries, Interrupted>,
+}
+
+/// Packages that Spack may install from a binary cache. Everything in the cache was checked: nothing else is in it.
+#[derive(Debug, Default)]
+pub struct Binaries {
+    /// The cache's folder on the host, seen read-only inside and deleted afterwards. `None` when there is nothing to take.
+    pub dir: Option<Staging>,
+    /// Hashes of its packages.
+    pub hashes: HashSet<String>,
+    /// Armored public keys of all whom the user trusts; nothing else is trusted inside.
+    pub keys: String,
 }
 
 /// A finished install tree with its view: what Spack left. Made by [`Session::install`] alone.
@@ -240,10 +253,11 @@ impl Session<'_> {
         if self.plan.execution.network != crate::plan::Network::Host {
             build.network = Network::None;
         }
-        // From a binary mirror a package needs no sources. Else all are fetched before anything is built, and then only read: a
-        // recipe cannot put something into the cache that another build takes for an archive.
-        let fetches = self.plan.execution.binary_mirrors.is_empty();
-        if fetches {
+        // What a mirror in the network has is Spack's to find out, so sources are fetched as they are needed. Else all are fetched
+        // before anything is built, and then only read: a recipe cannot put something into the cache that another build takes
+        // for an archive.
+        let from_network = self.plan.execution.binary_mirrors.iter().any(|m| m.contains("://"));
+        if !from_network {
             let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
             cached.for_each(|mount| mount.access = Access::ReadOnly);
         }
@@ -262,10 +276,30 @@ impl Session<'_> {
             lock::parse(&lock_text).map_err(|source| SpackError::Lock { path: lock_file.clone(), source })?;
 
         let count = packages.iter().filter(|p| !p.external).count();
-        // What cannot be had is said before anything is compiled.
-        if fetches && missing(&slot, &packages)?.iter().any(|p| p.root) {
+        let absent = missing(&slot, &packages)?;
+        let binaries = if absent.is_empty() { Binaries::default() } else { (self.binaries)(&absent)? };
+        if let Some(dir) = &binaries.dir {
+            build = build.mount(dir.path(), format!("{}/0", inside::BINARIES), Access::ReadOnly);
+            let text = render::mirrors_with_binaries(self.plan)?;
+            let scope = on_host(&slot, &render::scope_dir(self.plan));
+            fsutil::write_atomic(&scope.join(render::MIRRORS), text.as_bytes(), 0o644)?;
+            ctx.note(format!("{} of {} packages are taken from binary caches", binaries.hashes.len(), absent.len()));
+        }
+        if binaries.dir.is_some() || (from_network && !absent.is_empty()) {
+            self.trust(&spec, &slot, &binaries.keys, ctx)?;
+        }
+        // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
+        let to_build: Vec<&&LockedPackage> = absent.iter().filter(|p| !binaries.hashes.contains(&p.hash)).collect();
+        if !from_network && absent.iter().any(|p| p.root) && !to_build.is_empty() {
             let timer = ctx.stage(Stage::Fetch, "source archives");
-            self.spack(&spec, &slot, Stage::Fetch, &["fetch", "--missing"], ctx)?;
+            let hashes: Vec<String> = to_build.iter().map(|p| format!("/{}", p.hash)).collect();
+            let mut args = vec!["fetch"];
+            if binaries.hashes.is_empty() {
+                args.push("--missing");
+            } else {
+                args.extend(hashes.iter().map(String::as_str));
+            }
+            self.spack(&spec, &slot, Stage::Fetch, &args, ctx)?;
             timer.done("all source archives are there");
         }
 
@@ -319,12 +353,8 @@ impl Session<'_> {
         for (index, repo) in execution.repos.iter().enumerate() {
             spec = spec.mount(&repo.path, render::overlay_repo_dir(index, &repo.namespace), Access::ReadOnly);
         }
-        for (mirrors, below) in
-            [(&execution.source_mirrors, inside::MIRRORS), (&execution.binary_mirrors, inside::BINARIES)]
-        {
-            for (index, mirror) in mirrors.iter().enumerate().filter(|(_, m)| !m.contains("://")) {
-                spec = spec.mount(mirror, format!("{below}/{index}"), Access::ReadOnly);
-            }
+        for (index, mirror) in execution.source_mirrors.iter().enumerate().filter(|(_, m)| !m.contains("://")) {
+            spec = spec.mount(mirror, format!("{}/{index}", inside::MIRRORS), Access::ReadOnly);
         }
         let variables = [
             ("HOME", inside::HOME.to_owned()),
@@ -369,6 +399,21 @@ impl Session<'_> {
         let environment = on_host(slot, &render::environment_dir(self.plan));
         fsutil::write_atomic(&environment.join("spack.yaml"), rendered.spack_yaml.as_bytes(), 0o644)?;
         Ok(environment)
+    }
+
+    /// Puts the keys into the keyring that Spack's gpg uses.
+    fn trust(&self, spec: &Spec, slot: &Path, keys: &str, ctx: &Ctx) -> Result<(), SpackError> {
+        let inside = format!("{}/trusted.asc", render::scope_dir(self.plan));
+        fsutil::write_atomic(&on_host(slot, &inside), keys.as_bytes(), 0o644)?;
+        let argv = ["gpg", "--homedir", inside::GNUPG, "--batch", "--import", &inside].map(OsString::from);
+        let mut said = Vec::new();
+        let mut take = |line: &str| said.push(line.to_owned());
+        let exit = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
+        if !exit.success() {
+            let error = format!("gpg cannot import the trusted keys into `{}`: {}", on_host(slot, inside::GNUPG).display(), said.join("; "));
+            return Err(io::Error::other(error).into());
+        }
+        Ok(())
     }
 
     /// Keeps the sandbox for `slurm-factory shell`, which begins in the environment's folder and has a `spack` that means

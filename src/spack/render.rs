@@ -78,7 +78,7 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
         ("config.yaml", config(plan)),
         ("packages.yaml", packages(plan, gcc, externals)),
         ("repos.yaml", repos(plan)),
-        ("mirrors.yaml", mirrors(plan)),
+        (MIRRORS, mirrors(plan, false)),
         ("bootstrap.yaml", bootstrap()),
         ("concretizer.yaml", concretizer()),
     ];
@@ -87,6 +87,14 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
         scope.insert(name.to_owned(), to_yaml(name, &value)?);
     }
     Ok(Rendered { spack_yaml: to_yaml("spack.yaml", &environment(plan))?, scope })
+}
+
+/// The file of mirrors.
+pub const MIRRORS: &str = "mirrors.yaml";
+
+/// The file of mirrors once binaries were checked: they are mounted as the first of [`inside::BINARIES`].
+pub fn mirrors_with_binaries(plan: &BuildPlan) -> Result<String, RenderError> {
+    to_yaml(MIRRORS, &mirrors(plan, true))
 }
 
 fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
@@ -179,21 +187,21 @@ pub fn overlay_repo_dir(index: usize, namespace: &str) -> String {
     format!("{}/{index}/spack_repo/{namespace}", inside::OVERLAYS)
 }
 
-fn mirrors(plan: &BuildPlan) -> Value {
+/// Folders of binaries are not named: what is taken from them was checked, and lies in one place when there is any.
+fn mirrors(plan: &BuildPlan, binaries: bool) -> Value {
     let mut mirrors = Map::new();
     for (index, mirror) in plan.execution.source_mirrors.iter().enumerate() {
-        let url = mirror_url(mirror, inside::MIRRORS, index);
+        let url = if mirror.contains("://") { mirror.clone() } else { format!("file://{}/{index}", inside::MIRRORS) };
         mirrors.insert(format!("source-{index}"), json!({"url": url, "source": true, "binary": false}));
     }
-    for (index, mirror) in plan.execution.binary_mirrors.iter().enumerate() {
-        let url = mirror_url(mirror, inside::BINARIES, index);
-        mirrors.insert(format!("binary-{index}"), json!({"url": url, "source": false, "binary": true, "signed": true}));
+    let binary = |url: &str| json!({"url": url, "source": false, "binary": true, "signed": true});
+    if binaries {
+        mirrors.insert("checked".into(), binary(&format!("file://{}/0", inside::BINARIES)));
+    }
+    for (index, url) in plan.execution.binary_mirrors.iter().enumerate().filter(|(_, m)| m.contains("://")) {
+        mirrors.insert(format!("binary-{index}"), binary(url));
     }
     json!({"mirrors:": mirrors})
-}
-
-fn mirror_url(mirror: &str, mounted_below: &str, index: usize) -> String {
-    if mirror.contains("://") { mirror.to_owned() } else { format!("file://{mounted_below}/{index}") }
 }
 
 fn bootstrap() -> Value {

@@ -1,14 +1,16 @@
 //! What the `buildcache` verbs and the build share: which install tree is meant, and pushing of it.
 
+use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, BuildcacheError, Pushed, Selection, Tree};
 use crate::cache::Cache;
 use crate::plan::inside;
-use crate::publish::Store;
-use crate::report::{Ctx, Stage};
+use crate::publish::{FolderStore, Store};
+use crate::report::{Ctx, Interrupted, Stage};
 use crate::sandbox::Spec;
 use crate::sign::{KeyStore, Keyring, SignError, SigningKey};
-use crate::spack::LAST_BUILD;
+use crate::spack::{Binaries, Installed, LAST_BUILD, LockedPackage};
 use fs_err as fs;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The cache's own binary cache, which every build fills and later ones take from.
@@ -105,6 +107,83 @@ pub fn push(
     };
     if pushed.pushed.is_empty() { timer.cached(detail) } else { timer.done(detail) }
     Ok(pushed)
+}
+
+/// Keeps what a build installed for later builds, also in other build folders: what is new goes into the cache's own binary
+/// cache, with what was needed only to build. That this fails does not make the build fail.
+pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<(), Interrupted> {
+    let result = Tree::open(&installed.slot().join("store")).map_err(PushError::from).and_then(|tree| {
+        let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
+        let roots = installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
+        let selection = Selection { roots, build_dependencies: true, ..Selection::default() };
+        push(&FolderStore::new(&own_dir(cache)), &tree, &selection, key, cache, How::default(), ctx)
+    });
+    ctx.check()?;
+    if let Err(e) = result {
+        ctx.warn(format!("the packages are not kept for later builds in other folders: {e}"));
+    }
+    Ok(())
+}
+
+/// What of the missing packages need not be built: the cache's own binary cache is asked first, then the folders that the site
+/// names. Each package is followed from its hash to the bytes of its tarball, and what is good is laid out as a cache of its
+/// own, which is all that Spack gets to see of them. What is not good is told, and built.
+pub fn binaries(
+    cache: &Cache,
+    key: &SigningKey,
+    mirrors: &[String],
+    missing: &[&LockedPackage],
+    ctx: &Ctx,
+) -> Result<Binaries, Interrupted> {
+    let result = offered(cache, key, mirrors, missing, ctx);
+    ctx.check()?;
+    Ok(result.unwrap_or_else(|e| {
+        ctx.warn(format!("binary caches are not used, and everything is built: {e}"));
+        Binaries::default()
+    }))
+}
+
+fn offered(
+    cache: &Cache,
+    key: &SigningKey,
+    mirrors: &[String],
+    missing: &[&LockedPackage],
+    ctx: &Ctx,
+) -> Result<Binaries, PushError> {
+    let keyring = keyring(cache, key).map_err(BuildcacheError::from)?;
+    let keys = keyring.armored().map_err(BuildcacheError::from)?;
+    let mut binaries = Binaries { keys, ..Binaries::default() };
+    let mut wanted: BTreeSet<String> = missing.iter().map(|p| p.hash.clone()).collect();
+    let folders = mirrors.iter().filter(|m| !m.contains("://")).map(PathBuf::from);
+    for folder in [own_dir(cache)].into_iter().chain(folders) {
+        if wanted.is_empty() || !folder.is_dir() {
+            continue;
+        }
+        let store = FolderStore::new(&folder);
+        let ask = Ask { only: Some(wanted.clone()), without_tarballs: false };
+        let report = match check::check(&store, &keyring, &ask, ctx) {
+            Ok(report) => report,
+            Err(e) => {
+                ctx.check().map_err(BuildcacheError::from)?;
+                ctx.warn(format!("the binary cache `{}` is not used: {e}", folder.display()));
+                continue;
+            }
+        };
+        for fault in &report.faults {
+            ctx.warn(format!("not taken from the binary cache `{}`: {}: {}", folder.display(), fault.key, fault.detail));
+        }
+        if report.good.is_empty() {
+            continue;
+        }
+        let to = match &mut binaries.dir {
+            Some(to) => to,
+            none => none.insert(cache.staging(&cache.dir("tmp"))?),
+        };
+        buildcache::excerpt(&store, &keyring, &report.good, to.path(), ctx)?;
+        wanted.retain(|hash| !report.good.contains(hash));
+        binaries.hashes.extend(report.good);
+    }
+    Ok(binaries)
 }
 
 /// Why a push did not end well.

@@ -67,7 +67,7 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
     let alone: Lock = cache.try_lock(IN_USE)?.ok_or(CleanError::InUse)?;
     let mut cleaned = Cleaned::default();
     if !scope.dry_run {
-        for part in ["rootfs", "spack", "builds", "blobs", "images"] {
+        for part in ["rootfs", "spack", "builds", "blobs", "images", "tmp"] {
             cache.sweep(&cache.dir(part))?;
         }
         for part in ["staged", crate::resolve::LAYERS] {

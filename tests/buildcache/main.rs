@@ -1,1 +1,275 @@
-fn main(){}
+//! Binary caches of Spack packages. What needs no Spack always runs: gpg verifies the manifests, Python reads the tarballs, and
+//! every fault is made and must be named. With real Spack (`SLURM_FACTORY_TEST_SPACK`), `spack.sh` has stock Spack install from
+//! what was pushed; without it that is said loudly.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod support;
+
+use slurm_factory::buildcache::check::{self, Ask, Kind};
+use slurm_factory::buildcache::{Selection, index, prune};
+use slurm_factory::publish::{FolderStore, Store};
+use slurm_factory::report::Ctx;
+use slurm_factory::sign::Keyring;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+use support::World;
+
+fn kinds(world: &World, cache: &Path, keyring: &Keyring) -> Vec<Kind> {
+    let report = check::check(&FolderStore::new(cache), keyring, &Ask::default(), &Ctx::silent()).unwrap();
+    assert_eq!(report.good.len() + report.faults.len() >= report.packages, true, "{report:?}");
+    let _ = world;
+    report.faults.iter().map(|f| f.kind).collect()
+}
+
+/// Every object but the index's and the lock, with its bytes.
+fn objects(cache: &Path) -> BTreeMap<String, Vec<u8>> {
+    walkdir::WalkDir::new(cache)
+        .into_iter()
+        .map(Result::unwrap)
+        .filter(|e| e.file_type().is_file() && e.file_name() != ".publish.lock")
+        .map(|e| (e.path().strip_prefix(cache).unwrap().display().to_string(), fs::read(e.path()).unwrap()))
+        .collect()
+}
+
+#[test]
+fn gpg_and_python_read_what_is_pushed() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    let pushed = world.push(&cache, &Selection::default());
+    assert_eq!(pushed.pushed.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["app", "lib"], "no build dependency");
+    let home = world.dir.path().join("gnupg");
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let public = world.dir.path().join("key.asc");
+    fs::write(&public, world.key.public_armored().unwrap()).unwrap();
+    let gpg = |args: &[&str]| {
+        let output = Command::new("gpg").arg("--homedir").arg(&home).arg("--batch").args(args).output();
+        let output = output.expect("gpg is needed (package gnupg)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    gpg(&["--import", public.to_str().unwrap()]);
+    let manifests: Vec<_> =
+        objects(&cache).into_keys().filter(|k| k.starts_with("v3/manifests/spec/")).collect();
+    assert_eq!(manifests.len(), 2);
+    for manifest in &manifests {
+        gpg(&["--verify", cache.join(manifest).to_str().unwrap()]);
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/buildcache/reference.py");
+    let output = Command::new("python3").arg(script).arg(world.tree.dir()).arg(world.tree.root()).arg(&cache).output();
+    let output = output.expect("python3 is needed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_copy_with_other_times_and_modes_gives_the_same_bytes() {
+    let world = World::new();
+    let first = world.dir.path().join("first");
+    world.push(&first, &Selection::default());
+    let copy = world.dir.path().join("elsewhere/store");
+    let output = Command::new("cp").arg("-r").arg("--preserve=links").arg(world.tree.dir()).args([&copy]);
+    fs::create_dir_all(copy.parent().unwrap()).unwrap();
+    assert!(output.status().unwrap().success());
+    for entry in walkdir::WalkDir::new(&copy) {
+        let entry = entry.unwrap();
+        if entry.file_type().is_file() {
+            let mode = entry.metadata().unwrap().permissions().mode();
+            // Group and others do not show, only the owner's right to execute.
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode((mode & 0o700) | 0o440)).unwrap();
+        }
+    }
+    let second = world.dir.path().join("second");
+    world.push_tree(&slurm_factory::buildcache::Tree::open(&copy).unwrap(), &second, &Selection::default(), 7);
+    let blobs = |cache: &Path| -> BTreeSet<String> {
+        objects(cache).into_keys().filter(|k| k.starts_with("blobs/")).collect()
+    };
+    assert_eq!(blobs(&first), blobs(&second));
+}
+
+#[test]
+fn a_second_push_changes_nothing_and_what_is_lost_is_pushed_again() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    world.push(&cache, &Selection::default());
+    let before = objects(&cache);
+    let again = world.push(&cache, &Selection::default());
+    assert_eq!((again.pushed.len(), again.there, again.index_changed), (0, 2, false));
+    assert_eq!(objects(&cache), before);
+    let blob = before.keys().filter(|k| k.starts_with("blobs/")).max_by_key(|k| before[*k].len()).unwrap();
+    fs::remove_file(cache.join(blob)).unwrap();
+    assert_eq!(world.push(&cache, &Selection::default()).pushed.len(), 1);
+    assert!(cache.join(blob).is_file());
+    // A run that was cut before the index
+    fs::remove_file(cache.join("v3/manifests/index/index.manifest.json")).unwrap();
+    let again = world.push(&cache, &Selection::default());
+    assert_eq!((again.pushed.len(), again.index_changed), (0, true));
+    assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+}
+
+#[test]
+fn build_dependencies_and_exclusions_are_chosen() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    let all = Selection { build_dependencies: true, ..Selection::default() };
+    assert_eq!(world.push(&cache, &all).pushed.len(), 3);
+    let names = |selection: &Selection| -> Vec<String> {
+        world.tree.select(selection).unwrap().iter().map(|(p, _)| p.name.clone()).collect()
+    };
+    let mut exclude = globset::GlobSetBuilder::new();
+    exclude.add(globset::Glob::new("li*").unwrap());
+    assert_eq!(names(&Selection { exclude: exclude.build().unwrap(), ..all.clone() }), ["app", "tool"]);
+    assert_eq!(names(&Selection { roots: vec!["lib".into()], ..Selection::default() }), ["lib"]);
+    let error = world.tree.select(&Selection { roots: vec!["none".into()], ..Selection::default() }).unwrap_err().to_string();
+    assert!(error.contains("app lib tool"), "{error}");
+}
+
+#[test]
+fn every_fault_is_named() {
+    let world = World::new();
+    let good = world.dir.path().join("good");
+    world.push(&good, &Selection::default());
+    let keyring = world.keyring();
+    assert_eq!(kinds(&world, &good, &keyring), []);
+    let spoilt = |name: &str, spoil: &dyn Fn(&Path)| {
+        let cache = world.dir.path().join(name);
+        assert!(Command::new("cp").arg("-r").args([&good, &cache]).status().unwrap().success());
+        spoil(&cache);
+        kinds(&world, &cache, &keyring)
+    };
+    let manifest = |cache: &Path, name: &str| {
+        let dir = cache.join("v3/manifests/spec").join(name);
+        fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()
+    };
+    let blob = |cache: &Path, name: &str, which: usize| {
+        let text = fs::read_to_string(manifest(cache, name)).unwrap();
+        let sum = text.split("\"checksum\": \"").nth(which).unwrap()[..64].to_owned();
+        cache.join("blobs/sha256").join(&sum[..2]).join(sum)
+    };
+    let flip = |path: &Path, at: usize| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    assert_eq!(spoilt("tarball", &|c| flip(&blob(c, "app", 1), 300)), [Kind::ChangedBlob]);
+    assert_eq!(spoilt("short", &|c| fs::write(blob(c, "app", 1), b"").unwrap()), [Kind::ChangedBlob]);
+    assert_eq!(spoilt("spec", &|c| flip(&blob(c, "app", 2), 40)), [Kind::ChangedBlob]);
+    assert_eq!(spoilt("gone", &|c| fs::remove_file(blob(c, "lib", 1)).unwrap()), [Kind::MissingBlob]);
+    assert_eq!(spoilt("index", &|c| fs::remove_file(manifest(c, "lib")).unwrap()), [Kind::MissingManifest]);
+    assert_eq!(spoilt("no-index", &|c| fs::remove_dir_all(c.join("v3/manifests/index")).unwrap()), [Kind::BadIndex]);
+    assert_eq!(
+        spoilt("moved", &|c| fs::copy(manifest(c, "lib"), manifest(c, "app")).map(|_| ()).unwrap()),
+        [Kind::Substituted]
+    );
+    assert_eq!(
+        spoilt("text", &|c| {
+            let path = manifest(c, "app");
+            let text = fs::read_to_string(&path).unwrap().replacen("\"version\": 3", "\"version\":  3", 1);
+            fs::write(path, text).unwrap();
+        }),
+        [Kind::BadSignature]
+    );
+    assert_eq!(
+        spoilt("plain", &|c| {
+            let path = manifest(c, "app");
+            let text = fs::read_to_string(&path).unwrap();
+            let inner = &text[text.find('{').unwrap()..=text.rfind('}').unwrap()];
+            fs::write(path, inner).unwrap();
+        }),
+        [Kind::NotSigned]
+    );
+    // Another's key: every package is foreign.
+    let other = World::new();
+    assert_eq!(kinds(&world, &good, &other.keyring()), [Kind::ForeignKey, Kind::ForeignKey]);
+}
+
+#[test]
+fn a_well_signed_lie_is_seen() {
+    // Whoever holds the key signs the tarball of one package with the spec of another.
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    world.push(&cache, &Selection::default());
+    world.lie(&cache);
+    assert_eq!(kinds(&world, &cache, &world.keyring()), [Kind::BadTarball]);
+}
+
+#[test]
+fn the_index_is_made_again_and_what_nothing_names_is_removed() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    let ctx = Ctx::silent();
+    let store = FolderStore::new(&cache);
+    world.push(&cache, &Selection::default());
+    let before = objects(&cache);
+    fs::remove_file(cache.join("v3/manifests/index/index.manifest.json")).unwrap();
+    assert_eq!(index::rebuild(&store, &world.keyring(), &ctx).unwrap(), (2, vec![]));
+    assert_eq!(objects(&cache), before, "the same index");
+    // A manifest that is not good does not come into it.
+    let (count, faults) = index::rebuild(&store, &World::new().keyring(), &ctx).unwrap();
+    assert_eq!((count, faults.len()), (0, 2));
+    index::rebuild(&store, &world.keyring(), &ctx).unwrap();
+    let orphan = cache.join("blobs/sha256/ab").join("ab".repeat(32));
+    fs::create_dir_all(orphan.parent().unwrap()).unwrap();
+    fs::write(&orphan, "nobody's").unwrap();
+    let (past, future) = (SystemTime::now() - Duration::from_secs(3600), SystemTime::now() + Duration::from_secs(3600));
+    assert_eq!(prune::prune(&store, past, false, &ctx).unwrap().blobs.len(), 0, "it may be on its way");
+    let would = prune::prune(&store, future, true, &ctx).unwrap();
+    assert!(orphan.is_file() && would.blobs.len() == 2, "the orphan and the empty index: {would:?}");
+    assert_eq!(prune::prune(&store, future, false, &ctx).unwrap().blobs, would.blobs);
+    assert_eq!(objects(&cache), before);
+    index::update(&store, &ctx, |index| index.remove(&world.hash("app"))).unwrap();
+    let pruned = prune::prune(&store, future, false, &ctx).unwrap();
+    assert_eq!((pruned.manifests.len(), pruned.blobs.len()), (1, 3), "{pruned:?}");
+    assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+    assert_eq!(index::read(&store, &ctx).unwrap().0.entries().len(), 1);
+}
+
+#[test]
+fn two_publishers_at_once_lose_nothing() {
+    let world = World::new();
+    for round in 0..20 {
+        let cache = world.dir.path().join(format!("cache-{round}"));
+        std::thread::scope(|scope| {
+            for name in ["app", "lib", "tool"] {
+                let (world, cache) = (&world, &cache);
+                scope.spawn(move || {
+                    let mut selection = Selection { roots: vec![name.into()], ..Selection::default() };
+                    let mut exclude = globset::GlobSetBuilder::new();
+                    for other in ["app", "lib", "tool"].iter().filter(|n| **n != name) {
+                        exclude.add(globset::Glob::new(other).unwrap());
+                    }
+                    selection.exclude = exclude.build().unwrap();
+                    world.push(cache, &selection)
+                });
+            }
+        });
+        let names: Vec<_> =
+            index::read(&FolderStore::new(&cache), &Ctx::silent()).unwrap().0.entries().into_iter().map(|e| e.name).collect();
+        assert_eq!(names, ["app", "lib", "tool"], "round {round}");
+        assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+    }
+}
+
+#[test]
+fn an_older_layout_is_left_alone() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    fs::create_dir_all(cache.join("build_cache")).unwrap();
+    fs::write(cache.join("build_cache/index.json"), "{}").unwrap();
+    let error = world.try_push(&cache).unwrap_err().to_string();
+    assert!(error.contains("older layout"), "{error}");
+    assert_eq!(objects(&cache).len(), 1);
+    let store = FolderStore::new(&cache);
+    assert!(store.address().starts_with("file://"));
+    assert!(check::check(&store, &world.keyring(), &Ask::default(), &Ctx::silent()).is_err());
+}
+
+#[test]
+fn stock_spack_installs_from_it() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/buildcache/spack.sh");
+    let status = Command::new("bash").arg(script).arg(env!("CARGO_BIN_EXE_slurm-factory")).status().unwrap();
+    assert!(status.success(), "what it said stands above");
+}
