@@ -13,6 +13,7 @@
 //!   keys/                     signing keys, mode 0700
 //!   logs/<build>/             full logs
 //!   work/<slot>/              store, views and stages, unless --build-dir puts them elsewhere
+//!   tmp/                      what one run needs while it runs
 //!   hosts/                    that sandboxes work here: a file a host and boot
 //!   locks/                    one file a lock; never deleted while the program may run
 //! ```

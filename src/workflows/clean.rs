@@ -85,6 +85,10 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         }
         victims.extend(children(build_dir)?);
     }
+    if scope.full && scope.older_than.is_none() {
+        // An older layout beside it is not ours to delete. What names comes before what is named.
+        victims.extend(["buildcache/v3", "buildcache/blobs"].map(|part| cache.dir(part)));
+    }
     if scope.older_than.is_some() && !scope.full {
         victims.extend(children(&cache.dir("builds"))?);
     }

@@ -5,7 +5,7 @@
 #   spack.sh PROGRAM [WORK]      PROGRAM: slurm-factory; WORK: where to work, else a folder that is removed at the end
 #
 # SLURM_FACTORY_TEST_SPACK         git directory of Spack: tags v1.0.0 and v1.1.0
-# SLURM_FACTORY_TEST_SPACK_PACKAGES  git directory of its recipes; with a tree of Slurm, needed to install that
+# SLURM_FACTORY_TEST_SPACK_PACKAGES  git directory of its recipes (Spack knows no compiler without them)
 # SLURM_FACTORY_TEST_TREE          a build folder or an install tree with a Slurm that slurm-factory built; not changed
 #
 # Without Spack nothing is shown, and that is said and is no failure. What is built here is two packages that need no compiler:
@@ -30,8 +30,8 @@ loud() {
         '****************************************************************************************************' >&2
 }
 
-if [[ -z ${SLURM_FACTORY_TEST_SPACK:-} ]]; then
-    loud 'no cache was read by real Spack. Set SLURM_FACTORY_TEST_SPACK to a git directory of Spack.'
+if [[ -z ${SLURM_FACTORY_TEST_SPACK:-} || -z ${SLURM_FACTORY_TEST_SPACK_PACKAGES:-} ]]; then
+    loud 'no cache was read by real Spack. Set SLURM_FACTORY_TEST_SPACK and SLURM_FACTORY_TEST_SPACK_PACKAGES to git directories.'
     exit 0
 fi
 [[ $# -ge 1 && $# -le 2 ]] || die "usage: spack.sh PROGRAM [WORK]"
@@ -46,7 +46,7 @@ else
 fi
 # A path that is shorter than any store of ours
 short=$(mktemp -d /tmp/sfXXXXXX)
-trap 'rm -rf "$short"; [[ $keep ]] || rm -rf "$work"' EXIT
+trap '[[ $keep ]] || rm -rf "$short" "$work"' EXIT
 
 export SLURM_FACTORY_CACHE_DIR=$work/cache GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
 for tool in git gcc gpg patchelf python3; do
@@ -73,17 +73,17 @@ recipes=$work/recipes/spack_repo/cachetest
 mkdir -p "$recipes/packages/cache_below" "$recipes/packages/cache_above"
 printf 'repo:\n  namespace: cachetest\n  api: v2.0\n' >"$recipes/repo.yaml"
 cat >"$recipes/packages/cache_below/package.py" <<'PY'
+from spack_repo.builtin.build_systems.generic import Package
+
 from spack.package import *
 
 
-class CacheBelow(PackageBase):
+class CacheBelow(Package):
     """Something to depend on."""
 
     homepage = "https://www.example.org"
     has_code = False
     version("1.0")
-    build_system = "generic"
-    phases = ["install"]
 
     def install(self, spec, prefix):
         mkdirp(prefix.lib)
@@ -93,18 +93,18 @@ PY
 cat >"$recipes/packages/cache_above/package.py" <<'PY'
 import os
 
+from spack_repo.builtin.build_systems.generic import Package
+
 from spack.package import *
 
 
-class CacheAbove(PackageBase):
+class CacheAbove(Package):
     """Everything that moving a prefix has to do with."""
 
     homepage = "https://www.example.org"
     has_code = False
     version("2.0")
-    build_system = "generic"
     depends_on("cache-below", type=("link", "run"))
-    phases = ["install"]
 
     def install(self, spec, prefix):
         mkdirp(prefix.bin, prefix.share, join_path(prefix, "deep", "x" * 60, "y" * 60))
@@ -128,7 +128,11 @@ class CacheAbove(PackageBase):
         os.symlink("own.txt", join_path(prefix.share, "relative"))
 PY
 
-# root NAME TAG STORE: a Spack of its own with a store of its own; made in $work/NAME, called by `spack NAME ...`
+packages=$work/packages
+reference=$(awk '$0 == "[spack-packages]" { here = 1; next } /^\[/ { here = 0 } here && $1 == "reference" { gsub(/"/, "", $3); print $3 }' "$top/assets/catalog.toml")
+[[ -d $packages ]] || export_tree "$SLURM_FACTORY_TEST_SPACK_PACKAGES" "$reference" "$packages"
+
+# root NAME TAG STORE [PADDED]: a Spack of its own with a store of its own; made in $work/NAME, called by `spack NAME ...`
 root() {
     local at=$work/$1
     export_tree "$SLURM_FACTORY_TEST_SPACK" "$2" "$at/spack"
@@ -157,16 +161,21 @@ packages:
 YAML
     {
         printf 'repos::\n  cachetest: %s\n' "$recipes"
-        [[ -z ${packages:-} ]] || printf '  e2e_debian: %s\n  slurm_factory: %s\n' "$top/tests/e2e/spack-repo/spack_repo/e2e_debian" \
+        printf '  e2e_debian: %s\n  slurm_factory: %s\n' "$top/tests/e2e/spack-repo/spack_repo/e2e_debian" \
             "$top/assets/spack-repo/spack_repo/slurm_factory"
-        [[ -z ${packages:-} ]] || printf '  builtin: %s\n' "$packages/repos/spack_repo/builtin"
+        printf '  builtin: %s\n' "$packages/repos/spack_repo/builtin"
     } >"$at/scope/repos.yaml"
+    cat >"$at/run" <<SH
+#!/bin/sh
+exec env SPACK_DISABLE_LOCAL_CONFIG=1 SPACK_USER_CACHE_PATH="$at/user" SPACK_GNUPGHOME="$at/gnupg" SPACK_PYTHON="$work/python/bin/python3" \\
+    PYTHONPYCACHEPREFIX="$work/pyc" "$at/spack/bin/spack" --color never -C "$at/scope" "\$@"
+SH
+    chmod +x "$at/run"
 }
 spack() {
     local at=$work/$1
     shift
-    env SPACK_DISABLE_LOCAL_CONFIG=1 SPACK_USER_CACHE_PATH="$at/user" SPACK_GNUPGHOME="$at/gnupg" SPACK_PYTHON="$work/python/bin/python3" \
-        PYTHONPYCACHEPREFIX="$work/pyc" "$at/spack/bin/spack" --color never -C "$at/scope" "$@"
+    "$at/run" "$@"
 }
 # trusts NAME CACHE: the mirror and its keys
 trusts() {
@@ -293,13 +302,10 @@ say "Spack pushes to the same cache, and what it wrote is checked and good"
 
 # --- Slurm -------------------------------------------------------------------------------------------------------------------
 
-if [[ -z ${SLURM_FACTORY_TEST_TREE:-} || -z ${SLURM_FACTORY_TEST_SPACK_PACKAGES:-} ]]; then
-    loud 'no Slurm was installed. Set SLURM_FACTORY_TEST_TREE to a build folder and SLURM_FACTORY_TEST_SPACK_PACKAGES.'
+if [[ -z ${SLURM_FACTORY_TEST_TREE:-} ]]; then
+    loud 'no Slurm was installed. Set SLURM_FACTORY_TEST_TREE to a build folder.'
     exit 0
 fi
-packages=$work/packages
-reference=$(awk '$0 == "[spack-packages]" { here = 1; next } /^\[/ { here = 0 } here && $1 == "reference" { gsub(/"/, "", $3); print $3 }' "$top/assets/catalog.toml")
-[[ -d $packages ]] || export_tree "$SLURM_FACTORY_TEST_SPACK_PACKAGES" "$reference" "$packages"
 "$program" --quiet buildcache push slurm --from "$SLURM_FACTORY_TEST_TREE" --to "$work/slurm" >/dev/null
 slurm=$("$program" buildcache list "$work/slurm" | awk '$2 ~ /^slurm@/ { print $1 }')
 for tag in v1.0.0 v1.1.0; do
