@@ -106,7 +106,11 @@ pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Resu
     }
     for entry in index.entries().iter().filter(|e| wanted(&e.hash) && !there.contains_key(&e.hash)) {
         let key = manifest::spec_key(&entry.name, &entry.version, &entry.hash)?;
-        report.faults.push(Fault::new(Kind::MissingManifest, key.as_str(), "the index names it, and it is not there".into()));
+        report.faults.push(Fault::new(
+            Kind::MissingManifest,
+            key.as_str(),
+            "the index names it, and it is not there".into(),
+        ));
     }
     let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted(hash)).collect();
     report.packages = chosen.len();

@@ -99,7 +99,8 @@ impl Index {
             if !needed.insert(hash.clone()) {
                 continue;
             }
-            let dependencies = self.installs.get(&hash).and_then(|r| spec::node(&r["spec"]).ok()).map(|n| n.dependencies);
+            let dependencies =
+                self.installs.get(&hash).and_then(|r| spec::node(&r["spec"]).ok()).map(|n| n.dependencies);
             for (dependency, _) in dependencies.unwrap_or_default() {
                 *counts.entry(dependency.clone()).or_default() += 1;
                 queue.push(dependency);
@@ -146,7 +147,10 @@ pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), Bu
     let blob = manifest.blob(INDEX).map_err(|reason| refuse(at, reason))?;
     let at = blob.key()?;
     let Some((bytes, _)) = store.read(&at, LIMIT, ctx)? else {
-        return Err(refuse(at, "the index's manifest names it, and it is not there: `buildcache index` makes a new one".into()));
+        return Err(refuse(
+            at,
+            "the index's manifest names it, and it is not there: `buildcache index` makes a new one".into(),
+        ));
     };
     if let Some(reason) = super::read::differs(blob, &bytes) {
         return Err(refuse(at, format!("{reason}: `buildcache index` makes a new one")));

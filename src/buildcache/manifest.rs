@@ -215,7 +215,9 @@ mod tests {
     #[test]
     fn spack_and_the_signature_must_mean_the_same_text() {
         let frame = |head: &str| {
-            format!("-----BEGIN PGP SIGNED MESSAGE-----\n{head}\n{{\"a\": 1}}\n-----BEGIN PGP SIGNATURE-----\n\nx\n-----END PGP SIGNATURE-----\n")
+            format!(
+                "-----BEGIN PGP SIGNED MESSAGE-----\n{head}\n{{\"a\": 1}}\n-----BEGIN PGP SIGNATURE-----\n\nx\n-----END PGP SIGNATURE-----\n"
+            )
         };
         assert_eq!(as_spack_reads(&frame("Hash: SHA512\n")), Ok("{\"a\": 1}"));
         assert!(as_spack_reads(&frame("")).is_err());

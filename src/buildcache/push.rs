@@ -268,7 +268,12 @@ fn distribution(request: &Request<'_>, package: &InTree, spec: &Spec) -> Result<
         sbang_install_path: format!("{root}/bin/sbang"),
         buildpath: root.to_owned(),
         spackprefix: request.spack.to_owned(),
-        relative_prefix: package.prefix.strip_prefix(root).unwrap_or(&package.prefix).trim_start_matches('/').to_owned(),
+        relative_prefix: package
+            .prefix
+            .strip_prefix(root)
+            .unwrap_or(&package.prefix)
+            .trim_start_matches('/')
+            .to_owned(),
         hardlinks_deduped: true,
         hash_to_prefix,
         relocate_binaries: Vec::new(),
@@ -276,4 +281,3 @@ fn distribution(request: &Request<'_>, package: &InTree, spec: &Spec) -> Result<
         relocate_textfiles: Vec::new(),
     })
 }
-

@@ -141,7 +141,8 @@ pub(super) fn tarball(store: &dyn Store, found: &Found, ctx: &Ctx) -> Result<Opt
     let (got, looked) = std::thread::scope(|scope| {
         let looking = scope.spawn(|| look(reader, &found.spec));
         let mut tee = Tee { hasher: Sha256::new(), pipe: Some(writer) };
-        let got = store.download(&at, &mut tee, ctx).map(|size| size.map(|size| (size, hex::encode(tee.hasher.finalize()))));
+        let got =
+            store.download(&at, &mut tee, ctx).map(|size| size.map(|size| (size, hex::encode(tee.hasher.finalize()))));
         drop(tee.pipe);
         let looked = looking.join().unwrap_or_else(|_| Err("the reader of the archive died".to_owned()));
         (got, looked)
@@ -193,7 +194,8 @@ fn look(from: impl Read + Send, spec: &Spec) -> Result<(), String> {
         let name = String::from_utf8_lossy(&path).trim_end_matches('/').to_owned();
         last = None;
         if let Some(prefix) = &prefix {
-            let below = Path::new(&name).strip_prefix(prefix).map_err(|_| format!("`{name}` is outside of `{prefix}`"))?;
+            let below =
+                Path::new(&name).strip_prefix(prefix).map_err(|_| format!("`{name}` is outside of `{prefix}`"))?;
             if below.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
                 return Err(format!("`{name}` climbs"));
             }

@@ -92,7 +92,8 @@ pub fn write(
         writer.entry(above.as_bytes(), EntryType::Directory, 0o755, 0, None)?;
         above.push('/');
     }
-    let mut walk = Walk { ctx, finder: &finder, store: &store, package, name, links: HashMap::new(), buffer: vec![0; BUFFER] };
+    let mut walk =
+        Walk { ctx, finder: &finder, store: &store, package, name, links: HashMap::new(), buffer: vec![0; BUFFER] };
     walk.run(&mut writer, &mut distribution)?;
     let text = serde_json::to_vec(&distribution).map_err(io::Error::other)?;
     let size = text.len() as u64;

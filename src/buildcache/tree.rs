@@ -114,7 +114,10 @@ impl Tree {
             }
             let Some(prefix) = record.path else { continue };
             let (root, below) = split(&dir, &prefix).ok_or_else(|| {
-                refuse(format!("{} is said to be installed at `{prefix}`, and no end of that path is here", record.spec.name))
+                refuse(format!(
+                    "{} is said to be installed at `{prefix}`, and no end of that path is here",
+                    record.spec.name
+                ))
             })?;
             roots.insert(root);
             let package = InTree {
@@ -156,7 +159,11 @@ impl Tree {
         let refuse = |reason: String| BuildcacheError::Package { package: package.label(), path: path.clone(), reason };
         let spec = Spec::parse(&fs::read(&path)?).map_err(|e| refuse(e.to_string()))?;
         if spec.root().hash != package.hash {
-            return Err(refuse(format!("its spec is of {}, and the tree's database says {}", spec.root().hash, package.hash)));
+            return Err(refuse(format!(
+                "its spec is of {}, and the tree's database says {}",
+                spec.root().hash,
+                package.hash
+            )));
         }
         Ok(spec)
     }
@@ -203,7 +210,10 @@ impl Tree {
                         return Err(BuildcacheError::Package {
                             package: root.label(),
                             path: self.dir.clone(),
-                            reason: format!("it needs {}-{} ({}), which is not installed", node.name, node.version, node.hash),
+                            reason: format!(
+                                "it needs {}-{} ({}), which is not installed",
+                                node.name, node.version, node.hash
+                            ),
                         });
                     }
                 }

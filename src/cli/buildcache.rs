@@ -145,7 +145,10 @@ fn store(at: Option<&str>, cache: &Cache) -> Result<Box<dyn Store>> {
         None => at,
         Some(("file", path)) if path.starts_with('/') => path,
         Some(_) => {
-            return Err(exit::Usage(format!("`{at}`: a folder or a file:/// URL is needed; other places are not served yet")).into());
+            return Err(exit::Usage(format!(
+                "`{at}`: a folder or a file:/// URL is needed; other places are not served yet"
+            ))
+            .into());
         }
     };
     Ok(Box::new(FolderStore::new(&std::path::absolute(path)?)))
@@ -258,7 +261,11 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
 fn published_path(tree: &buildcache::Tree) -> Result<String> {
     let slurm: Vec<_> = tree.packages().values().filter(|p| p.name == "slurm").collect();
     let [slurm] = slurm.as_slice() else {
-        let text = format!("--below: there are {} packages `slurm` in `{}`, and one is needed; give --to", slurm.len(), tree.dir().display());
+        let text = format!(
+            "--below: there are {} packages `slurm` in `{}`, and one is needed; give --to",
+            slurm.len(),
+            tree.dir().display()
+        );
         return Err(exit::Usage(text).into());
     };
     let spec = tree.spec(slurm)?;

@@ -410,7 +410,11 @@ impl Session<'_> {
         let mut take = |line: &str| said.push(line.to_owned());
         let exit = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
         if !exit.success() {
-            let error = format!("gpg cannot import the trusted keys into `{}`: {}", on_host(slot, inside::GNUPG).display(), said.join("; "));
+            let error = format!(
+                "gpg cannot import the trusted keys into `{}`: {}",
+                on_host(slot, inside::GNUPG).display(),
+                said.join("; ")
+            );
             return Err(io::Error::other(error).into());
         }
         Ok(())

@@ -32,7 +32,8 @@ pub fn tree(cache: &Cache, from: Option<&Path>) -> Result<Tree, BuildcacheError>
         let record = cache.dir(LAST_BUILD);
         let spec = fs::read(&record).ok().and_then(|bytes| serde_json::from_slice::<Spec>(&bytes).ok());
         let slot = spec.and_then(|s| s.mounts.into_iter().find(|m| m.target == Path::new(inside::ROOT)));
-        let slot = slot.ok_or_else(|| refuse(&record, "no last build is known in this cache; name one with --from".into()))?;
+        let slot =
+            slot.ok_or_else(|| refuse(&record, "no last build is known in this cache; name one with --from".into()))?;
         return Tree::open(&slot.source.join("store"));
     };
     let is_tree = |path: &Path| path.join(".spack-db/index.json").is_file();
@@ -102,10 +103,18 @@ pub fn push(
         (0, _) => format!("all {} packages were there", pushed.there + pushed.foreign.len()),
         (n, true) => format!("{n} packages would be pushed, {} are there", pushed.there),
         (n, false) => {
-            format!("{n} packages pushed, {}; {} were there", humansize::format_size(bytes, humansize::BINARY), pushed.there)
+            format!(
+                "{n} packages pushed, {}; {} were there",
+                humansize::format_size(bytes, humansize::BINARY),
+                pushed.there
+            )
         }
     };
-    if pushed.pushed.is_empty() { timer.cached(detail) } else { timer.done(detail) }
+    if pushed.pushed.is_empty() {
+        timer.cached(detail)
+    } else {
+        timer.done(detail)
+    }
     Ok(pushed)
 }
 
@@ -114,7 +123,8 @@ pub fn push(
 pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<(), Interrupted> {
     let result = Tree::open(&installed.slot().join("store")).map_err(PushError::from).and_then(|tree| {
         let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
-        let roots = installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
+        let roots =
+            installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
         let selection = Selection { roots, build_dependencies: true, ..Selection::default() };
         push(&FolderStore::new(&own_dir(cache)), &tree, &selection, key, cache, How::default(), ctx)
     });
@@ -170,7 +180,12 @@ fn offered(
             }
         };
         for fault in &report.faults {
-            ctx.warn(format!("not taken from the binary cache `{}`: {}: {}", folder.display(), fault.key, fault.detail));
+            ctx.warn(format!(
+                "not taken from the binary cache `{}`: {}: {}",
+                folder.display(),
+                fault.key,
+                fault.detail
+            ));
         }
         if report.good.is_empty() {
             continue;

@@ -18,7 +18,21 @@ pub fn compare(work: &Path) {
     let store = text(Path::new(prefix.trim()).parent().unwrap());
     command(&[&spack, "gpg", "create", "Bench", "bench@example.org"]);
     let (program, cache) = (env!("CARGO_BIN_EXE_slurm-factory"), text(&work.join("cache")));
-    let ours = |to: &str| command(&[program, "--quiet", "--cache-dir", &cache, "buildcache", "push", "slurm", "--from", &store, "--to", to]);
+    let ours = |to: &str| {
+        command(&[
+            program,
+            "--quiet",
+            "--cache-dir",
+            &cache,
+            "buildcache",
+            "push",
+            "slurm",
+            "--from",
+            &store,
+            "--to",
+            to,
+        ])
+    };
     let fresh = |name: String| text(&work.join(name));
     let first = best(ROUNDS, |n| measure(|| drop(ours(&fresh(format!("ours-{n}"))))));
     let again = best(ROUNDS, |n| measure(|| drop(ours(&fresh(format!("ours-{n}"))))));

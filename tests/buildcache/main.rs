@@ -41,7 +41,11 @@ fn gpg_and_python_read_what_is_pushed() {
     let world = World::new();
     let cache = world.dir.path().join("cache");
     let pushed = world.push(&cache, &Selection::default());
-    assert_eq!(pushed.pushed.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["app", "lib"], "no build dependency");
+    assert_eq!(
+        pushed.pushed.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(),
+        ["app", "lib"],
+        "no build dependency"
+    );
     let home = world.dir.path().join("gnupg");
     fs::create_dir(&home).unwrap();
     fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
@@ -53,8 +57,7 @@ fn gpg_and_python_read_what_is_pushed() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     gpg(&["--import", public.to_str().unwrap()]);
-    let manifests: Vec<_> =
-        objects(&cache).into_keys().filter(|k| k.starts_with("v3/manifests/spec/")).collect();
+    let manifests: Vec<_> = objects(&cache).into_keys().filter(|k| k.starts_with("v3/manifests/spec/")).collect();
     assert_eq!(manifests.len(), 2);
     for manifest in &manifests {
         gpg(&["--verify", cache.join(manifest).to_str().unwrap()]);
@@ -84,9 +87,8 @@ fn a_copy_with_other_times_and_modes_gives_the_same_bytes() {
     }
     let second = world.dir.path().join("second");
     world.push_tree(&slurm_factory::buildcache::Tree::open(&copy).unwrap(), &second, &Selection::default(), 7);
-    let blobs = |cache: &Path| -> BTreeSet<String> {
-        objects(cache).into_keys().filter(|k| k.starts_with("blobs/")).collect()
-    };
+    let blobs =
+        |cache: &Path| -> BTreeSet<String> { objects(cache).into_keys().filter(|k| k.starts_with("blobs/")).collect() };
     assert_eq!(blobs(&first), blobs(&second));
 }
 
@@ -123,7 +125,8 @@ fn build_dependencies_and_exclusions_are_chosen() {
     exclude.add(globset::Glob::new("li*").unwrap());
     assert_eq!(names(&Selection { exclude: exclude.build().unwrap(), ..all.clone() }), ["app", "tool"]);
     assert_eq!(names(&Selection { roots: vec!["lib".into()], ..Selection::default() }), ["lib"]);
-    let error = world.tree.select(&Selection { roots: vec!["none".into()], ..Selection::default() }).unwrap_err().to_string();
+    let error =
+        world.tree.select(&Selection { roots: vec!["none".into()], ..Selection::default() }).unwrap_err().to_string();
     assert!(error.contains("app lib tool"), "{error}");
 }
 
@@ -246,8 +249,13 @@ fn two_publishers_at_once_lose_nothing() {
                 });
             }
         });
-        let names: Vec<_> =
-            index::read(&FolderStore::new(&cache), &Ctx::silent()).unwrap().0.entries().into_iter().map(|e| e.name).collect();
+        let names: Vec<_> = index::read(&FolderStore::new(&cache), &Ctx::silent())
+            .unwrap()
+            .0
+            .entries()
+            .into_iter()
+            .map(|e| e.name)
+            .collect();
         assert_eq!(names, ["app", "lib", "tool"], "round {round}");
         assert_eq!(kinds(&world, &cache, &world.keyring()), []);
     }

@@ -53,7 +53,8 @@ impl World {
         let gmake = node("gmake", "4.3", &[], true);
         let tool = node("tool", "1", &[], false);
         let lib = node("lib", "0.5.16", &[(&gmake, &["build"])], false);
-        let app = node("app", "git.x/y=2", &[(&gmake, &["build"]), (&tool, &["build"]), (&lib, &["build", "link"])], false);
+        let app =
+            node("app", "git.x/y=2", &[(&gmake, &["build"]), (&tool, &["build"]), (&lib, &["build", "link"])], false);
         let mut installs = serde_json::Map::new();
         let mut place = |nodes: &[&Value], explicit: bool| -> PathBuf {
             let root = nodes[0];
@@ -61,7 +62,8 @@ impl World {
             let name = format!("{}-{hash}", root["name"].as_str().unwrap());
             let spec = json!({"spec": {"_meta": {"version": 5}, "nodes": nodes}}).to_string();
             write(&store.join(&name).join(".spack/spec.json"), spec.as_bytes(), 0o644);
-            let record = json!({"spec": root, "path": format!("{ROOT}/{name}"), "installed": true, "explicit": explicit});
+            let record =
+                json!({"spec": root, "path": format!("{ROOT}/{name}"), "installed": true, "explicit": explicit});
             installs.insert(hash.to_owned(), record);
             store.join(name)
         };
@@ -80,7 +82,11 @@ impl World {
         write(&app_dir.join("bin/app"), format!("#!/bin/sh\n{lib_prefix}/lib\n").as_bytes(), 0o755);
         fs::hard_link(app_dir.join("bin/app"), app_dir.join("bin/also")).unwrap();
         write(&app_dir.join("share/none.txt"), b"names no store\n", 0o600);
-        write(&app_dir.join("share/far.txt"), &[vec![b'.'; (1 << 20) - 9], lib_prefix.as_bytes().to_vec()].concat(), 0o644);
+        write(
+            &app_dir.join("share/far.txt"),
+            &[vec![b'.'; (1 << 20) - 9], lib_prefix.as_bytes().to_vec()].concat(),
+            0o644,
+        );
         write(&app_dir.join("share/empty"), b"", 0o644);
         let long = format!("share/{}/{}/naïve file", "x".repeat(60), "y".repeat(60));
         write(&app_dir.join(&long), b"content", 0o644);
@@ -118,7 +124,13 @@ impl World {
         self.push_with(tree, cache, selection, threads).unwrap()
     }
 
-    fn push_with(&self, tree: &Tree, cache: &Path, selection: &Selection, threads: usize) -> Result<Pushed, BuildcacheError> {
+    fn push_with(
+        &self,
+        tree: &Tree,
+        cache: &Path,
+        selection: &Selection,
+        threads: usize,
+    ) -> Result<Pushed, BuildcacheError> {
         let scratch = tempfile::tempdir().unwrap();
         let request = Request {
             tree,
