@@ -113,9 +113,7 @@ fn table(outgoing: &Outgoing, address: &str, dry: bool) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{state:>6} {:>10}  {address}/{}", format_size(item.bytes, BINARY), item.key);
     }
-    let _ = match dry {
-        true => writeln!(text, "{} bytes ({}) would be sent", outgoing.bytes(), format_size(outgoing.bytes(), BINARY)),
-        false => writeln!(text, "{} bytes ({}) were sent", outgoing.bytes(), format_size(outgoing.bytes(), BINARY)),
-    };
+    let what = if dry { "would be sent" } else { "were sent" };
+    let _ = writeln!(text, "{} bytes ({}) {what}", outgoing.bytes(), format_size(outgoing.bytes(), BINARY));
     text
 }

@@ -18,6 +18,7 @@ pub(super) struct Failure {
 
 impl Failure {
     /// From the SDK's error.
+    #[allow(clippy::needless_pass_by_value)] // for map_err
     pub fn of<E>(error: SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,

@@ -69,24 +69,24 @@ impl There {
 
 /// How one try ended that did not end well.
 enum Ended {
-    /// For good.
+    /// Here.
     Error(StoreError),
-    /// The upload is gone, or holds others' parts.
-    Gone(Failure),
+    /// At the server.
+    Failed(Failure),
 }
 
 impl Bucket {
     /// Writes a file in parts.
     pub async fn put_parts(&self, key: &Key, source: &Source, how: &Put<'_>, ctx: &Ctx) -> Result<Written, StoreError> {
         let own = self.own_key(key);
-        // Nothing is sent for a condition that does not hold already.
-        if !self.holds_now(key, &own, &how.condition).await? {
-            return Ok(Written::Conflict);
-        }
         let sums = self.abilities().await?.checksums;
         let mut upload = self.resumable(&own).await;
         let mut tries = 0;
         loop {
+            // Nothing is sent for a condition that does not hold already.
+            if !self.holds_now(key, &own, &how.condition).await? {
+                return Ok(Written::Conflict);
+            }
             let current = match upload.take() {
                 Some(upload) => upload,
                 None => Upload { id: self.begin(key, &own, how, sums).await?, there: BTreeMap::new() },
@@ -100,10 +100,22 @@ impl Bucket {
             match self.attempt(key, &own, source, how, &current, sums, ctx).await {
                 Ok(written) => return Ok(written),
                 Err(Ended::Error(e)) => return Err(e),
-                // Another publisher that went on with the same upload completed or aborted it.
-                Err(Ended::Gone(_)) if tries < FRESH_TRIES => tries += 1,
-                Err(Ended::Gone(e)) => return Err(self.fault(format!("write {key}"), &e)),
+                Err(Ended::Failed(e)) if tries < FRESH_TRIES && self.is_gone(&own, &current.id, &e).await => tries += 1,
+                Err(Ended::Failed(e)) => return Err(self.fault(format!("write {key}"), &e)),
             }
+        }
+    }
+
+    /// Whether an upload failed because another publisher, that went on with the same one, completed or aborted it, or put other
+    /// parts into it. Some servers answer that with 500.
+    async fn is_gone(&self, own: &str, id: &str, failure: &Failure) -> bool {
+        match failure.status {
+            Some(404) => failure.code != "NoSuchBucket",
+            Some(400) => failure.code != "ExpiredToken",
+            Some(500..) => {
+                self.unfinished(own).await.is_some_and(|uploads| uploads.iter().all(|(there, _)| there != id))
+            }
+            _ => false,
         }
     }
 
@@ -157,7 +169,7 @@ impl Bucket {
                 self.abort(own, &upload.id).await;
                 Ok(Written::Conflict)
             }
-            (Err(e), _) => Err(self.ended(key, e)),
+            (Err(e), _) => Err(Ended::Failed(e)),
         }
     }
 
@@ -214,13 +226,13 @@ impl Bucket {
                 Ok((number, sent.e_tag().unwrap_or_default().to_owned(), length))
             });
             while let Some(sent) = tasks.try_join_next() {
-                let (number, etag, length) = self.joined(key, sent)?;
+                let (number, etag, length) = self.joined(sent)?;
                 etags.insert(number, etag);
                 progress(length);
             }
         }
         while let Some(sent) = tasks.join_next().await {
-            let (number, etag, length) = self.joined(key, sent)?;
+            let (number, etag, length) = self.joined(sent)?;
             etags.insert(number, etag);
             progress(length);
         }
@@ -236,20 +248,11 @@ impl Bucket {
         Ok((local, parts))
     }
 
-    fn joined<T>(&self, key: &Key, sent: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Ended> {
+    fn joined<T>(&self, sent: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Ended> {
         match sent {
-            Ok(Ok(sent)) => Ok(sent),
-            Ok(Err(e)) => Err(self.ended(key, e)),
+            Ok(sent) => sent.map_err(Ended::Failed),
             Err(e) => Err(Ended::Error(io_error(&self.address, std::io::Error::other(e)))),
         }
-    }
-
-    fn ended(&self, key: &Key, failure: Failure) -> Ended {
-        let gone = failure.status == Some(404) && failure.code != "NoSuchBucket";
-        if gone || (failure.status == Some(400) && failure.code != "ExpiredToken") {
-            return Ended::Gone(failure);
-        }
-        Ended::Error(self.fault(format!("write {key}"), &failure))
     }
 
     async fn begin(&self, key: &Key, own: &str, how: &Put<'_>, sums: bool) -> Result<String, StoreError> {
@@ -287,13 +290,10 @@ impl Bucket {
     /// The unfinished upload of this key that has come furthest; abandoned ones are aborted. A server (or a permission) that
     /// cannot list them makes the file go from its begin.
     async fn resumable(&self, own: &str) -> Option<Upload> {
-        let listed = self.quick.list_multipart_uploads().bucket(&self.name).prefix(own).send().await.ok()?;
         let mut best: Option<Upload> = None;
-        let uploads = listed.uploads().iter().filter(|upload| upload.key() == Some(own)).take(LOOKED_INTO);
-        for (id, initiated) in uploads.filter_map(|upload| Some((upload.upload_id()?.to_owned(), upload.initiated()))) {
+        for (id, age) in self.unfinished(own).await?.into_iter().take(LOOKED_INTO) {
             // Where the parts are not told, all are sent again, into this upload: else it would be left over.
             let there = self.parts_there(own, &id).await.unwrap_or_default();
-            let age = initiated.and_then(|t| SystemTime::try_from(*t).ok()).and_then(|t| t.elapsed().ok());
             let further = best.as_ref().is_none_or(|best| best.there.len() < there.len());
             let other = if further { best.replace(Upload { id, there }) } else { Some(Upload { id, there }) };
             if let Some(other) = other.filter(|_| age.is_some_and(|age| age > ABANDONED)) {
@@ -301,6 +301,14 @@ impl Bucket {
             }
         }
         best
+    }
+
+    /// The unfinished uploads of this key, and their ages.
+    async fn unfinished(&self, own: &str) -> Option<Vec<(String, Option<Duration>)>> {
+        let listed = self.quick.list_multipart_uploads().bucket(&self.name).prefix(own).send().await.ok()?;
+        let uploads = listed.uploads().iter().filter(|upload| upload.key() == Some(own));
+        let age = |time: aws_sdk_s3::primitives::DateTime| SystemTime::try_from(time).ok()?.elapsed().ok();
+        Some(uploads.filter_map(|u| Some((u.upload_id()?.to_owned(), u.initiated().copied().and_then(age)))).collect())
     }
 
     async fn parts_there(&self, own: &str, id: &str) -> Option<BTreeMap<i32, There>> {

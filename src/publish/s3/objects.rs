@@ -134,9 +134,8 @@ impl Bucket {
         let own = self.own_key(key);
         let abilities = self.abilities().await?;
         let fault = |e: &Failure| self.fault(format!("write {key}"), e);
-        let (when, claim) = match self.ready(key, &own, &how.condition).await? {
-            Some(ready) => ready,
-            None => return Ok(Written::Conflict),
+        let Some((when, claim)) = self.ready(key, &own, &how.condition).await? else {
+            return Ok(Written::Conflict);
         };
         let writing = Writing { content_type: how.content_type, keep: how.keep, when: &when };
         let id = format!("{:016x}", random());

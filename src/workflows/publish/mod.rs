@@ -15,7 +15,7 @@
 pub mod index;
 
 use crate::config::Settings;
-use crate::package::{Package, PackageError, Trust};
+use crate::package::{Compression, Package, PackageError, Trust};
 use crate::plan::Publish;
 use crate::publish::{self, Condition, Keep, Key, Put, Source, Store, StoreError, Written};
 use crate::report::{Ctx, Interrupted, Stage};
@@ -237,7 +237,10 @@ fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -
     let facts = &package.manifest().facts;
     let folder = format!("slurm/{}/{}", facts.slurm.requested, facts.compiler.release);
     let beside = package.beside();
-    let archive_type = if name.ends_with(".zst") { "application/zstd" } else { "application/gzip" };
+    let archive_type = match package.manifest().archive.compression {
+        Compression::Gzip { .. } => "application/gzip",
+        Compression::Zstd { .. } => "application/zstd",
+    };
     let archive = Source { path: package.path().to_owned(), size: package.size(), sha256: package.sha256().to_owned() };
     let mut items = Vec::new();
     let archive_key = Key::new(format!("{folder}/{name}"))?;
