@@ -213,6 +213,27 @@ fn credentials_come_by_the_standard_chain() {
         assert!(answer.code == 0 && answer.err.contains(said), "{name}: {} {}", answer.code, answer.err);
         assert!(!answer.err.contains(SECRET));
     }
+    // The next two are given by moto, which has both services, and takes anybody's requests.
+    let moto = Server::start(Kind::Moto);
+    let of_moto = format!("http://127.0.0.1:{}", moto.port);
+    let metadata = crate::proxy::Proxy::before(moto.port);
+    let role = Program::bare()
+        .with("AWS_EC2_METADATA_DISABLED", "false")
+        .with("AWS_EC2_METADATA_SERVICE_ENDPOINT", &format!("http://127.0.0.1:{}", metadata.port))
+        .with("SLURM_FACTORY_S3_ENDPOINT", &of_moto);
+    let answer = role.say(&["publish", package, "--to", &address("role")]);
+    assert!(answer.code == 0 && answer.err.contains("the instance's role"), "{} {}", answer.code, answer.err);
+    let token = dir.path().join("token");
+    std::fs::write(&token, "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjaSJ9.x").unwrap();
+    let oidc = Program::bare()
+        .with("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap())
+        .with("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/publisher")
+        .with("AWS_ENDPOINT_URL_STS", &of_moto)
+        .with("AWS_REGION", "us-east-1")
+        .with("SLURM_FACTORY_S3_ENDPOINT", &of_moto);
+    let answer = oidc.say(&["publish", package, "--to", &address("oidc")]);
+    assert!(answer.code == 0 && answer.err.contains("a web identity token"), "{} {}", answer.code, answer.err);
+
     // No metadata service answers here: that is not waited for long.
     let begin = Instant::now();
     let program = Program::bare()
@@ -221,4 +242,36 @@ fn credentials_come_by_the_standard_chain() {
     let answer = program.say(&["publish", package, "--to", &address("x")]);
     assert!(answer.code == 6 && answer.err.contains("find credentials"), "{}", answer.err);
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_private_authority_and_a_proxy_are_those_of_the_site() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), "25.11", 16, 1000);
+    let package = package.to_str().unwrap();
+    let (server, authority) = Server::start_tls(dir.path());
+    let program = Program::new(server.port, &server)
+        .with("SLURM_FACTORY_S3_ENDPOINT", &format!("https://localhost:{}", server.port));
+    let refused = program.say(&["publish", package, "--to", &address("x")]);
+    assert!(refused.code == 6 && refused.err.contains("SSL_CERT_FILE"), "{} {}", refused.code, refused.err);
+    for name in ["SSL_CERT_FILE", "AWS_CA_BUNDLE"] {
+        let program = Program::new(server.port, &server)
+            .with("SLURM_FACTORY_S3_ENDPOINT", &format!("https://localhost:{}", server.port))
+            .with(name, authority.to_str().unwrap());
+        let answer = program.say(&["publish", package, "--to", &address(name)]);
+        assert_eq!(answer.code, 0, "{name}: {}", answer.err);
+    }
+    let no_bundle = Program::new(server.port, &server).with("AWS_CA_BUNDLE", package);
+    let refused = no_bundle.say(&["publish", package, "--to", &address("x")]);
+    assert!(refused.code == 2 && refused.err.contains("CA file"), "{} {}", refused.code, refused.err);
+
+    // A name that only the proxy can reach.
+    let plain = Server::start(Kind::Moto);
+    let proxy = crate::proxy::Proxy::before(plain.port);
+    let program = Program::new(plain.port, &plain)
+        .with("SLURM_FACTORY_S3_ENDPOINT", "http://s3.site.test:9000")
+        .with("http_proxy", &format!("http://user:proxyPassword@127.0.0.1:{}", proxy.port));
+    let answer = program.say(&["-v", "publish", package, "--to", &address("through")]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(proxy.heads().len() > 10 && !answer.err.contains("proxyPassword"));
 }

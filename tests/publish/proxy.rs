@@ -101,6 +101,7 @@ fn one(client: TcpStream, server: u16, state: &Mutex<State>) -> std::io::Result<
     let mut to = client;
     let mut head = Vec::new();
     let mut length = 0_usize;
+    let mut foreign = false;
     let dropped = state.lock().unwrap().dropped.clone();
     loop {
         let mut line = String::new();
@@ -118,6 +119,16 @@ fn one(client: TcpStream, server: u16, state: &Mutex<State>) -> std::io::Result<
         }
         if lower.starts_with("connection:") || dropped.iter().any(|name| lower.starts_with(name)) {
             continue;
+        }
+        if head.is_empty()
+            && let Some((verb, rest)) = line.split_once(" http://")
+        {
+            // As to a site's proxy: the whole URL. The server gets the path.
+            line = format!("{verb} /{}", rest.split_once('/').unwrap().1);
+            foreign = true;
+        }
+        if foreign && lower.starts_with("host:") {
+            line = format!("host: 127.0.0.1:{server}\r\n");
         }
         if line == "\r\n" {
             head.extend_from_slice(b"connection: close\r\n\r\n");
@@ -161,6 +172,11 @@ fn one(client: TcpStream, server: u16, state: &Mutex<State>) -> std::io::Result<
     upstream.write_all(&body)?;
     let mut answer = Vec::new();
     upstream.read_to_end(&mut answer)?;
+    // moto's metadata service leaves out how long its token is good.
+    if head.starts_with(b"PUT /latest/api/token") {
+        let at = answer.windows(2).position(|window| window == b"\r\n").unwrap() + 2;
+        answer.splice(at..at, *b"x-aws-ec2-metadata-token-ttl-seconds: 21600\r\n");
+    }
     // moto names the root of this answer otherwise than S3 does, and the SDK refuses it.
     for (wrong, right) in
         [("<ListPartsResponse ", "<ListPartsResult   "), ("</ListPartsResponse>", "</ListPartsResult  >")]

@@ -41,8 +41,8 @@ fn free_port() -> u16 {
 }
 
 impl Server {
-    /// A server with the bucket in it.
-    pub fn start(kind: Kind) -> Self {
+    /// A server that is started with more arguments, without a bucket but for s3s-fs.
+    fn launch(kind: Kind, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let mut command = match kind {
@@ -60,6 +60,7 @@ impl Server {
                 command
             }
         };
+        command.args(more);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut server = Self { port, access: ACCESS.to_owned(), secret: SECRET.to_owned(), child, _dir: dir };
         let begin = Instant::now();
@@ -68,6 +69,13 @@ impl Server {
             assert!(server.child.try_wait().unwrap().is_none(), "{kind:?} ended");
             std::thread::sleep(Duration::from_millis(50));
         }
+        server
+    }
+
+    /// A server with the bucket in it.
+    pub fn start(kind: Kind) -> Self {
+        let mut server = Self::launch(kind, &[]);
+        let port = server.port;
         match kind {
             Kind::S3s => {}
             Kind::Moto => server.make_bucket(),
@@ -92,6 +100,31 @@ impl Server {
             }
         }
         server
+    }
+
+    /// moto with TLS, for `localhost`, by a certificate that `authority` signed. Returns that file too.
+    pub fn start_tls(dir: &Path) -> (Self, PathBuf) {
+        let run = |args: &str| {
+            let output = Command::new("openssl").args(args.split_whitespace()).current_dir(dir).output();
+            let output = output.expect("openssl is missing; these tests need it: apt-get install openssl");
+            assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        std::fs::write(dir.join("san"), "subjectAltName=DNS:localhost\n").unwrap();
+        run("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem");
+        run("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr");
+        run("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out server.pem");
+        let mut server = Self::launch(
+            Kind::Moto,
+            &["-c", dir.join("server.pem").to_str().unwrap(), "-k", dir.join("server.key").to_str().unwrap()],
+        );
+        server.access = ACCESS.to_owned();
+        server.python(&format!(
+            "import boto3\nboto3.client('s3', endpoint_url='https://localhost:{}', region_name='us-east-1', verify='{}',\n\
+                 aws_access_key_id='x', aws_secret_access_key='x').create_bucket(Bucket='{BUCKET}')",
+            server.port,
+            dir.join("ca.pem").display()
+        ));
+        (server, dir.join("ca.pem"))
     }
 
     fn make_bucket(&self) {
