@@ -35,10 +35,14 @@ pub fn compare(root: &Path, work: &Path) {
     starts(&shell, root, work);
     let inside = |script: String| [shell.clone(), ["/bin/sh", "-c", &script].map(str::to_owned).into()].concat();
     let outside = |script: String| ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
-    let forks = format!("i=0; while [ $i -lt {FORKS} ]; do /bin/true; i=$((i+1)); done");
-    against_native("10,000 forks", inside(forks.clone()), outside(forks));
+    let forks_of = |n: usize| format!("i=0; while [ $i -lt {n} ]; do /bin/true; i=$((i+1)); done");
+    against_native("10,000 forks", inside(forks_of(FORKS)), outside(forks_of(FORKS)));
     let walk = |top: &str| format!("for i in 1 2 3 4 5 6 7 8; do find {top} -size +3 -newer {top}/bin; done | wc -l");
     against_native("walk of /usr", inside(walk("/usr")), outside(walk(&text(&root.join("usr")))));
+    let over: Vec<String> = [&shell[..shell.len() - 1], &["--writable=overlay", "--"].map(str::to_owned)].concat();
+    let over = |script: String| [over.clone(), ["/bin/sh", "-c", &script].map(str::to_owned).into()].concat();
+    against_native("10,000 forks, overlay", over(forks_of(FORKS)), outside(forks_of(FORKS)));
+    against_native("walk of /usr, overlay", over(walk("/usr")), outside(walk(&text(&root.join("usr")))));
 }
 
 fn starts(shell: &[String], root: &Path, work: &Path) {

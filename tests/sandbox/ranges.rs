@@ -9,7 +9,7 @@ use slurm_factory::fsutil;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
 use slurm_factory::report::{Ctx, Interrupt};
 use slurm_factory::rootfs::{Limits, unpack_owned};
-use slurm_factory::sandbox::{Backend, Ids, Io, Sandbox, Spec, remove_of_range};
+use slurm_factory::sandbox::{Backend, Ids, Io, Sandbox, Spec, Writable, as_root, remove_of_range};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -153,6 +153,11 @@ fn owners_are_the_images(world: &World) {
     }
     let there = listing(&mine.join("root"));
     assert_eq!(there[Path::new("opt/new")], (0o104_755, on_host(33), on_host(44)));
+    // In a layer too, which goes with what was given away in it.
+    let before = listing(&mine.join("root"));
+    let said = as_user("layers");
+    assert_eq!(said.matches("33:44 4755 again").count(), 2, "{said}");
+    assert_eq!(listing(&mine.join("root")), before);
     as_user("remove");
     assert!(!mine.join("root").exists());
 }
@@ -207,6 +212,21 @@ pub fn owner(arguments: &[String]) -> i32 {
                           echo $(stat -c %u:%g /var/spool/at) at; \
                           stat -c '%u:%g secretly' /opt/etc; touch /usr/bin/x 2>/dev/null && exit 1; exit 0";
             sh(&Spec::build(&root), script)
+        }
+        "layers" => {
+            fsutil::delete_others_by(remove_of_range);
+            let (cache, layers) = (Cache::open(&dir.join("cache")).unwrap(), dir.join("layers"));
+            for way in [Writable::Overlay, Writable::Copy] {
+                let sandbox = open().writable(way, &layers, &cache).unwrap_or_else(|e| panic!("{e}"));
+                let script = "mkdir /opt/closed && touch /opt/closed/f && chown -R 33:44 /opt/closed && chmod 700 /opt/closed && \
+                              stat -c '%u:%g %a again' /opt/new && test $(stat -c %u /usr/bin/given) = 65534";
+                let argv = ["sh", "-c", script].map(OsString::from);
+                let exit = sandbox.run(&as_root(Spec::build(&root)), &argv, Io::Capture, &interrupt).unwrap();
+                print!("{}{}", String::from_utf8_lossy(&exit.stdout), String::from_utf8_lossy(&exit.stderr));
+                assert!(exit.success(), "{way:?}");
+                assert_eq!(fs::read_dir(&layers).unwrap().count(), 0, "{way:?} left something");
+            }
+            0
         }
         "remove" => {
             assert!(fsutil::remove_tree(&root).is_err(), "it can be deleted without");
