@@ -22,7 +22,7 @@ use crate::rootfs::{self, PrepareError, Rootfs};
 use crate::sign::{Keyring, SigningKey};
 use crate::spack::{self, External, Installed, SpackError};
 use crate::workflows::publish::{self, PublishError};
-use crate::workflows::{buildcache, finished, payload, verify};
+use crate::workflows::{buildcache, components, finished, payload, verify};
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -210,7 +210,9 @@ fn packaged(
     let timer = ctx.stage(Stage::Package, name.label());
     let plan = &resolved.plan;
     let mut contents = vec![Content::Tree { root: relocated.tree().to_owned(), name: "view".into() }];
+    let packages = components::components(plan, installed, relocated.tree(), cache, ctx)?;
     let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings);
+    let facts = package::Facts { packages, ..facts };
     contents.extend(payload::contents(name, &facts, installed)?);
     let request = package::Request {
         dir: &finished::builds_dir(cache),

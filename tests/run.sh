@@ -59,6 +59,8 @@ if [[ ! -x $servers/moto/bin/moto_server ]]; then
     python3 -m venv "$servers/moto"
     "$servers/moto/bin/pip" install --quiet 'moto[server,s3]==5.2.2'
 fi
+python3 -c 'import spdx_tools.spdx, in_toto_attestation.v1' 2>/dev/null ||
+    python3 -m pip install --quiet --break-system-packages --root-user-action=ignore spdx-tools in-toto-attestation
 
 step "sources: format, lints, shell scripts"
 cargo fmt --check

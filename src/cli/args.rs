@@ -2,6 +2,7 @@
 
 use super::features::FeatureArgs;
 use super::modes::ModeArgs;
+use super::package::PackageArgs;
 use super::publish::{PublishArgs, StoreArgs};
 use super::sign::SignArgs;
 use super::signer::{KeyArgs, TrustArgs};
@@ -119,6 +120,8 @@ pub enum Verb {
     /// Binary caches of Spack packages: push, list, check, prune
     #[command(subcommand)]
     Buildcache(super::buildcache::BuildcacheVerb),
+    /// Look into a finished package, or give it another form
+    Package(PackageArgs),
     /// Sign a finished package, beside whoever has signed it
     Sign(SignArgs),
     /// Delete what the cache can make again

@@ -14,6 +14,7 @@ mod key;
 mod manual;
 mod modes;
 mod online;
+mod package;
 mod publish;
 mod relocate;
 mod shell;
@@ -109,6 +110,7 @@ fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
         Verb::Publish(args) => publish::run(&cli.global, args, ctx),
         Verb::Key(verb) => key::run(&cli.global, verb, ctx),
         Verb::Buildcache(verb) => buildcache::run(&cli.global, verb, ctx),
+        Verb::Package(args) => package::run(&cli.global, args, ctx),
         Verb::Sign(args) => sign::run(&cli.global, args, ctx),
         Verb::Clean(args) => clean::run(&cli.global, args, ctx),
         Verb::Completions { shell } => Ok(manual::completions(*shell)),

@@ -9,9 +9,10 @@
 //! The same trees give the same bytes: members are sorted by name (bytes, part by part), owners are 0, times are the
 //! plan's epoch, modes are 0755 or 0644, and the compressors cut their input by its length alone.
 //!
-//! All four files are written in a staging folder and renamed out of it, sums first, the archive last; an older
+//! All files are written in a staging folder and renamed out of it, sums first, the archive last; an older
 //! archive of that name is taken away before its sums are. Whoever finds the archive finds what belongs to it.
 
+use super::attest;
 use super::manifest::{ArchiveFacts, FORMAT};
 use super::ustar::TarWriter;
 use super::{
@@ -118,7 +119,12 @@ impl Package {
         let (sha256, signature) = hasher.finish()?;
 
         let file_name = name.archive(compression);
-        write_synced(&staged_beside.sums, format!("{sha256}  {file_name}\n").as_bytes())?;
+        let attestations = attest::make(&manifest, &file_name, &sha256)?;
+        let (_, provenance_signature) = sign_reader(key, attestations.provenance.as_slice())?;
+        write_synced(&staged_beside.sums, attestations.sums.as_bytes())?;
+        write_synced(&staged_beside.sbom, &attestations.sbom)?;
+        write_synced(&staged_beside.provenance, &attestations.provenance)?;
+        write_synced(&staged_beside.provenance_signature, provenance_signature.armored.as_bytes())?;
         write_synced(&staged_beside.signature, signature.armored.as_bytes())?;
         write_synced(&staged_beside.manifest, &manifest_bytes)?;
         ctx.check()?;
@@ -143,6 +149,10 @@ impl Package {
             return Err(PackageError::Changed { path: self.path().to_owned(), source });
         }
         let beside = self.beside();
+        if let Ok(statement) = super::read_small(&beside.provenance) {
+            let (_, signature) = sign_reader(key, statement.as_slice())?;
+            write_signature(&beside.provenance_signature, &signature.armored, key, others)?;
+        }
         write_signature(&beside.signature, &signature.armored, key, others)?;
         Ok(Signed { signature: beside.signature, fingerprint: signature.fingerprint })
     }
@@ -167,7 +177,7 @@ fn write_signature(path: &Path, armored: &str, key: &SigningKey, others: Others)
     fsutil::write_atomic(path, text.as_bytes(), 0o644).map_err(PackageError::Io)
 }
 
-/// Moves the four files to their names: nothing, then the sums, then the archive.
+/// Moves the files to their names: nothing, then the sums, then the archive.
 fn publish(staged: &Path, staged_beside: &Beside, path: &Path, beside: &Beside) -> Result<(), PackageError> {
     match fs::remove_file(path) {
         Ok(()) => {}
@@ -178,6 +188,9 @@ fn publish(staged: &Path, staged_beside: &Beside, path: &Path, beside: &Beside) 
         (&staged_beside.sums, &beside.sums),
         (&staged_beside.signature, &beside.signature),
         (&staged_beside.manifest, &beside.manifest),
+        (&staged_beside.sbom, &beside.sbom),
+        (&staged_beside.provenance, &beside.provenance),
+        (&staged_beside.provenance_signature, &beside.provenance_signature),
     ] {
         fs::rename(from, to).map_err(PackageError::Io)?;
     }

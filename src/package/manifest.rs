@@ -130,6 +130,47 @@ pub struct Installed {
     pub version: String,
     /// Its DAG hash.
     pub hash: String,
+    /// The recipe repository that it comes from.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Needed to build only: nothing of it is in the package.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub build_only: bool,
+    /// DAG hashes of what it links or runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dependencies: Vec<String>,
+    /// The licence, as the recipe writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// What it was compiled from, when the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceArchive>,
+    /// Its share of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+}
+
+/// A source archive, or a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SourceArchive {
+    /// Where it is published, without credentials; absent for one that lay on the builder's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Its sum, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// The commit, when it comes from git.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+}
+
+/// Bytes of a package's regular files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Size {
+    /// As Spack installed it.
+    pub installed: u64,
+    /// What is left of it in this package.
+    pub packaged: u64,
 }
 
 /// The highest `GLIBC_` symbol version that a file needs.

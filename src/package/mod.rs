@@ -8,8 +8,10 @@
 //!       hierarchy/Core/gcc/13.4.0.lua ...
 //!       view/{bin,sbin,lib,...}    the relocated tree
 //!       manifest.json              last: what it is, and every file with its sum
-//!   slurm-25.11-gcc13.4.0-software.tar.gz.sha256          for `sha256sum -c`
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.sha256          for `sha256sum -c`: the archive, bill and provenance
 //!   slurm-25.11-gcc13.4.0-software.tar.gz.asc             for `gpg --verify`
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.spdx.json       bill of materials
+//!   slurm-25.11-gcc13.4.0-software.tar.gz.provenance.json how it was made; .provenance.json.asc signs it
 //!   slurm-25.11-gcc13.4.0-software.tar.gz.manifest.json   a copy
 //! ```
 //!
@@ -18,13 +20,17 @@
 //! [`Package::open`] is the other door: it takes any file and checks it before it calls it a package.
 //!
 //! `ustar` is the tar format, `crate::gzip` the parallel compression, `archive` the writing, `extract` the reading,
-//! [`mod@manifest`] the description, `installed` the tree on disk, [`modulefile`] what Lmod and Environment Modules read.
+//! [`mod@manifest`] the description, `sbom`, `provenance` and `attest` what vouches for it, `installed` the tree on disk,
+//! [`modulefile`] what Lmod and Environment Modules read.
 
 mod archive;
+mod attest;
 mod extract;
 mod installed;
 pub mod manifest;
 pub mod modulefile;
+mod provenance;
+mod sbom;
 mod ustar;
 
 pub use archive::{Content, Request};
@@ -174,6 +180,14 @@ pub enum PackageError {
         /// Where the signature should be.
         signature: PathBuf,
     },
+    /// What lies beside an archive does not belong to it.
+    #[error("`{file}` does not belong to the archive beside it: {reason}; fetch both again, or take it away")]
+    Attestation {
+        /// The file.
+        file: PathBuf,
+        /// How it shows.
+        reason: String,
+    },
     /// The manifest cannot be read.
     #[error("the package `{path}`: {source}")]
     Manifest {
@@ -287,6 +301,12 @@ pub struct Beside {
     pub signature: PathBuf,
     /// The copy of the manifest.
     pub manifest: PathBuf,
+    /// The bill of materials, SPDX 2.3.
+    pub sbom: PathBuf,
+    /// The statement of provenance, in-toto and SLSA.
+    pub provenance: PathBuf,
+    /// Its detached signature.
+    pub provenance_signature: PathBuf,
 }
 
 impl Beside {
@@ -297,7 +317,14 @@ impl Beside {
             name.push(suffix);
             PathBuf::from(name)
         };
-        Self { sums: with(".sha256"), signature: with(".asc"), manifest: with(".manifest.json") }
+        Self {
+            sums: with(".sha256"),
+            signature: with(".asc"),
+            manifest: with(".manifest.json"),
+            sbom: with(".spdx.json"),
+            provenance: with(".provenance.json"),
+            provenance_signature: with(".provenance.json.asc"),
+        }
     }
 }
 
@@ -410,6 +437,7 @@ impl Package {
             let source = io::Error::other("it changed between the check of its signature and the reading");
             return Err(PackageError::Changed { path: path.to_owned(), source });
         }
+        attest::check(path, &sha256, trust)?;
         Ok((Self { path: path.to_owned(), sha256, size, manifest }, good))
     }
 }
@@ -451,7 +479,12 @@ fn parse_sums(text: &[u8], name: &OsStr) -> Option<String> {
         .collect();
     let sum = match lines.as_slice() {
         [(sum, _)] => Some(*sum),
-        several => several.iter().find(|(_, n)| Path::new(n).file_name() == Some(name)).map(|(sum, _)| *sum),
+        several => {
+            let same = several.iter().find(|(_, n)| Path::new(n).file_name() == Some(name));
+            // A renamed archive among what we write beside it.
+            let mut others = several.iter().filter(|(_, n)| Path::new(n).extension() != Some(OsStr::new("json")));
+            same.or_else(|| others.next().filter(|_| others.next().is_none())).map(|(sum, _)| *sum)
+        }
     };
     sum.map(str::to_ascii_lowercase)
 }

@@ -306,8 +306,6 @@ mod tests {
 
     #[test]
     fn signatures_are_read_and_nonsense_is_refused() {
-        let rsa = parse_signature(b"(7:sig-val(3:rsa(1:s3:a:(1:x)))").unwrap_err();
-        assert!(rsa.to_string().contains("sig-val"), "{rsa}");
         let rsa = parse_signature(b"(7:sig-val(3:rsa(1:s3:a:()))\0").unwrap();
         assert!(matches!(rsa, mpi::Signature::RSA { s } if s.value() == b"a:("));
         let eddsa = parse_signature(b"(7:sig-val(5:eddsa(1:r2:xy)(1:s2:zz)))").unwrap();

@@ -54,6 +54,14 @@ struct Node {
     dependencies: Vec<Dependency>,
 }
 
+impl Node {
+    /// DAG hashes of what it links or runs.
+    fn at_run_time(&self) -> impl Iterator<Item = &str> {
+        let linked = |d: &&Dependency| d.parameters.deptypes.iter().any(|t| t == "link" || t == "run");
+        self.dependencies.iter().filter(linked).map(|d| d.hash.as_str())
+    }
+}
+
 #[derive(Deserialize)]
 struct Dependency {
     hash: String,
@@ -82,6 +90,8 @@ pub struct LockedPackage {
     pub root: bool,
     /// True when it was asked for, or is linked or run by one that was; what is needed only to build is not.
     pub needed: bool,
+    /// DAG hashes of what it links or runs, sorted.
+    pub dependencies: Vec<String>,
 }
 
 /// Parses a lockfile; packages are sorted by name, then hash.
@@ -96,14 +106,14 @@ pub fn parse(text: &str) -> Result<Vec<LockedPackage>, LockError> {
         if needed.insert(hash.to_owned())
             && let Some(node) = raw.concrete_specs.get(hash)
         {
-            let at_run_time = |d: &&Dependency| d.parameters.deptypes.iter().any(|t| t == "link" || t == "run");
-            queue.extend(node.dependencies.iter().filter(at_run_time).map(|d| d.hash.as_str()));
+            queue.extend(node.at_run_time());
         }
     }
     let mut packages: Vec<_> = raw
         .concrete_specs
         .into_iter()
         .map(|(hash, node)| LockedPackage {
+            dependencies: node.at_run_time().map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect(),
             root: raw.roots.iter().any(|r| r.hash == hash),
             needed: needed.contains(&hash),
             name: node.name,

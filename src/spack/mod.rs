@@ -18,6 +18,7 @@
 pub mod lock;
 pub mod log;
 pub mod own_repo;
+pub mod recipe;
 pub mod render;
 pub mod source;
 

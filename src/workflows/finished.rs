@@ -43,6 +43,29 @@ pub fn recall(cache: &Cache, plan: &BuildPlan) -> Option<PathBuf> {
     Some(builds_dir(cache).join(record.archive))
 }
 
+/// The archives of the cache whose plan's digest begins with `digits`, of which six are enough to mean one.
+pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(builds_dir(cache).join(".plans")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if digits.len() >= 6
+            && name.starts_with(digits)
+            && let Ok(record) = serde_json::from_slice::<Record>(&fs::read(&path)?)
+        {
+            found.push(builds_dir(cache).join(record.archive));
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
 /// The package that a plan made, checked; `None` when there is none that is whole, of this plan, and signed by
 /// this key.
 pub fn find(cache: &Cache, plan: &BuildPlan, key: &SigningKey, ctx: &Ctx) -> Result<Option<Built>, BuildError> {

@@ -2,6 +2,7 @@
 
 pub mod buildcache;
 pub mod clean;
+pub mod components;
 pub mod finished;
 pub mod images;
 pub mod install;

@@ -102,12 +102,8 @@ pub fn facts(
         lock_sha256: installed.lock_digest().to_owned(),
         plan_sha256: plan.digest.to_string(),
         created: identity.epoch,
-        packages: installed
-            .packages()
-            .iter()
-            .filter(|p| !p.external)
-            .map(|p| manifest::Installed { name: p.name.clone(), version: p.version.clone(), hash: p.hash.clone() })
-            .collect(),
+        // `components` says more about them than this file knows.
+        packages: Vec::new(),
         glibc: findings.glibc.as_ref().map(|floor| manifest::GlibcFloor {
             version: floor.version.clone(),
             file: in_view(&floor.path),
@@ -143,7 +139,7 @@ fn in_view(path: &Path) -> String {
 
 /// A URL without user name and password; a path is named by its last part, because where it lay on the builder's
 /// disk tells nothing to anyone else.
-fn without_credentials(source: &str) -> String {
+pub(super) fn without_credentials(source: &str) -> String {
     if let Some((scheme, rest)) = source.split_once("://") {
         let host = rest.split_once('@').filter(|(user, _)| !user.contains('/')).map_or(rest, |(_, host)| host);
         return format!("{scheme}://{host}");

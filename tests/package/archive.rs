@@ -369,6 +369,8 @@ fn the_formats_page_names_every_field() {
     let mut manifest = make(Compression::GZIP).package.manifest().clone();
     manifest.facts.options.clear();
     manifest.facts.glibc = Some(slurm_factory::package::manifest::GlibcFloor::default());
+    manifest.facts.packages[0].build_only = true;
+    manifest.facts.packages[0].source.as_mut().unwrap().commit = Some(String::new());
     manifest.facts.leaks = vec![slurm_factory::package::manifest::Leak::default()];
     let mut names = std::collections::BTreeSet::new();
     fields(&serde_json::to_value(&manifest).unwrap(), &mut names);

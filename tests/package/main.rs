@@ -16,6 +16,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::unnecessary_debug_formatting)]
 
 mod archive;
+mod attest;
 mod foreign;
 mod hostile;
 mod install;

@@ -1,7 +1,7 @@
 //! What the tests share: real programs, a tree with everything in it, a private gpg.
 
 use slurm_factory::cache::Cache;
-use slurm_factory::package::manifest::{Image, Installed, Source, Tool, Version};
+use slurm_factory::package::manifest::{Image, Installed, Size, Source, SourceArchive, Tool, Version};
 use slurm_factory::package::{Compression, Content, Facts, PREFIX_PLACEHOLDER, Package, PackageName, Request, Signed};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::{Algorithm, SigningKey, generate};
@@ -144,7 +144,45 @@ pub fn facts() -> Facts {
         lock_sha256: "3".repeat(64),
         plan_sha256: "4".repeat(64),
         created: 1_700_000_000,
-        packages: vec![Installed { name: "slurm".into(), version: "24-11-5-1".into(), hash: "abc".into() }],
+        packages: vec![
+            Installed {
+                name: "slurm".into(),
+                version: "24-11-5-1".into(),
+                hash: "abc".into(),
+                namespace: "slurm_factory".into(),
+                dependencies: vec!["def".into(), "not-in-the-package".into()],
+                license: Some("GPL-2.0-or-later".into()),
+                source: Some(SourceArchive {
+                    url: Some("https://example.org/slurm-24.11.5.tar.bz2".into()),
+                    sha256: Some("5".repeat(64)),
+                    commit: None,
+                }),
+                size: Some(Size { installed: 9_000_000, packaged: 5_000_000 }),
+                ..Installed::default()
+            },
+            Installed {
+                name: "munge".into(),
+                version: "0.5.16".into(),
+                hash: "def".into(),
+                namespace: "builtin".into(),
+                license: Some("a licence of its own".into()),
+                source: Some(SourceArchive {
+                    url: Some("https://example.org/munge.git".into()),
+                    sha256: None,
+                    commit: Some("6".repeat(40)),
+                }),
+                size: Some(Size { installed: 300, packaged: 200 }),
+                ..Installed::default()
+            },
+            Installed {
+                name: "pkgconf".into(),
+                version: "2.5".into(),
+                hash: "ghi".into(),
+                build_only: true,
+                size: Some(Size { installed: 100, packaged: 0 }),
+                ..Installed::default()
+            },
+        ],
         placeholder: PREFIX_PLACEHOLDER.into(),
         fill_in: vec!["view/lib64/pkgconfig/slurm.pc".into()],
         ..Facts::default()
