@@ -7,8 +7,8 @@
 //! L3  pipeline workflows resolve                          what crosses stages
 //! L2  image rootfs sandbox spack relocate package sign
 //!     buildcache publish                                  the stages: typed values in, proof of work out
-//! L1  catalog config plan elf                             pure: no I/O, no clock, no chance
-//! L0  cache fsutil gzip process report secret                  leaves
+//! L1  catalog config oldest plan elf                      pure: no I/O, no clock, no chance
+//! L0  cache fsutil gzip process report secret             leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
@@ -24,6 +24,7 @@ pub mod elf;
 pub mod fsutil;
 pub mod gzip;
 pub mod image;
+pub mod oldest;
 pub mod package;
 pub mod pipeline;
 pub mod plan;

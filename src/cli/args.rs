@@ -180,6 +180,9 @@ pub struct WhatArgs {
     /// Base image and build tools: noble, jammy, debian12, debian13, rockylinux8, rockylinux9 or rockylinux10
     #[arg(long, value_name = "NAME")]
     pub toolchain: Option<String>,
+    /// Oldest system that it must run on: rhel8, debian12, focal and so on, or glibc-2.28. Refused when the toolchain is newer
+    #[arg(long = "for", value_name = "SYSTEM")]
+    pub oldest: Option<String>,
     /// With GPU autodetection
     #[arg(long, conflicts_with = "minimal")]
     pub gpu: bool,
@@ -382,6 +385,9 @@ pub struct VerifyArgs {
     /// tells who made it
     #[arg(long, conflicts_with_all = ["key", "fingerprint", "all_signers"])]
     pub foreign: bool,
+    /// Oldest system that it must run on, as for `build`: needing a newer glibc is a problem
+    #[arg(long = "for", value_name = "SYSTEM")]
+    pub oldest: Option<String>,
     /// Also print who needs which library, and where it is found
     #[arg(long)]
     pub closure: bool,

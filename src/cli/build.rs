@@ -3,7 +3,9 @@
 use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
 use super::signer::signing_key;
 use super::{exit, features, open_cache, print, print_json, settings, variable};
+use crate::catalog::Catalog;
 use crate::config::Settings;
+use crate::oldest::Oldest;
 use crate::package::{layout, modulefile};
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
@@ -68,10 +70,23 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
     Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })
 }
 
+/// The system that the package is for, when the toolchain can do it.
+fn oldest(args: &WhatArgs, settings: &Settings) -> Result<Option<Oldest>> {
+    let Some(asked) = &args.oldest else { return Ok(None) };
+    let catalog = Catalog::embedded()?;
+    let usage = |error: &dyn std::fmt::Display| exit::Usage(format!("--for: {error}"));
+    let oldest = Oldest::parse(asked, &catalog).map_err(|e| usage(&e))?;
+    let toolchain = settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain);
+    let toolchain = catalog.toolchain(toolchain).map_err(|e| usage(&e))?;
+    oldest.check(&toolchain, &catalog).map_err(|e| usage(&e))?;
+    Ok(Some(oldest))
+}
+
 /// `build`
 pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, flag_settings(&args.what))?;
     let flags = flags(&args.what, args.no_cache)?;
+    let oldest = oldest(&args.what, &settings)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     // A wrong name is said before anybody is asked for a passphrase, and a key that does not sign before any work.
     resolve::check(&settings, flags, &cache, &variable, ctx)?;
@@ -84,7 +99,23 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     }
     let built = pipeline::build(&settings, flags, &cache, &variable, key, ctx)?;
     ctx.reporter.finish();
-    let glibc = built.package.manifest().facts.glibc.as_ref().map_or_else(|| "any".to_owned(), |f| f.version.clone());
+    let floor = built.package.manifest().facts.glibc.as_ref();
+    if let (Some(oldest), Some(floor)) = (oldest, floor)
+        && !oldest.admits(Some(&floor.version))
+    {
+        // An image of its own may be newer than the toolchain that it stands for.
+        return Err(exit::Unfit(format!(
+            "{} needs glibc {} ({} of {}), and {} has {}",
+            built.package.path().display(),
+            floor.version,
+            floor.symbol,
+            floor.file,
+            oldest.name,
+            oldest.glibc
+        ))
+        .into());
+    }
+    let glibc = floor.map_or_else(|| "any".to_owned(), |f| f.version.clone());
     ctx.note(format!(
         "runs where glibc is {glibc} or newer; install with `slurm-factory install` or unpack it anywhere"
     ));
@@ -101,6 +132,7 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
 pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, flag_settings(&args.what))?;
     let flags = flags(&args.what, false)?;
+    oldest(&args.what, &settings)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     resolve::check(&settings, flags, &cache, &variable, ctx)?;
     let key = signing_key(&settings, &args.what.key, &cache, ctx)?;

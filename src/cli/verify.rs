@@ -2,9 +2,11 @@
 
 use super::args::{Global, VerifyArgs};
 use super::{exit, print, print_json};
+use crate::catalog::Catalog;
+use crate::oldest::Oldest;
 use crate::package::Difference;
 use crate::relocate::Rules;
-use crate::relocate::verify::{Findings, Needed};
+use crate::relocate::verify::{Findings, Needed, Problem};
 use crate::report::Ctx;
 use crate::sign::Fingerprint;
 use crate::workflows::{processor, verify};
@@ -74,8 +76,10 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
 /// `verify`
 pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     let rules = Rules::embedded()?;
+    let oldest = args.oldest.as_deref().map(|asked| Oldest::parse(asked, &Catalog::embedded()?));
+    let oldest = oldest.transpose().map_err(|e| exit::Usage(format!("--for: {e}")))?;
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();
-    let checked = match (is_tree, args.foreign) {
+    let mut checked = match (is_tree, args.foreign) {
         (true, _) => check_tree(args, &rules, ctx)?,
         (false, true) => Checked {
             findings: verify::foreign(&args.path, &rules, ctx)?,
@@ -84,6 +88,13 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
         },
         (false, false) => check_package(global, args, &rules, ctx)?,
     };
+    if let Some(oldest) = oldest
+        && let Some(floor) = checked.findings.glibc.clone()
+        && !oldest.admits(Some(&floor.version))
+    {
+        let allowed = format!("{} ({})", oldest.glibc, oldest.name);
+        checked.findings.problems.push(Problem::Glibc { path: floor.path.clone(), floor, allowed });
+    }
     if let Some(unsure) = checked.unsure {
         ctx.warn(unsure);
     }
@@ -149,7 +160,8 @@ fn describe(checked: &Checked, foreign: bool) -> String {
     let host: Vec<_> = findings.from_host.iter().map(String::as_str).collect();
     row("from host", &host.join(" "));
     if let Some(floor) = &findings.glibc {
-        row("glibc", &format!("{} or newer, asked for by {}", floor.version, floor.path.display()));
+        let symbol = floor.symbol.as_ref().map_or_else(String::new, |name| format!(" ({name} of {})", floor.library));
+        row("glibc", &format!("{} or newer, asked for by {}{symbol}", floor.version, floor.path.display()));
     }
     if let Some(isa) = &findings.isa {
         row("processor", &format!("{} or newer, asked for by {}", isa.level, isa.path.display()));

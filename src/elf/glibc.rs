@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use super::error::ElfError;
 use super::parse::Elf;
+use super::view::View;
 
 /// A glibc version. Ordered as versions are: 2.9 is below 2.34.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +50,17 @@ pub fn glibc_floor(elf: &Elf) -> Option<GlibcFloor> {
         }
     }
     floor
+}
+
+/// The symbol that a file needs in the version of its floor: what to look for in the sources. Nothing for a version that
+/// marks the format of the file (`GLIBC_ABI_DT_RELR`).
+///
+/// # Errors
+///
+/// The file cannot be read.
+pub fn glibc_symbol(data: &[u8], floor: &GlibcFloor) -> Result<Option<Vec<u8>>, ElfError> {
+    let view = View::parse(data)?;
+    Ok(view.symbol_of_version(&floor.library, &floor.text)?.map(<[u8]>::to_vec))
 }
 
 /// Reads `GLIBC_2.34`, `GLIBC_2.2.5` and the marks in the list below; `None` for all else.

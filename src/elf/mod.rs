@@ -40,6 +40,6 @@ mod view;
 
 pub use edit::{Edit, Edited, SearchPath, Strip, edit};
 pub use error::{BadPath, ElfError, Refusal};
-pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_version};
+pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_symbol, glibc_version};
 pub use parse::{Elf, IsaLevel, Kind, VersionNeed, is_elf, parse};
 pub use raw::{Class, Endian};

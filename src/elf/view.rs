@@ -82,6 +82,8 @@ pub(super) struct Need<'a> {
     pub library: &'a [u8],
     pub versions: Vec<&'a [u8]>,
     pub weak: Vec<&'a [u8]>,
+    /// By which number `DT_VERSYM` means each of `versions`.
+    pub indices: Vec<u16>,
 }
 
 /// The version tables, and every `.dynstr` offset that they use.
@@ -407,7 +409,12 @@ impl<'a> View<'a> {
             let auxiliaries = self.bytes.u16(what, at + 2)?;
             let file = self.bytes.u32(what, at + 4)?;
             let mut need =
-                Need { library: self.string(what, u64::from(file))?, versions: Vec::new(), weak: Vec::new() };
+                Need {
+                library: self.string(what, u64::from(file))?,
+                versions: Vec::new(),
+                weak: Vec::new(),
+                indices: Vec::new(),
+            };
             found.offsets.push(file);
             let mut aux = walk.forward(at, self.bytes.u32(what, at + 8)?)?;
             for _ in 0..auxiliaries {
@@ -415,6 +422,7 @@ impl<'a> View<'a> {
                 let name = self.bytes.u32(what, aux + 8)?;
                 let text = self.string(what, u64::from(name))?;
                 need.versions.push(text);
+                need.indices.push(self.bytes.u16(what, aux + 6)? & 0x7fff);
                 if self.bytes.u16(what, aux + 4)? & elf::VER_FLG_WEAK.0 != 0 {
                     need.weak.push(text);
                 }
@@ -432,6 +440,31 @@ impl<'a> View<'a> {
         }
         found.ranges.push(Range { start: walk.table.start, end: walk.last });
         Ok(())
+    }
+
+    /// The first symbol that is needed in this version of this library; nothing when only the version itself is needed.
+    pub fn symbol_of_version(&self, library: &[u8], version: &[u8]) -> Result<Option<&'a [u8]>, ElfError> {
+        let what = "DT_VERSYM";
+        let versions = self.versions()?;
+        let needs = versions.needs.iter().filter(|need| need.library == library);
+        let mut numbers = needs.flat_map(|need| need.versions.iter().zip(&need.indices));
+        let Some(number) = numbers.find(|(text, _)| **text == version).map(|(_, number)| *number) else {
+            return Ok(None);
+        };
+        let Some(table) = self.dynamic.as_ref().and_then(|dynamic| dynamic.get(elf::DT_VERSYM)) else {
+            return Ok(None);
+        };
+        let Some(symbols) = self.dynsym()? else { return Ok(None) };
+        let size = self.bytes.form.symbol_size();
+        let count = symbols.len() / size;
+        let table = self.mapped(what, table, 2 * count)?;
+        for index in 0..count {
+            if self.bytes.u16(what, table.start + 2 * index)? & 0x7fff == number {
+                let name = Symbol::read(self.bytes, symbols.start + index * size)?.name;
+                return self.string("symbol name", u64::from(name)).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     fn version_defs(&self, addr: u64, count: u64, found: &mut Versions<'a>) -> Result<(), ElfError> {

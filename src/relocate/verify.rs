@@ -60,6 +60,15 @@ pub enum Problem {
         /// What it names.
         target: PathBuf,
     },
+    /// A newer glibc is needed than the system has for which the tree must be fit.
+    Glibc {
+        /// The file.
+        path: PathBuf,
+        /// What it needs.
+        floor: Floor,
+        /// What there is.
+        allowed: String,
+    },
     /// An ELF file that cannot be read.
     Elf {
         /// The file.
@@ -107,6 +116,11 @@ impl std::fmt::Display for Problem {
             Self::Link { path, target } => {
                 write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
             }
+            Self::Glibc { path, floor, allowed } => {
+                let symbol = floor.symbol.as_deref().unwrap_or("the format of the file");
+                let (path, version, library) = (path.display(), &floor.version, &floor.library);
+                write!(f, "{path}: needs glibc {version} ({symbol}, {library}), and there is {allowed}")
+            }
             Self::Elf { path, reason } => write!(f, "{}: {reason}", path.display()),
             Self::Processor { path, level, target } => {
                 write!(f, "{}: needs a processor of level {level}, and the package is made for {target}", path.display())
@@ -130,7 +144,7 @@ pub struct AllowedLeak {
 }
 
 /// The highest glibc version that anything in the tree asks for, and what asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Floor {
     /// `2.36`.
     pub version: String,
@@ -138,6 +152,8 @@ pub struct Floor {
     pub path: PathBuf,
     /// The library whose version it is, `libc.so.6`.
     pub library: String,
+    /// A symbol that is needed in that version; nothing when the version marks the format of the file.
+    pub symbol: Option<String>,
 }
 
 /// The highest level of the instruction set that anything in the tree says it needs, and what says so.
@@ -192,7 +208,7 @@ pub struct Inspector<'a> {
     rules: &'a Rules,
     needle: memmem::Finder<'a>,
     findings: Findings,
-    floor: Option<(GlibcFloor, PathBuf)>,
+    floor: Option<(GlibcFloor, PathBuf, Option<Vec<u8>>)>,
     isa: Option<(IsaLevel, PathBuf)>,
     elf: BTreeMap<PathBuf, ElfFacts>,
     names: BTreeSet<PathBuf>,
@@ -229,9 +245,11 @@ impl<'a> Inspector<'a> {
         match elf::parse(content) {
             Ok(file) => {
                 if let Some(floor) = elf::glibc_floor(&file)
-                    && self.floor.as_ref().is_none_or(|(known, _)| floor.version > known.version)
+                    && self.floor.as_ref().is_none_or(|(known, ..)| floor.version > known.version)
                 {
-                    self.floor = Some((floor, path.to_owned()));
+                    // The file was read already; a table that is not as it should be only leaves the symbol unnamed.
+                    let symbol = elf::glibc_symbol(content, &floor).ok().flatten();
+                    self.floor = Some((floor, path.to_owned(), symbol));
                 }
                 if let Some(level) = file.isa_level
                     && self.isa.as_ref().is_none_or(|(known, _)| level > *known)
@@ -336,10 +354,11 @@ impl<'a> Inspector<'a> {
             }
         }
         self.findings.isa = self.isa.take().map(|(level, path)| Isa { level: level.to_string(), path });
-        self.findings.glibc = self.floor.take().map(|(floor, path)| Floor {
+        self.findings.glibc = self.floor.take().map(|(floor, path, symbol)| Floor {
             version: floor.version.to_string(),
             path,
             library: String::from_utf8_lossy(&floor.library).into_owned(),
+            symbol: symbol.map(|name| String::from_utf8_lossy(&name).into_owned()),
         });
         self.findings.problems.sort();
         self.findings

@@ -107,7 +107,7 @@ pub fn facts(
         glibc: findings.glibc.as_ref().map(|floor| manifest::GlibcFloor {
             version: floor.version.clone(),
             file: in_view(&floor.path),
-            symbol: String::new(),
+            symbol: floor.symbol.clone().unwrap_or_default(),
             library: floor.library.clone(),
         }),
         placeholder: PLACEHOLDER.to_owned(),

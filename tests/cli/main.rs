@@ -80,6 +80,13 @@ fn usage_errors_list_what_is_known() {
     let world = World::new();
     world.refuses(&["build", "--slurm-version", "19.05"], 2, &["19.05", "25.11", "24.11", "23.11"]);
     world.refuses(&["plan", "--toolchain", "slackware"], 2, &["slackware", "noble", "debian12"]);
+    // What decides where a package runs is the toolchain's glibc: said before anything is looked up.
+    for verb in ["plan", "build"] {
+        let rhel7 = [verb, "--for", "rhel7", "--compiler-version", "7.5.0"];
+        world.refuses(&rhel7, 2, &["--for", "rhel7", "2.17", "noble", "2.39", "whatever its compiler", "rockylinux8"]);
+        world.refuses(&[verb, "--for", "rocky8", "--toolchain", "debian12"], 2, &["--toolchain rockylinux8 (glibc 2.28)"]);
+    }
+    world.refuses(&["plan", "--for", "plan9"], 2, &["plan9", "rhel8", "glibc-2.28"]);
     world.refuses(&["plan", "--apt-snapshot", "2026-01-01"], 2, &["2026-01-01", "20260101T000000Z"]);
     let mirror = ["plan", "--apt-snapshot", "20260101T000000Z", "--apt-mirror", "https://mirror.site/ubuntu"];
     world.refuses(&mirror, 2, &["https://mirror.site/ubuntu", "{snapshot}"]);

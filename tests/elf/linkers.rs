@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use slurm_factory::elf::{Edit, Edited, Elf, Kind, SearchPath, Strip, edit, glibc_floor, parse};
+use slurm_factory::elf::{Edit, Edited, Elf, Kind, SearchPath, Strip, edit, glibc_floor, glibc_symbol, parse};
 
 use crate::tools::{edit_of, edited, elflint, folder, readelf_warnings, run, tool, worse, write_program};
 
@@ -471,11 +471,23 @@ fn descriptions_are_those_of_readelf() {
 
     std::fs::write(dir.join("u.c"), "extern int one(void), two(void); int main(){return one()+two();}\n").unwrap();
     tool("gcc", &["-o", "u", "u.c", "./libv.so", "-Wl,-z,pack-relative-relocs"], &dir);
-    let (_, elf) = read(&dir.join("u"));
+    let (data, elf) = read(&dir.join("u"));
     assert!(elf.is_pie && elf.interpreter.is_some() && !elf.is_static);
     assert_eq!(elf.needed, [b"libv.so.1".to_vec(), b"libc.so.6".to_vec()]);
     let need = elf.version_needs.iter().find(|need| need.library == b"libv.so.1").unwrap();
     assert_eq!(need.versions.len(), 2);
     let floor = glibc_floor(&elf).unwrap();
     assert_eq!((floor.version.to_string().as_str(), floor.text.as_slice()), ("2.36", &b"GLIBC_ABI_DT_RELR"[..]));
+    assert_eq!(glibc_symbol(&data, &floor), Ok(None), "a mark of the format is no symbol's version");
+
+    // Whoever asks for a version is named.
+    std::fs::write(dir.join("c.c"), "#define _GNU_SOURCE\n#include <math.h>\n#include <unistd.h>\nint main(int c, char **v){return (int)fmod(c, 3) + gettid();}\n").unwrap();
+    tool("gcc", &["-shared", "-fPIC", "-fno-builtin", "-o", "libc_user.so", "c.c", "-lm"], &dir);
+    let (data, elf) = read(&dir.join("libc_user.so"));
+    let floor = glibc_floor(&elf).unwrap();
+    let shown = tool("readelf", &["-W", "--dyn-syms", "libc_user.so"], &dir).stdout;
+    let shown = String::from_utf8(shown).unwrap();
+    let name = String::from_utf8(glibc_symbol(&data, &floor).unwrap().unwrap()).unwrap();
+    let (version, library) = (String::from_utf8(floor.text).unwrap(), String::from_utf8(floor.library).unwrap());
+    assert!(shown.contains(&format!("{name}@{version}")), "{name}@{version} of {library} is not in {shown}");
 }

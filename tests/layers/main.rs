@@ -18,6 +18,7 @@ const LAYERS: [(&str, u8); 24] = [
     ("catalog", 1),
     ("config", 1),
     ("elf", 1),
+    ("oldest", 1),
     ("plan", 1),
     ("buildcache", 2),
     ("image", 2),
