@@ -162,10 +162,51 @@ pub struct Overlay {
     pub caches: BTreeMap<String, BinaryCache>,
     /// Toolchains on other images.
     pub toolchains: BTreeMap<String, DerivedToolchain>,
+    /// Rules of relocation, looked at before the program's own.
+    pub relocate: RelocateRules,
+}
+
+/// Rules of packaging and relocation, in the form of `assets/relocate.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RelocateRules {
+    /// What is left out.
+    pub prune: Vec<PathRule>,
+    /// What stays although a rule of `prune` matches.
+    pub keep: Vec<PathRule>,
+    /// Which strings that name the build prefix may stay, in which files.
+    pub allow: Vec<PathRule>,
+    /// Which libraries are opened by name at run time.
+    pub dlopen: Vec<DlopenRule>,
+}
+
+/// Files, and why something is done with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathRule {
+    /// Pattern for paths relative to the view.
+    pub glob: String,
+    /// For `allow`: pattern for the string, from the build prefix to its end. Without it, any string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub string: Option<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// A library that files open by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DlopenRule {
+    /// Pattern for paths relative to the view.
+    pub glob: String,
+    /// The name that is given to dlopen(3).
+    pub library: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl Overlay {
-    /// Lays `higher` over this: a release replaces the one with its version, the others go by name.
+    /// Lays `higher` over this: a release replaces the one with its version, the others go by name, rules go first.
     pub fn add(&mut self, higher: Self) {
         for release in higher.slurm {
             self.slurm.retain(|known| known.version != release.version);
@@ -185,6 +226,12 @@ impl Overlay {
         self.pins.extend(higher.pins);
         self.features.extend(higher.features);
         self.toolchains.extend(higher.toolchains);
+        let RelocateRules { prune, keep, allow, dlopen } = higher.relocate;
+        // The first that matches counts.
+        self.relocate.prune.splice(0..0, prune);
+        self.relocate.keep.splice(0..0, keep);
+        self.relocate.allow.splice(0..0, allow);
+        self.relocate.dlopen.splice(0..0, dlopen);
     }
 }
 
@@ -206,6 +253,7 @@ impl Catalog {
             target: self.target,
             caches: self.caches,
             toolchains: self.derived,
+            relocate: RelocateRules::default(), // `relocate` has rules of its own to lay them over
         };
         merged.add(overlay);
         self.slurm = merged.slurm;

@@ -194,6 +194,26 @@ pub fn is_temporary(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// By none of the ways below.
+    None,
+    /// gzip (RFC 1952).
+    Gzip,
+    /// zstd (RFC 8878), also when a skippable frame comes first.
+    Zstd,
+}
+
+/// How the bytes that begin with `start` are compressed; four bytes are enough.
+pub fn packing(start: &[u8]) -> Packing {
+    match start {
+        [0x1f, 0x8b, ..] => Packing::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
+        _ => Packing::None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

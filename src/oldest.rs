@@ -94,7 +94,9 @@ impl Oldest {
         let remedy = match (known.iter().rfind(|(glibc, _)| *glibc <= self.glibc), known.first()) {
             (Some((glibc, name)), _) => format!("use --toolchain {name} (glibc {glibc})"),
             (None, Some((glibc, name))) => {
-                format!("no toolchain is that old: the oldest is {name} (glibc {glibc}), which does for systems from that on")
+                format!(
+                    "no toolchain is that old: the oldest is {name} (glibc {glibc}), which does for systems from that on"
+                )
             }
             (None, None) => "the catalog knows no toolchain".to_owned(),
         };

@@ -323,7 +323,7 @@ pub fn resolve(
     owners(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
     let local = local(settings, &toolchain, lookup, ctx)?;
-    let rules = Rules::embedded()?;
+    let rules = Rules::of_site(&settings.catalog.relocate)?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
 
     let (reference, client) =

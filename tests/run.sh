@@ -14,9 +14,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(
     apt apt-utils bubblewrap buildah busybox-static bzip2 ca-certificates charliecloud clang createrepo-c crun curl
-    debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc git gnupg gpgv iproute2 libc6-dev lld lmod
-    make mmdebstrap mold mount openssl passwd patchelf pigz podman procps psmisc python3 python3-pip python3-venv rpm
-    runc shellcheck skopeo sq sqv strace tinyproxy tzdata uidmap umoci xz-utils zstd
+    debian-archive-keyring docker-registry elfutils fuse-overlayfs g++ gcc gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf
+    gcc-powerpc-linux-gnu gcc-s390x-linux-gnu git gnupg gpgv iproute2 libc6-dev libc6-dev-arm64-cross
+    libc6-dev-armhf-cross libc6-dev-powerpc-cross libc6-dev-s390x-cross lld lmod make mmdebstrap mold mount openssl
+    passwd patchelf pigz podman procps psmisc python3 python3-pip python3-venv qemu-user rpm runc shellcheck skopeo sq
+    sqv strace tinyproxy tzdata uidmap umoci xz-utils zstd
 )
 
 step() {

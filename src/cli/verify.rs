@@ -75,7 +75,7 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
 
 /// `verify`
 pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let rules = Rules::embedded()?;
+    let rules = Rules::of_site(&settings(global, Settings::default())?.catalog.relocate)?;
     let oldest = args.oldest.as_deref().map(|asked| Oldest::parse(asked, &Catalog::embedded()?));
     let oldest = oldest.transpose().map_err(|e| exit::Usage(format!("--for: {e}")))?;
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();

@@ -26,14 +26,21 @@ fn expect(good: bool, what: &'static str, at: u64) -> Result<(), ElfError> {
     if good { Ok(()) } else { Err(fail(what, at)) }
 }
 
+/// What was asked for.
+pub(super) struct Asked<'e> {
+    pub edit: &'e Edit,
+    pub interpreter: Option<&'e [u8]>,
+}
+
 /// Compares `bytes` with the file that it was made from. `touched` are the ranges of the original that were changed.
-pub(super) fn check(old: &View<'_>, bytes: &[u8], edit: &Edit, touched: &[Range]) -> Result<(), ElfError> {
+pub(super) fn check(old: &View<'_>, bytes: &[u8], asked: &Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
     let new = View::parse(bytes).map_err(|_| fail("it cannot be read", 0))?;
     let new = &new;
-    same_description(old, new, edit)?;
+    let edit = asked.edit;
+    same_description(old, new, asked)?;
     same_headers(old, new)?;
     same_dynamic(old, new)?;
-    same_image(old, new, touched)?;
+    same_image(old, new, asked, touched)?;
     same_tables(old, new)?;
     same_strings(old, new)?;
     same_sections(old, new, edit.strip)?;
@@ -42,8 +49,10 @@ pub(super) fn check(old: &View<'_>, bytes: &[u8], edit: &Edit, touched: &[Range]
 }
 
 /// Everything that [`parse()`](super::parse()) shows, apart from what was asked for.
-fn same_description(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
-    let (before, after) = (describe(old)?, describe(new).map_err(|_| fail("its dynamic section cannot be read", 0))?);
+fn same_description(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>) -> Result<(), ElfError> {
+    let edit = asked.edit;
+    let (mut before, after) =
+        (describe(old)?, describe(new).map_err(|_| fail("its dynamic section cannot be read", 0))?);
     let needs_nothing = before.needed.is_empty() && before.interpreter.is_none();
     let wanted = match &edit.search_path {
         _ if !before.has_dynamic || is_static(old) => (before.rpath.clone(), before.runpath.clone()),
@@ -60,6 +69,9 @@ fn same_description(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), E
     };
     let changed = edit.search_path != SearchPath::Keep && before.has_dynamic && !is_static(old);
     expect(!changed || paths(new) <= 1, "more than one search path", 0)?;
+    if let Some(interpreter) = asked.interpreter {
+        before.interpreter = Some(interpreter.to_vec());
+    }
     let comparable = |elf: Elf| Elf { rpath: None, runpath: None, has_debug: false, has_symtab: false, ..elf };
     let (has_debug, has_symtab) = (after.has_debug, after.has_symtab);
     expect(comparable(before) == comparable(after), "the description differs", 0)?;
@@ -109,7 +121,7 @@ fn same_dynamic(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
 }
 
 /// Every old `PT_LOAD` with its bytes; at most one more, behind all others.
-fn same_image(old: &View<'_>, new: &View<'_>, touched: &[Range]) -> Result<(), ElfError> {
+fn same_image(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
     let loads = |view: &View<'_>| -> Vec<Segment> { view.segments.iter().copied().filter(Segment::is_load).collect() };
     let (before, after) = (loads(old), loads(new));
     expect(after.len() <= before.len() + 1 && after.len() >= before.len(), "the number of PT_LOADs", 0)?;
@@ -150,11 +162,13 @@ fn same_image(old: &View<'_>, new: &View<'_>, touched: &[Range]) -> Result<(), E
     let (before, after) = (others(old), others(new));
     expect(before.len() == after.len(), "the number of program headers", 0)?;
     for (a, b) in before.iter().zip(&after) {
-        let may_grow = matches!(a.kind, elf::PT_PHDR | elf::PT_DYNAMIC);
+        let replaced = a.kind == elf::PT_INTERP && asked.interpreter.is_some();
+        let may_grow = matches!(a.kind, elf::PT_PHDR | elf::PT_DYNAMIC) || replaced;
         let same = (a.kind, a.flags, a.align) == (b.kind, b.flags, b.align);
         let sizes = (a.filesz, a.memsz) == (b.filesz, b.memsz) || (may_grow && b.filesz >= a.filesz);
         expect(same && sizes, "a program header differs", a.offset)?;
-        if matches!(a.kind, elf::PT_INTERP | elf::PT_NOTE | elf::PT_GNU_PROPERTY) {
+        // What the interpreter is now is part of the description, which was compared.
+        if matches!(a.kind, elf::PT_INTERP | elf::PT_NOTE | elf::PT_GNU_PROPERTY) && !replaced {
             let what = "note";
             let bytes = (old.bytes.slice(what, a.offset, a.filesz)?, new.bytes.slice(what, b.offset, b.filesz)?);
             expect(bytes.0 == bytes.1, "a note or the interpreter differs", a.offset)?;

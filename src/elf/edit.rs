@@ -1,10 +1,11 @@
-//! The two edits and the order in which they are made: decide, draft, put together, check.
+//! The edits and the order in which they are made: decide, draft, put together, check.
 
 use super::check;
 use super::draft::Draft;
 use super::error::{BadPath, ElfError};
 use super::view::View;
-use super::{path, strip};
+use super::{path, room, strip};
+use object::elf;
 
 /// What to do with the search path (see the [module's page](super) for the two kinds).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,6 +96,48 @@ pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
     }
     let touched = draft.touched();
     let bytes = draft.finish()?;
-    check::check(&view, &bytes, edit, &touched)?;
+    check::check(&view, &bytes, &check::Asked { edit, interpreter: None }, &touched)?;
+    Ok(Edited::Changed(bytes))
+}
+
+/// Sets the program interpreter (`PT_INTERP`): the dynamic loader that the kernel starts, by absolute path.
+///
+/// A shorter one is written over the old and padded with NULs, which no reader of it minds (execve(2) takes the text up to
+/// the first); a longer one goes to a new `PT_LOAD`. Everything else keeps its address. A file without an interpreter (a
+/// library, a static program) is [`Edited::Unchanged`]: it is not started by one.
+///
+/// # Errors
+///
+/// As for [`edit`]; [`ElfError::Interpreter`] for a text that the kernel would not open.
+pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
+    let bad = |what| Err(ElfError::Interpreter(what));
+    if !text.starts_with(b"/") {
+        return bad("is not an absolute path");
+    }
+    if text.contains(&0) {
+        return bad("holds a NUL byte");
+    }
+    // PATH_MAX of Linux, which load_elf_binary() refuses to go beyond; the NUL included.
+    if text.len() >= 4096 {
+        return bad("is longer than 4,095 bytes");
+    }
+    let view = View::parse(data)?;
+    view.refuse_kind()?;
+    let Some(segment) = view.segment(elf::PT_INTERP).copied() else { return Ok(Edited::Unchanged) };
+    if view.interpreter()? == Some(text) {
+        return Ok(Edited::Unchanged);
+    }
+    let mut draft = Draft::new(&view)?;
+    let terminated = [text, b"\0"].concat();
+    if terminated.len() as u64 <= segment.filesz {
+        draft.zero(segment.range())?;
+        draft.put(segment.offset, &terminated)?;
+    } else {
+        room::move_interpreter(&mut draft, &terminated)?;
+    }
+    let touched = draft.touched();
+    let bytes = draft.finish()?;
+    let edit = Edit::default();
+    check::check(&view, &bytes, &check::Asked { edit: &edit, interpreter: Some(text) }, &touched)?;
     Ok(Edited::Changed(bytes))
 }

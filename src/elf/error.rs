@@ -64,6 +64,9 @@ pub enum ElfError {
     /// The search path asked for cannot be written.
     #[error("the search path asked for {0}")]
     SearchPath(BadPath),
+    /// The program interpreter asked for cannot be one.
+    #[error("the interpreter asked for {0}")]
+    Interpreter(&'static str),
     /// The file is good, but this edit of it cannot be proven safe. The caller keeps the file as it is.
     #[error("this edit cannot be done safely: {0}")]
     Unsupported(Refusal),

@@ -1,4 +1,4 @@
-//! ELF files: what they say of themselves, and two edits of them. Bytes in, bytes out; no paths, no I/O.
+//! ELF files: what they say of themselves, and three edits of them: search path, debug information, interpreter. Bytes in, bytes out; no paths, no I/O.
 //!
 //! # What this is for
 //!
@@ -38,7 +38,7 @@ mod room;
 mod strip;
 mod view;
 
-pub use edit::{Edit, Edited, SearchPath, Strip, edit};
+pub use edit::{Edit, Edited, SearchPath, Strip, edit, set_interpreter};
 pub use error::{BadPath, ElfError, Refusal};
 pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_symbol, glibc_version};
 pub use parse::{Elf, IsaLevel, Kind, VersionNeed, is_elf, parse};

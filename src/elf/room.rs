@@ -101,17 +101,66 @@ pub(super) fn grow(draft: &mut Draft<'_>, mut entries: Vec<Entry>, table: &[u8])
         None
     };
     let (to, to_addr) = new.take(table_len, 1)?;
-    let strings_move = Move { from: strings.range, from_addr: strings.addr, to, to_addr };
-    moves.push(strings_move);
-    moves.sort_by_key(|m| m.from);
-
-    // Everything that says where these tables are.
-    move_symbols(draft, &moves, dynamic_move.as_ref())?;
-    move_pointers(view, &mut entries, &moves)?;
+    moves.push(Move { from: strings.range, from_addr: strings.addr, to, to_addr });
     for entry in entries.iter_mut().filter(|entry| entry.tag == elf::DT_STRSZ) {
         entry.value = table_len;
     }
-    let sizes = [(strings.range, table_len), (dynamic.range, new_capacity as u64 * view.bytes.form.dynamic_size())];
+    let replaced = Replaced { range: strings.range, bytes: table };
+    carry_out(draft, entries, &mut moves, dynamic_move, new_capacity, &replaced, &new)
+}
+
+/// Puts a longer interpreter (its NUL included) into a new segment, and what must make room for that segment's header.
+pub(super) fn move_interpreter(draft: &mut Draft<'_>, text: &[u8]) -> Result<(), ElfError> {
+    let view = draft.view;
+    let (Some(dynamic), Some(interp)) = (&view.dynamic, view.segment(elf::PT_INTERP).copied()) else { return Ok(()) };
+    if let Some(strings) = dynamic.strings {
+        refuse_oddities(view, dynamic, strings)?;
+    }
+    let blocks = blocks(view, dynamic)?;
+    let mut chosen = for_one_more_header(draft, &blocks)?;
+    let own = blocks.iter().find(|block| block.file == interp.range()).copied();
+    let own = own.ok_or(ElfError::Unsupported(Refusal::Overlap(interp.offset)))?;
+    chosen.retain(|block| block.file != own.file);
+    for block in chosen.iter().chain([&own]) {
+        check_movable(view, block)?;
+    }
+    let mut new = NewSegment::new(draft)?;
+    let mut moves = Vec::new();
+    for block in chosen {
+        let (to, to_addr) = new.take(block.file.len(), block.align)?;
+        moves.push(Move { from: block.file, from_addr: block.addr, to, to_addr });
+    }
+    let (to, to_addr) = new.take(text.len() as u64, 1)?;
+    moves.push(Move { from: own.file, from_addr: own.addr, to, to_addr });
+    let replaced = Replaced { range: own.file, bytes: text };
+    carry_out(draft, dynamic.entries.clone(), &mut moves, None, dynamic.capacity, &replaced, &new)
+}
+
+/// A table that moves and gets other bytes on the way.
+struct Replaced<'t> {
+    range: Range,
+    bytes: &'t [u8],
+}
+
+/// Moves what was decided on, and changes everything that says where it is.
+fn carry_out(
+    draft: &mut Draft<'_>,
+    mut entries: Vec<Entry>,
+    moves: &mut [Move],
+    dynamic_move: Option<Move>,
+    new_capacity: usize,
+    replaced: &Replaced<'_>,
+    new: &NewSegment,
+) -> Result<(), ElfError> {
+    let view = draft.view;
+    let Some(dynamic) = &view.dynamic else { return Ok(()) };
+    moves.sort_by_key(|m| m.from);
+    let replaced_len = replaced.bytes.len() as u64;
+
+    // Everything that says where these tables are.
+    move_symbols(draft, moves, dynamic_move.as_ref())?;
+    move_pointers(view, &mut entries, moves)?;
+    let sizes = [(replaced.range, replaced_len), (dynamic.range, new_capacity as u64 * view.bytes.form.dynamic_size())];
     let all = || moves.iter().chain(&dynamic_move);
     for (section, old) in draft.sections.iter_mut().zip(&view.sections) {
         let home = all().find(|m| !old.range().is_empty() && old.is_alloc() && m.from.contains(old.range()));
@@ -132,21 +181,24 @@ pub(super) fn grow(draft: &mut Draft<'_>, mut entries: Vec<Entry>, table: &[u8])
             segment.filesz = new_capacity as u64 * view.bytes.form.dynamic_size();
             segment.memsz = segment.filesz;
         }
+        if old.kind == elf::PT_INTERP && home.from == replaced.range {
+            segment.filesz = replaced_len;
+            segment.memsz = segment.filesz;
+        }
     }
 
     // The bytes.
     let mut copies = Vec::new();
-    for m in &moves {
-        let is_strings = m.from == strings.range;
+    for m in moves.iter() {
         let missing = ElfError::SelfCheck { what: "a table behind the loaded part", at: m.from.start };
-        let bytes = if is_strings {
-            table.to_vec()
+        let bytes = if m.from == replaced.range {
+            replaced.bytes.to_vec()
         } else {
             slice(&draft.head, m.from.start, m.from.len()).ok_or(missing)?.to_vec()
         };
         copies.push((m.to, bytes));
     }
-    for m in &moves {
+    for m in moves.iter() {
         draft.zero(m.from)?;
     }
     if let Some(m) = &dynamic_move {

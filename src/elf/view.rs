@@ -408,8 +408,7 @@ impl<'a> View<'a> {
             walk.step(at, 16)?;
             let auxiliaries = self.bytes.u16(what, at + 2)?;
             let file = self.bytes.u32(what, at + 4)?;
-            let mut need =
-                Need {
+            let mut need = Need {
                 library: self.string(what, u64::from(file))?,
                 versions: Vec::new(),
                 weak: Vec::new(),

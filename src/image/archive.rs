@@ -12,7 +12,7 @@
 use super::manifest::Compression;
 use super::tar::{Kind, TarError, TarReader, show};
 use super::{Digest, ImageError};
-use crate::fsutil;
+use crate::fsutil::{self, Packing};
 use crate::report::Ctx;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
@@ -44,13 +44,13 @@ const CHUNK: usize = 1 << 20;
 
 /// How the bytes that begin with `start` are compressed; an error is what they are, when that is not supported.
 pub fn sniff(start: &[u8]) -> Result<Compression, &'static str> {
-    match start {
-        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
-        [b'B', b'Z', b'h', ..] => Err("bzip2"),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Err("xz"),
-        [b'P', b'K', 3, 4, ..] => Err("zip"),
-        _ => Ok(Compression::None),
+    match (fsutil::packing(start), start) {
+        (Packing::Gzip, _) => Ok(Compression::Gzip),
+        (Packing::Zstd, _) => Ok(Compression::Zstd),
+        (Packing::None, [b'B', b'Z', b'h', ..]) => Err("bzip2"),
+        (Packing::None, [0xfd, b'7', b'z', b'X', b'Z', ..]) => Err("xz"),
+        (Packing::None, [b'P', b'K', 3, 4, ..]) => Err("zip"),
+        (Packing::None, _) => Ok(Compression::None),
     }
 }
 

@@ -15,8 +15,9 @@ use super::archive::stays_inside;
 use super::manifest::{FileEntry, FileKind};
 use super::ustar::TarReader;
 use super::{Checked, Hashing, Kind, Manifest, Member, Package, PackageError, layout, told_to_stop};
+use crate::fsutil::{self, Packing};
+use crate::gzip;
 use crate::report::{Ctx, Event, Stage};
-use crate::{fsutil, gzip};
 use fs_err as fs;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
@@ -138,12 +139,10 @@ fn decode<'r>(path: &Path, mut file: impl Read + Send + 'r) -> Result<Box<dyn Re
     let mut magic = [0; 4];
     let got = gzip::read_up_to(&mut file, &mut magic).map_err(|e| told_to_stop(e, PackageError::Io))?;
     let whole = io::Cursor::new(magic.get(..got).unwrap_or_default().to_vec()).chain(file);
-    match magic {
-        [0x1f, 0x8b, ..] => gzip::reader(whole, 0),
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            zstd::stream::read::Decoder::new(whole).map(|r| Box::new(r) as Box<dyn Read + Send>)
-        }
-        _ => {
+    match fsutil::packing(&magic) {
+        Packing::Gzip => gzip::reader(whole, 0),
+        Packing::Zstd => zstd::stream::read::Decoder::new(whole).map(|r| Box::new(r) as Box<dyn Read + Send>),
+        Packing::None => {
             let reason = "it is neither a gzip nor a zstd file".to_owned();
             return Err(PackageError::NotAPackage { path: path.to_owned(), reason });
         }

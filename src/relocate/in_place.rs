@@ -479,9 +479,9 @@ fn search_path(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> Result<Opt
 
 /// Another first line for a script whose interpreter the kernel would not find: it takes [`SHEBANG`] bytes, and ends the
 /// interpreter's path at a blank.
-fn through_env(text: &[u8]) -> Option<Vec<u8>> {
-    let end = memchr::memchr(b'\n', text).unwrap_or(text.len());
-    let command = text[..end].strip_prefix(b"#!")?.trim_ascii();
+fn through_env(content: &[u8]) -> Option<Vec<u8>> {
+    let end = memchr::memchr(b'\n', content).unwrap_or(content.len());
+    let command = content[..end].strip_prefix(b"#!")?.trim_ascii();
     // An interpreter's path with a blank in it is not to be told from one with an argument: the last `/bin/` tells.
     let name_at = memchr::memmem::rfind(command, b"/bin/")? + b"/bin/".len();
     let blank = memchr::memchr2(b' ', b'\t', &command[..name_at]).is_some();
@@ -491,10 +491,7 @@ fn through_env(text: &[u8]) -> Option<Vec<u8>> {
     let rest = &command[name_at..];
     let split = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
     let (name, arguments) = (&rest[..split], rest[split..].trim_ascii());
-    if arguments.is_empty() {
-        return Some([b"#!/usr/bin/env ", name].concat());
-    }
-    Some([&b"#!/usr/bin/env -S "[..], name, b" ", arguments].concat())
+    Some(text::through_env(name, arguments))
 }
 
 /// Puts the list beside what was written, and carries it out.

@@ -1,6 +1,7 @@
 //! What is left out of a package, what may still name the build prefix, and which libraries are loaded by name
-//! at run time: data (`assets/relocate.toml`), each entry with its reason.
+//! at run time: data (`assets/relocate.toml`, and what a site adds to it), each entry with its reason.
 
+use crate::catalog::{DlopenRule, PathRule, RelocateRules};
 use globset::{Glob, GlobMatcher};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -25,38 +26,17 @@ pub enum RulesError {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
-    #[serde(default)]
-    prune: Vec<RawRule>,
-    #[serde(default)]
-    keep: Vec<RawRule>,
-    #[serde(default)]
-    allow: Vec<RawRule>,
-    #[serde(default)]
-    dlopen: Vec<RawDlopen>,
     libc: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRule {
-    glob: String,
-    reason: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDlopen {
-    glob: String,
-    library: String,
-    reason: String,
+    #[serde(flatten)]
+    rules: RelocateRules,
 }
 
 /// A pattern for paths relative to the view, and why it is there.
 #[derive(Debug)]
 pub struct Rule {
     matcher: GlobMatcher,
+    string: Option<GlobMatcher>,
     /// The pattern as written.
     pub glob: String,
     /// Why.
@@ -64,13 +44,19 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn new(raw: RawRule) -> Result<Self, RulesError> {
-        Ok(Self { matcher: compile(&raw.glob)?, glob: raw.glob, reason: raw.reason })
+    fn new(raw: PathRule) -> Result<Self, RulesError> {
+        let string = raw.string.as_deref().map(compile).transpose()?;
+        Ok(Self { matcher: compile(&raw.glob)?, string, glob: raw.glob, reason: raw.reason })
     }
 
     /// Whether the rule is about this path.
     pub fn matches(&self, path: &Path) -> bool {
         self.matcher.is_match(path)
+    }
+
+    /// Whether the rule is about this string in a file that it [matches](Self::matches).
+    pub fn allows(&self, string: &str) -> bool {
+        self.string.as_ref().is_none_or(|matcher| matcher.is_match(string))
     }
 }
 
@@ -96,7 +82,7 @@ pub struct Rules {
     prune: Vec<Rule>,
     /// What stays although a prune rule matches.
     keep: Vec<Rule>,
-    /// Files that may still name the build prefix; the first that matches counts.
+    /// Strings that may still name the build prefix, by file; the first that matches counts.
     pub allow: Vec<Rule>,
     /// Libraries opened by name.
     pub dlopen: Vec<Dlopen>,
@@ -114,26 +100,30 @@ fn compile(pattern: &str) -> Result<GlobMatcher, RulesError> {
 impl Rules {
     /// The embedded rules.
     pub fn embedded() -> Result<Self, RulesError> {
-        Self::parse(RULES)
+        Self::of_site(&RelocateRules::default())
     }
 
-    fn parse(text: &str) -> Result<Self, RulesError> {
-        let file: File = toml::from_str(text).map_err(Box::new)?;
-        let rules = |raw: Vec<RawRule>| raw.into_iter().map(Rule::new).collect::<Result<Vec<_>, _>>();
-        let dlopen = file
-            .dlopen
-            .into_iter()
-            .map(|raw| {
-                Ok(Dlopen { rule: Rule::new(RawRule { glob: raw.glob, reason: raw.reason })?, library: raw.library })
-            })
-            .collect::<Result<_, RulesError>>()?;
+    /// The embedded rules, and before them a site's.
+    pub fn of_site(site: &RelocateRules) -> Result<Self, RulesError> {
+        let File { libc, rules } = toml::from_str(RULES).map_err(Box::new)?;
+        let mut digest = Sha256::new_with_prefix(RULES);
+        if *site != RelocateRules::default() {
+            // A struct of strings always serialises.
+            digest.update(serde_json::to_vec(site).unwrap_or_default());
+        }
+        let both = |site: &[PathRule], own: Vec<PathRule>| {
+            site.iter().cloned().chain(own).map(Rule::new).collect::<Result<Vec<_>, _>>()
+        };
+        let dlopen = site.dlopen.iter().cloned().chain(rules.dlopen).map(|DlopenRule { glob, library, reason }| {
+            Ok(Dlopen { rule: Rule::new(PathRule { glob, string: None, reason })?, library })
+        });
         Ok(Self {
-            prune: rules(file.prune)?,
-            keep: rules(file.keep)?,
-            allow: rules(file.allow)?,
-            dlopen,
-            libc: file.libc,
-            digest: hex::encode(Sha256::digest(text)),
+            prune: both(&site.prune, rules.prune)?,
+            keep: both(&site.keep, rules.keep)?,
+            allow: both(&site.allow, rules.allow)?,
+            dlopen: dlopen.collect::<Result<_, RulesError>>()?,
+            libc,
+            digest: hex::encode(digest.finalize()),
         })
     }
 
@@ -165,6 +155,35 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sites_rules_come_first_and_change_the_digest() {
+        let site: RelocateRules = toml::from_str(
+            r#"
+            [[keep]]
+            glob = "share/doc/slurm/**"
+            reason = "our users read it on the login nodes"
+            [[allow]]
+            glob = "lib/libsite.so*"
+            string = "*/etc/site.conf"
+            reason = "the file is only looked for when SITE_DEBUG is set"
+            [[dlopen]]
+            glob = "lib/slurm/spank_site.so"
+            library = "libsite.so.1"
+            reason = "opened when a job asks for it"
+            "#,
+        )
+        .unwrap();
+        let (own, rules) = (Rules::embedded().unwrap(), Rules::of_site(&site).unwrap());
+        assert_ne!(own.digest(), rules.digest(), "another package");
+        let doc = Path::new("share/doc/slurm/x");
+        assert!(own.pruned_by(doc).is_some() && rules.pruned_by(doc).is_none());
+        assert!(rules.allow[0].allows("/b/store/x/etc/site.conf") && !rules.allow[0].allows("/b/store/x/etc/other"));
+        assert!(rules.dlopen[0].matches(Path::new("lib/slurm/spank_site.so")));
+        let broken = PathRule { glob: "[".into(), string: None, reason: String::new() };
+        let site = RelocateRules { prune: vec![broken], ..RelocateRules::default() };
+        assert!(Rules::of_site(&site).unwrap_err().to_string().contains("pattern `[`"));
+    }
 
     #[test]
     fn embedded_rules_parse_and_have_reasons() {

@@ -64,17 +64,15 @@ fn shebang(line: &[u8], root: &[u8], map: &dyn MapPath) -> Option<Vec<u8>> {
     let inside = interpreter.get(map.prefix_len(interpreter)..)?;
     let name = Path::new(std::str::from_utf8(inside).ok()?).file_name()?.to_str()?;
     let arguments = arguments.trim_ascii();
-    // env(1) takes several arguments in a first line with -S (coreutils 8.30).
-    let mut out = b"#!/usr/bin/env ".to_vec();
-    if !arguments.is_empty() {
-        out.extend_from_slice(b"-S ");
+    Some(through_env(name.as_bytes(), arguments))
+}
+
+/// The first line that has env(1) find the interpreter in PATH; it takes several arguments with -S (coreutils 8.30).
+pub(super) fn through_env(name: &[u8], arguments: &[u8]) -> Vec<u8> {
+    if arguments.is_empty() {
+        return [b"#!/usr/bin/env ", name].concat();
     }
-    out.extend_from_slice(name.as_bytes());
-    if !arguments.is_empty() {
-        out.push(b' ');
-        out.extend_from_slice(arguments);
-    }
-    Some(out)
+    [b"#!/usr/bin/env -S ", name, b" ", arguments].concat()
 }
 
 fn replace(bytes: &[u8], finder: &memchr::memmem::Finder<'_>, map: &dyn MapPath, out: &mut Vec<u8>) {

@@ -52,6 +52,8 @@ pub enum Problem {
         offset: usize,
         /// The string there.
         text: String,
+        /// How many there are in the file.
+        count: usize,
     },
     /// A symlink whose target is not in the tree.
     Link {
@@ -110,8 +112,9 @@ impl std::fmt::Display for Problem {
             Self::SearchPath { path, folder } => {
                 write!(f, "{}: search path `{folder}` leaves the package", path.display())
             }
-            Self::Leak { path, offset, text } => {
-                write!(f, "{}: names the build at offset {offset}: `{text}`", path.display())
+            Self::Leak { path, offset, text, count } => {
+                write!(f, "{}: names the build at offset {offset}: `{text}`", path.display())?;
+                if *count > 1 { write!(f, ", and {} times more", count - 1) } else { Ok(()) }
             }
             Self::Link { path, target } => {
                 write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
@@ -297,19 +300,29 @@ impl<'a> Inspector<'a> {
         self.names.insert(path.to_owned());
     }
 
+    /// Every string that names the build: allowed by the first rule for this file and this string, or a problem.
     fn leaks(&mut self, path: &Path, content: &[u8]) {
-        let mut found = self.needle.find_iter(content);
-        let Some(offset) = found.next() else { return };
-        let count = 1 + found.count();
-        let text = printable(&content[offset..]);
-        match self.rules.allow.iter().find(|rule| rule.matches(path)) {
-            Some(rule) => self.findings.allowed.push(AllowedLeak {
-                path: path.to_owned(),
-                count,
-                text,
-                reason: rule.reason.clone(),
-            }),
-            None => self.findings.problems.push(Problem::Leak { path: path.to_owned(), offset, text }),
+        let mut found = self.needle.find_iter(content).peekable();
+        if found.peek().is_none() {
+            return;
+        }
+        let rules: Vec<_> = self.rules.allow.iter().filter(|rule| rule.matches(path)).collect();
+        let mut allowed: BTreeMap<&str, AllowedLeak> = BTreeMap::new();
+        let mut leak: Option<(usize, String, usize)> = None;
+        for offset in found {
+            let text = printable(&content[offset..]);
+            match rules.iter().find(|rule| rule.allows(&text)) {
+                Some(rule) => {
+                    let (path, reason) = (path.to_owned(), rule.reason.clone());
+                    let entry = allowed.entry(&rule.reason);
+                    entry.or_insert_with(|| AllowedLeak { path, count: 0, text, reason }).count += 1;
+                }
+                None => leak.get_or_insert((offset, text, 0)).2 += 1,
+            }
+        }
+        self.findings.allowed.extend(allowed.into_values());
+        if let Some((offset, text, count)) = leak {
+            self.findings.problems.push(Problem::Leak { path: path.to_owned(), offset, text, count });
         }
     }
 
@@ -488,6 +501,28 @@ mod tests {
                 .iter()
                 .any(|p| matches!(p, Problem::Leak { offset: 2, text, .. } if text == "/build.root/store/y"))
         );
+    }
+
+    #[test]
+    fn a_rule_allows_the_string_that_it_is_about_and_no_other() {
+        let site: crate::catalog::RelocateRules =
+            toml::from_str("[[allow]]\nglob = 'lib/x.so'\nstring = '*/machine-id'\nreason = 'only looked for'\n")
+                .unwrap();
+        let rules = Rules::of_site(&site).unwrap();
+        let mut inspector = Inspector::new(&rules, "/build.root");
+        inspector.file(
+            Path::new("lib/x.so"),
+            0o644,
+            b"\0/build.root/var/machine-id\0/build.root/etc/x\0/build.root/a\0",
+        );
+        let findings = inspector.finish();
+        assert_eq!(findings.allowed.len(), 1);
+        let leak = &findings.problems[0];
+        assert!(
+            matches!(leak, Problem::Leak { offset: 28, text, count: 2, .. } if text == "/build.root/etc/x"),
+            "{leak:?}"
+        );
+        assert!(leak.to_string().ends_with("and 1 times more"), "{leak}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Checks a package or a tree as whoever gets it would: signature, sums, every entry against the manifest,
 //! library closure, leaked build paths, glibc floor.
 
+use crate::fsutil::{Packing, packing};
 use crate::package::manifest::ManifestError;
 use crate::package::{Difference, Package, PackageError, Tree, Trust};
 use crate::plan::inside;
@@ -89,10 +90,10 @@ pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, Verify
     let bad = |reason: String| VerifyError::NoArchive { path: path.to_owned(), reason };
     let mut file = io::BufReader::with_capacity(1 << 18, fs::File::open(path)?);
     let start = file.fill_buf()?;
-    let plain: Box<dyn Read> = match start {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(file)?),
-        _ => Box::new(file),
+    let plain: Box<dyn Read> = match packing(start) {
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Packing::Zstd => Box::new(zstd::Decoder::with_buffer(file)?),
+        Packing::None => Box::new(file),
     };
     let mut inspector = Inspector::new(rules, inside::ROOT);
     let mut archive = tar::Archive::new(plain);

@@ -84,7 +84,11 @@ fn usage_errors_list_what_is_known() {
     for verb in ["plan", "build"] {
         let rhel7 = [verb, "--for", "rhel7", "--compiler-version", "7.5.0"];
         world.refuses(&rhel7, 2, &["--for", "rhel7", "2.17", "noble", "2.39", "whatever its compiler", "rockylinux8"]);
-        world.refuses(&[verb, "--for", "rocky8", "--toolchain", "debian12"], 2, &["--toolchain rockylinux8 (glibc 2.28)"]);
+        world.refuses(
+            &[verb, "--for", "rocky8", "--toolchain", "debian12"],
+            2,
+            &["--toolchain rockylinux8 (glibc 2.28)"],
+        );
     }
     world.refuses(&["plan", "--for", "plan9"], 2, &["plan9", "rhel8", "glibc-2.28"]);
     world.refuses(&["plan", "--apt-snapshot", "2026-01-01"], 2, &["2026-01-01", "20260101T000000Z"]);

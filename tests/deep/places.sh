@@ -3,17 +3,18 @@
 # A package, unpacked to folders whose paths have 2 to 3,000 bytes, with blanks and UTF-8 in their names: does all of it work
 # from each? What is tried in each folder stands at the top of places/inside.sh.
 #
-#   tests/deep/places.sh PACKAGE              a .tar.gz; each folder gets it by plain `tar -x`
+#   tests/deep/places.sh PACKAGE [NUMBER...]  a .tar.gz; each folder, or the first, second ... of them, gets it by plain `tar -x`
 #
 # On Debian 12 with gcc, mmdebstrap and bubblewrap, for packages built on Debian 12. Root or not: what runs, runs as an ordinary user of
 # a user namespace, in a plain base image (mmdebstrap's minbase) without compilers. PLAIN=DIR takes a base image that is there.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-[[ $# -eq 1 && -f $1 ]] || {
+[[ $# -ge 1 && -f $1 ]] || {
     sed -n '3,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 package=$(readlink -f "$1")
+shift
 for tool in gcc mmdebstrap bwrap tar; do
     command -v "$tool" >/dev/null || {
         echo "places: $tool is needed" >&2
@@ -65,7 +66,10 @@ places=(
     "$(path 3000 'tief und tiefer ünd')"
 )
 
-for place in "${places[@]}"; do
+numbers=("$@")
+((${#numbers[@]})) || mapfile -t numbers < <(seq "${#places[@]}")
+for number in "${numbers[@]}"; do
+    place=${places[number - 1]}
     bytes=$(LC_ALL=C; printf '%s' "${#place}")
     root=$work/root
     rm -rf "$root"
@@ -79,10 +83,11 @@ for place in "${places[@]}"; do
         --ro-bind "$root" /s --ro-bind "$work/tools" /tmp/tools \
         --clearenv --setenv PATH /usr/bin:/bin --setenv HOME /tmp -- \
         /bin/bash /tmp/tools/inside.sh "$place/view" >"$work/out" 2>&1 || {
+        status=$?
         cat "$work/out" >&2
-        printf 'places: FAILED in a folder of %s bytes: %s\n' "$bytes" "$place" >&2
+        printf 'places: FAILED (exit status %s) in a folder of %s bytes: %s\n' "$status" "$bytes" "$place" >&2
         exit 1
     }
     printf 'places: %4s bytes (%s s): %s\n' "$bytes" "$((SECONDS - began))" "$(tail -n 1 "$work/out")"
 done
-echo "places: ok, ${#places[@]} folders"
+echo "places: ok, ${#numbers[@]} folders"

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use slurm_factory::elf::{Edit, Edited, Elf, Kind, SearchPath, Strip, edit, glibc_floor, glibc_symbol, parse};
+use slurm_factory::elf::{
+    Edit, Edited, Elf, ElfError, Kind, SearchPath, Strip, edit, glibc_floor, glibc_symbol, parse, set_interpreter,
+};
 
 use crate::tools::{edit_of, edited, elflint, folder, readelf_warnings, run, tool, worse, write_program};
 
@@ -490,4 +492,65 @@ fn descriptions_are_those_of_readelf() {
     let name = String::from_utf8(glibc_symbol(&data, &floor).unwrap().unwrap()).unwrap();
     let (version, library) = (String::from_utf8(floor.text).unwrap(), String::from_utf8(floor.library).unwrap());
     assert!(shown.contains(&format!("{name}@{version}")), "{name}@{version} of {library} is not in {shown}");
+}
+
+/// Programs start by a copy of the loader at another place, with a shorter and a longer path.
+#[test]
+fn interpreters_are_set() {
+    for name in ["plain", "noseparate", "page2m", "relr", "sysv", "stripped", "full-dynamic", "gold", "lld", "mold"] {
+        let (_, flags) = VARIANTS.iter().find(|(other, _)| *other == name).unwrap();
+        for pie in ["-pie", "-no-pie"] {
+            let flags: Vec<&str> = flags.iter().copied().chain((pie == "-no-pie").then_some("-fno-pie")).collect();
+            let built = build(&flags, pie, Some("$ORIGIN/lib"));
+            let (data, before) = read(&built.program);
+            let old = before.interpreter.clone().unwrap();
+            assert_eq!(set_interpreter(&data, &old), Ok(Edited::Unchanged), "{name}");
+            let folder = built.dir.join(long());
+            let loader = std::path::absolute(folder.join("ld.so")).unwrap();
+            std::fs::copy(String::from_utf8(old).unwrap(), &loader).unwrap();
+            let short = tempfile::Builder::new().prefix("l").rand_bytes(3).tempdir_in("/tmp").unwrap();
+            let near = short.path().join("ld");
+            std::fs::copy(&loader, &near).unwrap();
+            let out = built.dir.join("edited");
+            let mut data = data;
+            // One after the other, each on the last one's result: longer, shorter, and longer again.
+            for place in [&loader, &near, &loader] {
+                let name = format!("{name} {pie} {}", place.display());
+                let text = place.to_str().unwrap().as_bytes();
+                let bytes = match set_interpreter(&data, text) {
+                    Ok(Edited::Changed(bytes)) => bytes,
+                    other => panic!("{name}: {other:?}"),
+                };
+                assert_eq!(set_interpreter(&bytes, text), Ok(Edited::Unchanged), "{name}: twice");
+                assert_eq!(parse(&bytes).unwrap().interpreter.as_deref(), Some(text), "{name}");
+                write_program(&out, &bytes);
+                runs(&out, &name);
+                let shown = tool("readelf", &["-lW", "edited"], &built.dir).stdout;
+                let shown = String::from_utf8(shown).unwrap();
+                assert!(shown.contains(&format!("interpreter: {}]", place.display())), "{name}: {shown}");
+                let added = worse(&elflint(&built.program), &elflint(&out));
+                assert!(added.is_empty(), "{name}: eu-elflint: {added:#?}");
+                tool("strip", &["-o", "stripped", "edited"], &built.dir);
+                runs(&built.dir.join("stripped"), &format!("{name}, strip"));
+                // And the search path can still be changed.
+                let path = rpath(&format!("$ORIGIN/lib:{}", long()));
+                write_program(&out, &edited(&bytes, &edit_of(path, Strip::All), &name));
+                runs(&out, &format!("{name}, search path"));
+                data = bytes;
+            }
+            std::fs::remove_file(&near).unwrap();
+            std::fs::remove_file(&loader).unwrap();
+            does_not_start(&out, name);
+            assert_eq!(set_interpreter(&std::fs::read(&built.library).unwrap(), b"/x"), Ok(Edited::Unchanged));
+            for bad in [&b"ld.so"[..], b"/a\0b", &[b'/'; 4096]] {
+                assert!(matches!(set_interpreter(&data, bad), Err(ElfError::Interpreter(_))), "{name}");
+            }
+        }
+    }
+}
+
+/// The kernel does not find the interpreter.
+fn does_not_start(path: &Path, name: &str) {
+    let ended = run(&mut Command::new(path), Duration::from_secs(20));
+    assert_eq!(ended.code, None, "{name}: {ended:?}");
 }

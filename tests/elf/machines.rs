@@ -1,12 +1,12 @@
-//! Other machines' files: 32 and 64 bits, both byte orders. They cannot be run here, so `readelf` and `eu-elflint`
-//! judge what `edit`'s own check has passed.
+//! Other machines' files: 32 and 64 bits, both byte orders. Small ones that are kept here, which `readelf` and `eu-elflint`
+//! judge; and programs built by Debian's cross compilers, which run under `qemu-user`.
 
 use std::process::Command;
 use std::time::Duration;
 
 use slurm_factory::elf::{Class, Endian, SearchPath, Strip, parse};
 
-use crate::tools::{edit_of, edited, elflint, folder, readelf_warnings, run, worse};
+use crate::tools::{edit_of, edited, elflint, folder, readelf_warnings, run, tool, worse, write_program};
 
 /// Name, bytes, class, byte order, `e_machine`.
 pub const FILES: [(&str, &[u8], Class, Endian, u16); 7] = [
@@ -53,5 +53,64 @@ fn are_edited() {
         }
         let bytes = edited(data, &edit_of(SearchPath::Remove, Strip::Keep), name);
         assert_eq!((parse(&bytes).unwrap().search_path(), bytes.len()), (None, data.len()), "{name}");
+    }
+}
+
+/// Debian's name of the machine, and qemu's.
+const CROSS: [(&str, &str, Class, Endian); 4] = [
+    ("arm-linux-gnueabihf", "qemu-arm", Class::Elf32, Endian::Little),
+    ("powerpc-linux-gnu", "qemu-ppc", Class::Elf32, Endian::Big),
+    ("s390x-linux-gnu", "qemu-s390x", Class::Elf64, Endian::Big),
+    ("aarch64-linux-gnu", "qemu-aarch64", Class::Elf64, Endian::Little),
+];
+
+const LIBRARY: &str =
+    "static __thread int tls = 40; static int t[] = {1}; static int *p = t; int foo(void){return tls + *p + 1;}\n";
+const PROGRAM: &str = "#include <stdio.h>\nextern int foo(void);\nint main(void){printf(\"%d\\n\", foo());return 0;}\n";
+
+#[test]
+fn run_after_edits() {
+    let (_guard, dir) = folder();
+    std::fs::write(dir.join("foo.c"), LIBRARY).unwrap();
+    std::fs::write(dir.join("main.c"), PROGRAM).unwrap();
+    let long = "long-".repeat(44);
+    for (machine, qemu, class, endian) in CROSS {
+        for flags in [
+            &["-pie"][..],
+            &["-no-pie"],
+            &["-pie", "-Wl,-z,max-page-size=65536,--hash-style=sysv", "-g"],
+            &["-pie", "-s"],
+        ] {
+            let name = format!("{machine} {flags:?}");
+            let compiler = format!("{machine}-gcc");
+            tool(&compiler, &["-shared", "-fPIC", "-o", "libfoo.so", "foo.c", "-Wl,-rpath,/build/spack/lib"], &dir);
+            let main = ["-o", "main", "main.c", "-L.", "-lfoo", "-Wl,-rpath,/build/spack/lib"];
+            tool(&compiler, &[&main[..], flags].concat(), &dir);
+            let program = std::fs::read(dir.join("main")).unwrap();
+            let elf = parse(&program).unwrap();
+            assert_eq!((elf.class, elf.endian), (class, endian), "{name}");
+            let library = std::fs::read(dir.join("libfoo.so")).unwrap();
+            for (path, strip) in
+                [("$ORIGIN/lib".to_owned(), Strip::Keep), (format!("/no/{long}:$ORIGIN/lib"), Strip::Debug)]
+            {
+                let what = edit_of(SearchPath::Rpath(path.clone().into()), strip);
+                let _ = std::fs::create_dir(dir.join("lib"));
+                std::fs::write(dir.join("lib/libfoo.so"), edited(&library, &what, &name)).unwrap();
+                write_program(&dir.join("edited"), &edited(&program, &what, &name));
+                for stripped in [false, true] {
+                    if stripped {
+                        tool(&format!("{machine}-strip"), &["edited", "lib/libfoo.so"], &dir);
+                    }
+                    let mut command = Command::new(qemu);
+                    command.args(["-L", &format!("/usr/{machine}")]).arg(dir.join("edited"));
+                    let ended = run(&mut command, Duration::from_mins(1));
+                    assert_eq!(
+                        (ended.code, ended.stdout.as_str()),
+                        (Some(0), "42\n"),
+                        "{name} {path}, {stripped}: {ended:?}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use slurm_factory::elf::{Edit, ElfError, SearchPath, Strip, edit, parse};
+use slurm_factory::elf::{Edit, ElfError, SearchPath, Strip, edit, parse, set_interpreter};
 
 use crate::tools::{edit_of, folder, tool};
 
@@ -64,6 +64,9 @@ fn try_all(data: &[u8]) {
     let _ = parse(data);
     for what in edits() {
         let _ = edit(data, &what);
+    }
+    for text in [&b"/l"[..], &[b'/'; 300]] {
+        let _ = set_interpreter(data, text);
     }
 }
 

@@ -87,6 +87,12 @@ while IFS= read -r -d '' plugin; do
     plugins=$((plugins + 1))
     loaded=
     : >"$work/dlopen"
+    first='' # what the plugin opens by its bare name before it calls it
+    case ${plugin##*/} in
+    mpi_pmix*) first=libpmix.so.2 ;;
+    *lua*) first=$(cd "$tree/lib" && printf '%s\n' liblua.so.5.*[0-9] | head -n 1) ;;
+    esac
+    export PROBE_FIRST=${first:+$tree/lib/$first}
     missing=${incomplete[${plugin##*/}]:-}
     for program in "${programs[@]}"; do
         if PROBE_FILE=$plugin LD_PRELOAD=$here/probe.so "$program" >/dev/null 2>>"$work/dlopen"; then
