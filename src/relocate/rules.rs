@@ -2,7 +2,7 @@
 //! at run time: data (`assets/relocate.toml`, and what a site adds to it), each entry with its reason.
 
 use crate::catalog::{DlopenRule, PathRule, RelocateRules};
-use globset::{Glob, GlobMatcher};
+use globset::{GlobBuilder, GlobMatcher};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -92,7 +92,10 @@ pub struct Rules {
 }
 
 fn compile(pattern: &str) -> Result<GlobMatcher, RulesError> {
-    Glob::new(pattern)
+    // Without this, `lib{,64}` would mean lib64 alone.
+    GlobBuilder::new(pattern)
+        .empty_alternates(true)
+        .build()
         .map(|g| g.compile_matcher())
         .map_err(|source| RulesError::Pattern { pattern: pattern.to_owned(), source })
 }
@@ -193,9 +196,17 @@ mod tests {
         }
         assert!(rules.is_libc("libc.so.6") && rules.is_libc("ld-linux-x86-64.so.2"));
         assert!(!rules.is_libc("libcurl.so.4") && !rules.is_libc("libgcc_s.so.1"));
-        for gone in
-            ["lib/libz.a", "lib/security/pam_unix.so", "share/doc/x/y", "bin/curl-config", "lib64/pkgconfig/z.pc"]
-        {
+        for gone in [
+            "lib/libz.a",
+            "lib/security/pam_unix.so",
+            "share/doc/x/y",
+            "bin/curl-config",
+            "lib64/pkgconfig/z.pc",
+            "lib/pkgconfig/z.pc",
+            "lib/cmake/z/z.cmake",
+            "etc/environment",
+            "etc/openssl/openssl.cnf",
+        ] {
             assert!(rules.pruned_by(Path::new(gone)).is_some(), "{gone}");
         }
         for kept in [

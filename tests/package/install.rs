@@ -96,6 +96,20 @@ fn another_package_in_the_prefix_is_refused_with_the_way_out() {
 }
 
 #[test]
+fn two_versions_lie_side_by_side() {
+    let made = make(Compression::GZIP);
+    let other = make_with(Compression::GZIP, 0, |tree| std::fs::write(tree.join("bin/new"), "new").unwrap());
+    let site = made.dir.path().join("apps");
+    let (one, two) = (site.join("24.11"), site.join("25.11"));
+    assert_eq!(put(&made, &one).unwrap().outcome, Outcome::Installed);
+    assert_eq!(put(&other, &two).unwrap().outcome, Outcome::Installed);
+    let before = snapshot(&two);
+    assert_eq!(put(&made, &one).unwrap().outcome, Outcome::Unchanged);
+    assert_eq!(remove(&one, &Ctx::silent()).unwrap().left, Vec::<PathBuf>::new());
+    assert_eq!((names(&site), snapshot(&two)), (vec!["25.11".to_owned()], before));
+}
+
+#[test]
 fn a_changed_or_moved_installation_is_said() {
     let made = make(Compression::GZIP);
     let prefix = made.dir.path().join("prefix");

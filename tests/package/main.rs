@@ -8,6 +8,7 @@
 //! | [`foreign`] | archives that somebody else made are looked into |
 //! | [`hostile`] | archives made to harm are refused, and nothing is written outside |
 //! | [`relocated`] | trees of others, moved from one prefix to another |
+//! | [`kinds`] | every kind of file that names a prefix, with its outcome |
 //! | [`install`] | atomic, repeatable, careful with what is not ours |
 //!
 //! A missing program is a failure that names its Debian package, never a test that passes.
@@ -21,6 +22,7 @@ mod foreign;
 mod hostile;
 mod install;
 mod keys;
+mod kinds;
 mod modules;
 mod relocated;
 mod util;

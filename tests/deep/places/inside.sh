@@ -90,7 +90,7 @@ while IFS= read -r -d '' plugin; do
     first='' # what the plugin opens by its bare name before it calls it
     case ${plugin##*/} in
     mpi_pmix*) first=libpmix.so.2 ;;
-    *lua*) first=$(cd "$tree/lib" && printf '%s\n' liblua.so.5.*[0-9] | head -n 1) ;;
+    *lua*) for first in liblua.so.5.3 liblua.so.5.4; do if [[ -e $tree/lib/$first ]]; then break; fi; done ;;
     esac
     export PROBE_FIRST=${first:+$tree/lib/$first}
     missing=${incomplete[${plugin##*/}]:-}

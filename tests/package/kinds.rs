@@ -1,0 +1,156 @@
+//! Every kind of file in which build systems leave the prefix, with its outcome: in a package (the staged copy) and in a tree
+//! that is moved where it lies. docs/relocate.md has the same table.
+
+use crate::util::run_in as run;
+use fs_err as fs;
+use slurm_factory::catalog::{PathRule, RelocateRules};
+use slurm_factory::relocate::verify::{Inspector, Problem};
+use slurm_factory::relocate::{Origin, Request, Rules, in_place, relocate};
+use slurm_factory::report::Ctx;
+use slurm_factory::workflows::verify::feed_tree;
+use std::path::Path;
+
+const ROOT: &str = "/sf-kinds.build";
+
+/// Path, content with `@` for the prefix, what becomes of it in a package.
+#[derive(Debug, PartialEq, Clone, Copy)]
+enum Becomes {
+    /// Left out by a rule.
+    Pruned,
+    /// Kept, without the prefix.
+    Free,
+    /// Kept, listed for `install` to fill in.
+    Listed,
+}
+
+const KINDS: [(&str, &str, Becomes); 12] = [
+    ("lib/libz.la", "libdir='@/lib'\ndependency_libs=' -L@/lib'\n", Becomes::Pruned),
+    ("lib/pkgconfig/z.pc", "prefix=@\nlibdir=${prefix}/lib\n", Becomes::Pruned),
+    ("lib/cmake/z/zConfig.cmake", "set(Z_DIR \"@/include\")\n", Becomes::Pruned),
+    ("lib64/cmake/y/y-targets.cmake", "set(_IMPORT_PREFIX \"@\")\n", Becomes::Pruned),
+    ("bin/z-config", "#!/bin/sh\nprefix=@\necho $prefix\n", Becomes::Pruned),
+    ("lib/python3.11/_sysconfigdata__linux.py", "build_time_vars = {'prefix': '@'}\n", Becomes::Pruned),
+    ("lib/python3.11/__pycache__/x.pyc", "\0\0@/lib\0", Becomes::Pruned),
+    ("lib/perl5/Config_heavy.pl", "installprefix='@'\n", Becomes::Listed),
+    ("etc/tool.conf", "PluginDir=@/lib/plugins:@/lib/more\n", Becomes::Listed),
+    ("bin/short", "#!@/bin/perl -w\nprint 1;\n", Becomes::Free),
+    ("bin/long", "#!@/LONG/bin/perl\nprint 1;\n", Becomes::Free),
+    ("bin/plain", "#!/bin/sh\necho nothing of the build\n", Becomes::Free),
+];
+
+fn long(text: &str, prefix: &str) -> String {
+    text.replace("LONG", &"very-long/".repeat(20)).replace('@', prefix)
+}
+
+/// A slot with a view of these files and a library with -g3: macros and paths in debug sections.
+fn slot(dir: &Path) -> Origin {
+    let view = dir.join("view/v");
+    for (path, content, _) in KINDS {
+        let to = view.join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::write(&to, long(content, &format!("{ROOT}/store/pkg-1-hash"))).unwrap();
+    }
+    library(&view.join("lib/libdebug.so"), ROOT, dir, "-gz=none");
+    library(&view.join("lib/libzdebug.so"), ROOT, dir, "-gz=zlib");
+    Origin {
+        host_root: dir.to_owned(),
+        inside_root: ROOT.into(),
+        inside_store: format!("{ROOT}/store"),
+        inside_views: format!("{ROOT}/view"),
+        inside_view: format!("{ROOT}/view/v"),
+    }
+}
+
+/// The prefix stands in `.debug_macro`'s strings, in `.debug_line` and as the folder that it was compiled in.
+fn library(to: &Path, prefix: &str, dir: &Path, compressed: &str) {
+    fs::write(dir.join("d.c"), "int one(void) { return 1; }\n").unwrap();
+    let define = format!("-DWHERE=\"{prefix}/etc\"");
+    let map = format!("-fdebug-prefix-map={}={prefix}/stage", dir.display());
+    run("gcc", &["-g3", compressed, &define, &map, "-shared", "-fPIC", "-o", to.to_str().unwrap(), "d.c"], dir);
+}
+
+#[test]
+fn in_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = slot(dir.path());
+    let debug = fs::read(dir.path().join("view/v/lib/libdebug.so")).unwrap();
+    assert!(memchr::memmem::find_iter(&debug, ROOT).count() >= 2, "-g3 was expected to leave the prefix");
+    let rules = Rules::embedded().unwrap();
+    let tree = dir.path().join("tree");
+    let relocated = relocate(&origin, &rules, &tree, &Ctx::silent()).unwrap();
+    let listed = &relocated.report().fill_in;
+    for (path, _, becomes) in KINDS {
+        let found = match fs::read(tree.join(path)) {
+            Err(_) => Becomes::Pruned,
+            Ok(_) if listed.iter().any(|p| p == Path::new(path)) => Becomes::Listed,
+            Ok(text) if memchr::memmem::find(&text, ROOT.as_bytes()).is_none() => Becomes::Free,
+            Ok(text) => panic!("{path}: a silent leftover: {}", String::from_utf8_lossy(&text)),
+        };
+        assert_eq!(found, becomes, "{path}");
+    }
+    for (script, line) in [("short", "#!/usr/bin/env -S perl -w\n"), ("long", "#!/usr/bin/env perl\n")] {
+        assert!(fs::read_to_string(tree.join("bin").join(script)).unwrap().starts_with(line), "{script}");
+    }
+    let mut inspector = Inspector::new(&rules, ROOT);
+    feed_tree(&mut inspector, &tree, &Ctx::silent()).unwrap();
+    let leaks: Vec<_> = inspector.finish().problems.into_iter().filter(|p| matches!(p, Problem::Leak { .. })).collect();
+    assert_eq!(leaks, [], "debug sections are gone too");
+}
+
+/// A site that wants the files for building keeps them: then they are listed, not forgotten.
+#[test]
+fn what_a_site_keeps_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = slot(dir.path());
+    let keep =
+        |glob: &str| PathRule { glob: glob.into(), string: None, reason: "this site compiles against it".into() };
+    let globs = ["lib*/{pkgconfig,cmake,python3*}/**", "*.la", "bin/*-config"];
+    let site = RelocateRules { keep: globs.map(keep).into(), ..RelocateRules::default() };
+    let tree = dir.path().join("tree");
+    let relocated = relocate(&origin, &Rules::of_site(&site).unwrap(), &tree, &Ctx::silent()).unwrap();
+    let listed: Vec<_> = relocated.report().fill_in.iter().map(|p| p.to_str().unwrap()).collect();
+    for (path, ..) in KINDS.iter().filter(|(path, ..)| !path.starts_with("bin/") || path.ends_with("-config")) {
+        if !path.ends_with(".pyc") {
+            assert!(listed.contains(path), "{path} is not among {listed:?}");
+        }
+    }
+    // Compiled Python is no text: nothing can be filled in, and verify names it with string and offset.
+    let rules = Rules::of_site(&site).unwrap();
+    let mut inspector = Inspector::new(&rules, ROOT);
+    feed_tree(&mut inspector, &tree, &Ctx::silent()).unwrap();
+    let problems = inspector.finish().problems;
+    let pyc = problems.iter().find(|p| matches!(p, Problem::Leak { path, .. } if path.ends_with("x.pyc")));
+    assert!(matches!(pyc, Some(Problem::Leak { offset: 2, .. })), "{problems:?}");
+}
+
+#[test]
+fn in_a_tree_that_is_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("the/old/prefix/of/the/tree"), dir.path().join("new"));
+    let shown = from.to_str().unwrap();
+    for (path, content, _) in KINDS {
+        let file = from.join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, long(content, shown)).unwrap();
+    }
+    library(&from.join("lib/libdebug.so"), shown, dir.path(), "-gz=none");
+    fs::rename(&from, &to).unwrap();
+    let request = Request { dir: &to, from: &from, to: &to, dry_run: false, force: false };
+    let moved = in_place(&request, &Ctx::silent()).unwrap();
+    assert_eq!(moved.leftovers, []);
+    let new = to.to_str().unwrap();
+    for (path, content, _) in KINDS {
+        let text = fs::read(to.join(path)).unwrap();
+        assert_eq!(memchr::memmem::find(&text, shown.as_bytes()), None, "{path}");
+        if !path.starts_with("bin/") && !path.ends_with(".pyc") {
+            assert_eq!(String::from_utf8(text).unwrap(), long(content, new), "{path}");
+        }
+    }
+    assert!(fs::read_to_string(to.join("bin/long")).unwrap().starts_with("#!/usr/bin/env perl\n"));
+    // In binaries nothing moves: the new prefix, filled up with slashes.
+    let debug = fs::read(to.join("lib/libdebug.so")).unwrap();
+    assert_eq!(memchr::memmem::find(&debug, shown.as_bytes()), None);
+    let padded = format!("{new}{}/etc", "/".repeat(shown.len() - new.len()));
+    assert!(memchr::memmem::find(&debug, padded.as_bytes()).is_some(), "{padded}");
+    run("readelf", &["--debug-dump=macro,info,decodedline", to.join("lib/libdebug.so").to_str().unwrap()], dir.path());
+}
