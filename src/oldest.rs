@@ -65,10 +65,8 @@ impl Oldest {
             known: systems.keys().cloned().chain(["glibc-2.28 and the like".to_owned()]).collect(),
         };
         let text = named.ok_or_else(unknown)?;
-        let glibc = version(asked, text).map_err(|error| match systems.contains_key(asked) {
-            true => error,
-            false => unknown().into(),
-        })?;
+        let is_ours = systems.contains_key(asked);
+        let glibc = version(asked, text).map_err(|error| if is_ours { error } else { unknown().into() })?;
         Ok(Self { name: asked.to_owned(), glibc })
     }
 

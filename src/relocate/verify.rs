@@ -114,7 +114,7 @@ impl std::fmt::Display for Problem {
             }
             Self::Leak { path, offset, text, count } => {
                 write!(f, "{}: names the build at offset {offset}: `{text}`", path.display())?;
-                if *count > 1 { write!(f, ", and {} times more", count - 1) } else { Ok(()) }
+                if *count > 1 { write!(f, ", and {} more", count - 1) } else { Ok(()) }
             }
             Self::Link { path, target } => {
                 write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
@@ -522,7 +522,7 @@ mod tests {
             matches!(leak, Problem::Leak { offset: 28, text, count: 2, .. } if text == "/build.root/etc/x"),
             "{leak:?}"
         );
-        assert!(leak.to_string().ends_with("and 1 times more"), "{leak}");
+        assert!(leak.to_string().ends_with("and 1 more"), "{leak}");
     }
 
     #[test]
