@@ -73,7 +73,7 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
 /// The system that the package is for, when the toolchain can do it.
 fn oldest(args: &WhatArgs, settings: &Settings) -> Result<Option<Oldest>> {
     let Some(asked) = &args.oldest else { return Ok(None) };
-    let catalog = Catalog::embedded()?;
+    let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let usage = |error: &dyn std::fmt::Display| exit::Usage(format!("--for: {error}"));
     let oldest = Oldest::parse(asked, &catalog).map_err(|e| usage(&e))?;
     let toolchain = settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain);

@@ -1,8 +1,9 @@
 //! `verify`
 
 use super::args::{Global, VerifyArgs};
-use super::{exit, print, print_json};
+use super::{exit, print, print_json, settings};
 use crate::catalog::Catalog;
+use crate::config::Settings;
 use crate::oldest::Oldest;
 use crate::package::Difference;
 use crate::relocate::Rules;
