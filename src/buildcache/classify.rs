@@ -23,7 +23,7 @@ pub enum Class {
 
 /// Sees the bytes of one file pass by.
 pub struct Classifier<'s> {
-    store: &'s Finder<'s>,
+    store: &'s [Finder<'s>],
     begin: Vec<u8>,
     utf8: bool,
     /// The begin of a character whose end has not been read.
@@ -36,8 +36,8 @@ pub struct Classifier<'s> {
 }
 
 impl<'s> Classifier<'s> {
-    /// `store` finds the path of the store.
-    pub fn new(store: &'s Finder<'s>) -> Self {
+    /// `store` finds the paths of the store.
+    pub fn new(store: &'s [Finder<'s>]) -> Self {
         Self {
             store,
             begin: Vec::new(),
@@ -135,8 +135,8 @@ fn is_object(begin: &[u8]) -> bool {
 
 /// Whether the store is named in a way that Spack would replace: with at most a word (`-L`, `prefix-`) directly before it, and
 /// not as the end of a longer path. Unless `begins`, what stands before the first byte is not known, and is not guessed.
-fn names(store: &Finder<'_>, bytes: &[u8], begins: bool) -> bool {
-    store.find_iter(bytes).any(|at| {
+fn names(store: &[Finder<'_>], bytes: &[u8], begins: bool) -> bool {
+    store.iter().flat_map(|path| path.find_iter(bytes)).any(|at| {
         let before = bytes.get(..at).unwrap_or_default();
         let word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
         before.iter().rev().find(|b| !word(b)).map_or(begins, |b| *b != b'/')
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn class(content: &[u8], step: usize) -> Class {
-        let finder = Finder::new(b"/s/store");
+        let finder = [Finder::new(b"/s/store")];
         let mut classifier = Classifier::new(&finder);
         for part in content.chunks(step) {
             classifier.update(part);

@@ -20,6 +20,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// libdeflate's level 5 gives a little less than zlib's 6, which Spack uses, at a fraction of its work.
 const LEVEL: u8 = 5;
+/// What Spack pads a store with (`install_tree:padded_length`).
+const PADDING: &str = "/__spack_path_placeholder__";
 /// More packages at once than this only take memory: compression has all cores anyway.
 const MOST_WRITERS: usize = 4;
 
@@ -265,7 +267,8 @@ fn distribution(request: &Request<'_>, package: &InTree, spec: &Spec) -> Result<
         hash_to_prefix.insert(node.hash.clone(), there.prefix.clone());
     }
     Ok(Distribution {
-        sbang_install_path: format!("{root}/bin/sbang"),
+        // Not below the padding of `install_tree:padded_length`: its own path must be short.
+        sbang_install_path: format!("{}/bin/sbang", root.split(PADDING).next().unwrap_or(root)),
         buildpath: root.to_owned(),
         spackprefix: request.spack.to_owned(),
         relative_prefix: package

@@ -81,8 +81,11 @@ pub fn write(
     ctx: &Ctx,
 ) -> Result<Made, BuildcacheError> {
     let file = fs::File::create(to)?;
-    let store = distribution.buildpath.clone();
-    let finder = Finder::new(store.as_bytes());
+    // With a padded store, its helper for scripts lies beside the padding and not below it.
+    let store = [distribution.buildpath.clone(), distribution.sbang_install_path.clone()];
+    let finders = store.each_ref().map(|path| Finder::new(path.as_bytes()));
+    let own = if store[1].starts_with(&store[0]) { 1 } else { 2 };
+    let (store, finders) = (store.get(..own).unwrap_or_default(), finders.get(..own).unwrap_or_default());
     let mut writer = Tar { out: GzipWriter::shared(Hashing::new(file), level, pool)?, written: 0 };
     let name = package.prefix.trim_start_matches('/').to_owned();
     let mut above = String::new();
@@ -92,8 +95,7 @@ pub fn write(
         writer.entry(above.as_bytes(), EntryType::Directory, 0o755, 0, None)?;
         above.push('/');
     }
-    let mut walk =
-        Walk { ctx, finder: &finder, store: &store, package, name, links: HashMap::new(), buffer: vec![0; BUFFER] };
+    let mut walk = Walk { ctx, finders, store, package, name, links: HashMap::new(), buffer: vec![0; BUFFER] };
     walk.run(&mut writer, &mut distribution)?;
     let text = serde_json::to_vec(&distribution).map_err(io::Error::other)?;
     let size = text.len() as u64;
@@ -106,8 +108,8 @@ pub fn write(
 
 struct Walk<'w> {
     ctx: &'w Ctx,
-    finder: &'w Finder<'w>,
-    store: &'w str,
+    finders: &'w [Finder<'w>],
+    store: &'w [String],
     package: &'w InTree,
     /// The prefix, without the leading `/`.
     name: String,
@@ -139,7 +141,7 @@ impl Walk<'_> {
                 } else if kind.is_symlink() {
                     let target = fs::read_link(entry.path())?;
                     let target = target.as_os_str().as_bytes();
-                    if target.starts_with(self.store.as_bytes()) {
+                    if self.store.iter().any(|path| target.starts_with(path.as_bytes())) {
                         facts.relocate_links.push(self.text(&path)?);
                     }
                     tar.entry(&self.named(&path), EntryType::Symlink, 0o755, 0, Some(target))?;
@@ -173,7 +175,7 @@ impl Walk<'_> {
         }
         let size = meta.len();
         tar.entry(&name, EntryType::Regular, mode, size, None)?;
-        let mut classifier = (!path.starts_with(b".spack/")).then(|| Classifier::new(self.finder));
+        let mut classifier = (!path.starts_with(b".spack/")).then(|| Classifier::new(self.finders));
         let mut left = size;
         while left > 0 {
             self.ctx.check()?;

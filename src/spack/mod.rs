@@ -278,16 +278,20 @@ impl Session<'_> {
 
         let count = packages.iter().filter(|p| !p.external).count();
         let absent = missing(&slot, &packages)?;
-        let binaries = if absent.is_empty() { Binaries::default() } else { (self.binaries)(&absent)? };
+        let mut binaries = if absent.is_empty() { Binaries::default() } else { (self.binaries)(&absent)? };
+        if (binaries.dir.is_some() || (from_network && !absent.is_empty()))
+            && let Err(e) = self.trust(&spec, &slot, &binaries.keys, ctx)
+        {
+            ctx.check()?;
+            ctx.warn(format!("binary caches are not used: {e}"));
+            binaries = Binaries::default();
+        }
         if let Some(dir) = &binaries.dir {
             build = build.mount(dir.path(), format!("{}/0", inside::BINARIES), Access::ReadOnly);
             let text = render::mirrors_with_binaries(self.plan)?;
             let scope = on_host(&slot, &render::scope_dir(self.plan));
             fsutil::write_atomic(&scope.join(render::MIRRORS), text.as_bytes(), 0o644)?;
             ctx.note(format!("{} of {} packages are taken from binary caches", binaries.hashes.len(), absent.len()));
-        }
-        if binaries.dir.is_some() || (from_network && !absent.is_empty()) {
-            self.trust(&spec, &slot, &binaries.keys, ctx)?;
         }
         // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
         let to_build: Vec<&&LockedPackage> = absent.iter().filter(|p| !binaries.hashes.contains(&p.hash)).collect();

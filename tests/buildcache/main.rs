@@ -19,10 +19,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 use support::World;
 
-fn kinds(world: &World, cache: &Path, keyring: &Keyring) -> Vec<Kind> {
+/// What is wrong with a cache.
+fn kinds(cache: &Path, keyring: &Keyring) -> Vec<Kind> {
     let report = check::check(&FolderStore::new(cache), keyring, &Ask::default(), &Ctx::silent()).unwrap();
-    assert_eq!(report.good.len() + report.faults.len() >= report.packages, true, "{report:?}");
-    let _ = world;
     report.faults.iter().map(|f| f.kind).collect()
 }
 
@@ -74,9 +73,9 @@ fn a_copy_with_other_times_and_modes_gives_the_same_bytes() {
     let first = world.dir.path().join("first");
     world.push(&first, &Selection::default());
     let copy = world.dir.path().join("elsewhere/store");
-    let output = Command::new("cp").arg("-r").arg("--preserve=links").arg(world.tree.dir()).args([&copy]);
     fs::create_dir_all(copy.parent().unwrap()).unwrap();
-    assert!(output.status().unwrap().success());
+    let copied = Command::new("cp").arg("-r").arg("--preserve=links").arg(world.tree.dir()).arg(&copy).status();
+    assert!(copied.unwrap().success());
     for entry in walkdir::WalkDir::new(&copy) {
         let entry = entry.unwrap();
         if entry.file_type().is_file() {
@@ -109,7 +108,7 @@ fn a_second_push_changes_nothing_and_what_is_lost_is_pushed_again() {
     fs::remove_file(cache.join("v3/manifests/index/index.manifest.json")).unwrap();
     let again = world.push(&cache, &Selection::default());
     assert_eq!((again.pushed.len(), again.index_changed), (0, true));
-    assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+    assert_eq!(kinds(&cache, &world.keyring()), []);
 }
 
 #[test]
@@ -136,12 +135,12 @@ fn every_fault_is_named() {
     let good = world.dir.path().join("good");
     world.push(&good, &Selection::default());
     let keyring = world.keyring();
-    assert_eq!(kinds(&world, &good, &keyring), []);
+    assert_eq!(kinds(&good, &keyring), []);
     let spoilt = |name: &str, spoil: &dyn Fn(&Path)| {
         let cache = world.dir.path().join(name);
         assert!(Command::new("cp").arg("-r").args([&good, &cache]).status().unwrap().success());
         spoil(&cache);
-        kinds(&world, &cache, &keyring)
+        kinds(&cache, &keyring)
     };
     let manifest = |cache: &Path, name: &str| {
         let dir = cache.join("v3/manifests/spec").join(name);
@@ -186,7 +185,7 @@ fn every_fault_is_named() {
     );
     // Another's key: every package is foreign.
     let other = World::new();
-    assert_eq!(kinds(&world, &good, &other.keyring()), [Kind::ForeignKey, Kind::ForeignKey]);
+    assert_eq!(kinds(&good, &other.keyring()), [Kind::ForeignKey, Kind::ForeignKey]);
 }
 
 #[test]
@@ -196,7 +195,7 @@ fn a_well_signed_lie_is_seen() {
     let cache = world.dir.path().join("cache");
     world.push(&cache, &Selection::default());
     world.lie(&cache);
-    assert_eq!(kinds(&world, &cache, &world.keyring()), [Kind::BadTarball]);
+    assert_eq!(kinds(&cache, &world.keyring()), [Kind::BadTarball]);
 }
 
 #[test]
@@ -226,7 +225,7 @@ fn the_index_is_made_again_and_what_nothing_names_is_removed() {
     index::update(&store, &ctx, |index| index.remove(&world.hash("app"))).unwrap();
     let pruned = prune::prune(&store, future, false, &ctx).unwrap();
     assert_eq!((pruned.manifests.len(), pruned.blobs.len()), (1, 3), "{pruned:?}");
-    assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+    assert_eq!(kinds(&cache, &world.keyring()), []);
     assert_eq!(index::read(&store, &ctx).unwrap().0.entries().len(), 1);
 }
 
@@ -257,7 +256,7 @@ fn two_publishers_at_once_lose_nothing() {
             .map(|e| e.name)
             .collect();
         assert_eq!(names, ["app", "lib", "tool"], "round {round}");
-        assert_eq!(kinds(&world, &cache, &world.keyring()), []);
+        assert_eq!(kinds(&cache, &world.keyring()), []);
     }
 }
 
