@@ -59,7 +59,7 @@ if [[ ! -x $servers/bin/s3s-fs ]]; then
 fi
 if [[ ! -x $servers/moto/bin/moto_server ]]; then
     python3 -m venv "$servers/moto"
-    "$servers/moto/bin/pip" install --quiet 'moto[server,s3]==5.2.2'
+    "$servers/moto/bin/pip" install --quiet 'moto[server,s3]==5.2.5'
 fi
 python3 -c 'import spdx_tools.spdx, in_toto_attestation.v1' 2>/dev/null ||
     python3 -m pip install --quiet --break-system-packages --root-user-action=ignore spdx-tools in-toto-attestation

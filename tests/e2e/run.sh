@@ -346,6 +346,12 @@ check_second_build() {
     grep -q concretize "$work/$kind-second.log" && die "the second build started Spack"
     ((took < 2000)) || die "the second build took $took ms"
     step "second build: $took ms, offline, without Spack"
+    # What was built before is published by the build that finds it.
+    "${factory[@]}" build "${flags[@]}" --offline --publish slurm-only --to "$home/site" 2>"$work/$kind-publish.log" >/dev/null
+    cmp "$package" "$home"/site/slurm/*/*/"$(basename "$package")" || die "the published package is not the one that was built"
+    grep -q "$(sha256sum <"$package" | cut -d' ' -f1)" "$home/site/index.json" || die "the index does not name the package"
+    "${factory[@]}" verify "$home"/site/slurm/*/*/"$(basename "$package")" >/dev/null 2>&1 || die "the published package is not fit"
+    step "published to a folder by a build that found it"
 }
 
 # Sum and signature as anyone checks them, with gpg and coreutils, and by our own verify.

@@ -27,8 +27,8 @@ fn killed_at_any_time_the_place_is_sound_and_the_next_run_ends_the_work() {
     for round in 0..kills {
         let to = address(&format!("kill/{}", round / 4));
         let mut child = program.command(&args(&to)).spawn().unwrap();
-        let random = u64::from_le_bytes(noise(round + 1, 8).try_into().unwrap()) % 1000;
-        std::thread::sleep(whole.mul_f64(random as f64 / 1000.0));
+        let random = u32::from_le_bytes(noise(round + 1, 8)[4..].try_into().unwrap()) % 1000;
+        std::thread::sleep(whole * random / 1000);
         ended += u32::from(child.try_wait().unwrap().is_some());
         let _ = child.kill();
         child.wait().unwrap();

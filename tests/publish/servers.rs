@@ -65,7 +65,7 @@ impl Server {
         let mut server = Self { port, access: ACCESS.to_owned(), secret: SECRET.to_owned(), child, _dir: dir };
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(120), "{kind:?} does not start");
+            assert!(begin.elapsed() < Duration::from_mins(2), "{kind:?} does not start");
             assert!(server.child.try_wait().unwrap().is_none(), "{kind:?} ended");
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -84,7 +84,7 @@ impl Server {
                 let policy = format!(
                     r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:GetObject","s3:ListBucket"],"Resource":["arn:aws:s3:::{BUCKET}","arn:aws:s3:::{BUCKET}/*"]}}]}}"#
                 );
-                let answer = server.python(&format!(
+                let answer = Self::python(&format!(
                     "import boto3\n\
                      iam = boto3.client('iam', endpoint_url='http://127.0.0.1:{port}', region_name='us-east-1',\n\
                          aws_access_key_id='x', aws_secret_access_key='x')\n\
@@ -113,12 +113,11 @@ impl Server {
         run("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem");
         run("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr");
         run("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out server.pem");
-        let mut server = Self::launch(
+        let server = Self::launch(
             Kind::Moto,
             &["-c", dir.join("server.pem").to_str().unwrap(), "-k", dir.join("server.key").to_str().unwrap()],
         );
-        server.access = ACCESS.to_owned();
-        server.python(&format!(
+        Self::python(&format!(
             "import boto3\nboto3.client('s3', endpoint_url='https://localhost:{}', region_name='us-east-1', verify='{}',\n\
                  aws_access_key_id='x', aws_secret_access_key='x').create_bucket(Bucket='{BUCKET}')",
             server.port,
@@ -141,7 +140,7 @@ impl Server {
     }
 
     /// Runs a script in moto's Python, which has another client for S3.
-    pub fn python(&self, script: &str) -> String {
+    pub fn python(script: &str) -> String {
         let output = Command::new(tools().join("moto/bin/python")).args(["-c", script]).output().unwrap();
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -149,7 +148,7 @@ impl Server {
 
     /// The same with a client named `s3`.
     pub fn boto(&self, script: &str) -> String {
-        self.python(&format!(
+        Self::python(&format!(
             "import boto3\n\
              s3 = boto3.client('s3', endpoint_url='http://127.0.0.1:{}', region_name='us-east-1',\n\
                  aws_access_key_id='{}', aws_secret_access_key='{}')\n{script}",

@@ -11,9 +11,9 @@
 //! list, the one that lists last sees the other.
 //!
 //! A claim is good for [`LEASE`]. Older ones, left by who was killed, are taken away by others; age is told by the server's
-//! clock, which dates one's own claim too. Who holds one writes only within its first half. A write that a proxy delays for
-//! longer than the other half would come too late: such servers are for sites with one publisher at a time, and `check` says
-//! which kind it is.
+//! clock, which dates one's own claim too. Who holds one begins to write only within its first half, and gives up at its end. A
+//! write that was given up and that a proxy holds back would come too late: such servers are for sites with one publisher at a
+//! time, and `check` says which kind it is.
 
 use super::failure::Failure;
 use super::objects::{Writing, random};
@@ -21,6 +21,7 @@ use super::{Bucket, objects};
 use crate::publish::{Condition, Keep, Key, StoreError};
 use bytes::Bytes;
 use std::fmt;
+use std::future::Future;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a claim is good.
@@ -137,13 +138,13 @@ impl Bucket {
 
     async fn claim(&self, started: Instant) -> Result<Claim, StoreError> {
         let prefix = self.own("claims/");
-        let fault = |e: &Failure| self.fault("claim the right to write the index", e);
+        let fault = |e: &Failure| self.fault("claim the right to write", e);
         let mut tries = 0;
         loop {
             let own = format!("{prefix}{:016x}", random());
             let taken = Instant::now();
             let writing = Writing { content_type: "text/plain", keep: Keep::Briefly, when: &When::Always };
-            let text = Bytes::from_static(b"A publisher is writing an index.\n");
+            let text = Bytes::from_static(b"A publisher is writing.\n");
             self.put_once(&own, text, &writing, "claim", false).await.map_err(|e| fault(&e))?;
             let there = self.list(&prefix).await.map_err(|e| fault(&e))?;
             let now = there.iter().find(|claim| claim.key == own).and_then(|claim| claim.modified);
@@ -176,6 +177,19 @@ impl Bucket {
             }
             tries += 1;
             objects::pause(tries.min(4)).await;
+        }
+    }
+
+    /// Does a write in what is left of a claim's time: after that, others may take the claim away.
+    pub async fn within<T>(
+        &self,
+        claim: Option<&Claim>,
+        write: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let Some(claim) = claim else { return write.await };
+        match tokio::time::timeout(LEASE.saturating_sub(claim.taken.elapsed()), write).await {
+            Ok(written) => written,
+            Err(_) => Err(Failure::local("the write took longer than a claim is good; run the same again")),
         }
     }
 

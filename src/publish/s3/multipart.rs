@@ -139,7 +139,7 @@ impl Bucket {
             self.abort(own, &upload.id).await;
             return Ok(Written::Conflict);
         };
-        let completed = self.complete(own, &upload.id, &when, parts).await;
+        let completed = self.within(claim.as_ref(), self.complete(own, &upload.id, &when, parts)).await;
         if let Some(claim) = claim {
             self.release(&claim).await;
         }
