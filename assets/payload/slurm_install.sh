@@ -39,7 +39,7 @@ Without one of them:
 
 Options:
   --dry-run              say what would be done; change nothing
-  --cluster-name NAME    default: as in slurm.conf, else "cluster"
+  --cluster-name NAME    default: as in slurm.conf or slurmctld's state, else "cluster"
   --controller HOST      the controller's name; default: as in slurm.conf, else this host
   --munge-key FILE       this munge key, when there is none yet
   --accounting           slurmdbd in front of MariaDB or MySQL; stays on once there is a slurmdbd.conf

@@ -203,11 +203,13 @@ fn a_hierarchy() {
     let core = dir.path().join("hierarchy/Core");
     let view = dir.path().join("view");
     for reader in [LMOD, TCL] {
-        let script = "module use \"$M\"\nmodule load slurm 2>/dev/null && exit 1\nmodule load gcc/13.3.0 || exit 1\n\
-            module load slurm/24.11 || exit 1\nsinfo\nmodule load fftw 2>/dev/null && exit 1\n\
+        // What `install --enable-hierarchy` prints.
+        let load = modulefile::load_in_hierarchy(&facts);
+        assert_eq!(load, "module load gcc/13.3.0 slurm/24.11");
+        let script = "module use \"$M\"\nmodule load slurm 2>/dev/null && exit 1\nLOAD || exit 1\nsinfo\nmodule load fftw 2>/dev/null && exit 1\n\
             module load openmpi || exit 1\necho $MPI_HOME\nmodule load fftw || exit 1\necho fftw $FFTW\n\
             echo ld ${LD_LIBRARY_PATH-unset}\nmodule purge\necho $PATH ${SLURM_ROOT-unset} ${MPI_HOME-unset}";
-        let text = says(reader, script, &[("M", &core)]);
+        let text = says(reader, &script.replace("LOAD", &load), &[("M", &core)]);
         let v = view.display();
         let want = format!("sinfo in {v}/bin\n{v}\nfftw 3\nld unset\n/usr/bin:/bin unset unset\n");
         assert_eq!(text, want, "{reader:?}");
