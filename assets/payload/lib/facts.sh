@@ -101,8 +101,8 @@ find_facts() {
 
     # What is there already wins over defaults, options win over both.
     cluster=${cluster:-$(conf_value /etc/slurm/slurm.conf ClusterName)}
-    # slurmctld refuses the state of a cluster of another name.
-    cluster=${cluster:-$(head -n 1 "$root/var/spool/slurmctld/clustername" 2>/dev/null || true)}
+    # slurmctld refuses the state of a cluster of another name. Its file has the name, and since 24.11 a number behind it.
+    cluster=${cluster:-$(sed -n '1s/^\([a-z0-9_-]*\).*/\1/p' "$root/var/spool/slurmctld/clustername" 2>/dev/null || true)}
     controller=${controller:-$(conf_value /etc/slurm/slurm.conf SlurmctldHost)}
     controller=${controller%%(*}
     if [[ $mode == compute-node-init ]]; then
