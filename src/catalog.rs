@@ -51,7 +51,9 @@ fn hint(asked: &str, glibc: &str, toolchain: Option<&str>, known: &[String]) -> 
     let known = known.join(", ");
     match toolchain {
         Some(name) => {
-            format!("unknown toolchain `{asked}`: it has glibc {glibc}, and packages of `{name}` run there; known: {known}")
+            format!(
+                "unknown toolchain `{asked}`: it has glibc {glibc}, and packages of `{name}` run there; known: {known}"
+            )
         }
         None => format!(
             "unknown toolchain `{asked}`: it has glibc {glibc}, which is older than any toolchain's; packages that run there cannot \

@@ -78,6 +78,13 @@ tests/assets/run.sh
 step "fuzzing"
 tests/fuzz/run.sh 15
 
+if [[ -n ${SLURM_FACTORY_TEST_SPACK:-} && -n ${SLURM_FACTORY_TEST_SPACK_PACKAGES:-} ]]; then
+    step "a dozen plans, asked of real Spack"
+    tests/deep/concretize.sh --cheap
+else
+    step "NOTE: no plan is asked of real Spack: set SLURM_FACTORY_TEST_SPACK and SLURM_FACTORY_TEST_SPACK_PACKAGES"
+fi
+
 if [[ ${1:-all} != quick ]]; then
     step "the whole job"
     tests/e2e/run.sh

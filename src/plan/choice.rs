@@ -175,7 +175,9 @@ pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chose
         roots.extend(feature.roots.iter().cloned());
         for needed in &feature.needs {
             if choice.without.contains(needed) {
-                return Err(PlanError::Conflict(format!("--with {name} needs {needed}, and --without {needed} was said")));
+                return Err(PlanError::Conflict(format!(
+                    "--with {name} needs {needed}, and --without {needed} was said"
+                )));
             }
             adding.push(needed);
         }
@@ -225,8 +227,7 @@ mod tests {
 
     fn chosen(variant: &str, with: &[&str], without: &[&str], spec: Option<&str>) -> Result<Chosen, String> {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        let choice =
-            Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), target: None };
+        let choice = Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), target: None };
         let catalog = Catalog::embedded().unwrap();
         let variant = catalog.variants.get(variant).cloned().unwrap_or_else(|| variant.to_owned());
         choose(&variant, &choice, &catalog).map_err(|e| e.to_string())

@@ -126,7 +126,11 @@ impl std::fmt::Display for Problem {
             }
             Self::Elf { path, reason } => write!(f, "{}: {reason}", path.display()),
             Self::Processor { path, level, target } => {
-                write!(f, "{}: needs a processor of level {level}, and the package is made for {target}", path.display())
+                write!(
+                    f,
+                    "{}: needs a processor of level {level}, and the package is made for {target}",
+                    path.display()
+                )
             }
             Self::Mode { path, mode } => write!(f, "{}: mode {mode} (set-id or world-writable)", path.display()),
         }

@@ -109,12 +109,16 @@ fn single(catalog: &Catalog) -> Vec<Case> {
         let defaults = &catalog.defaults;
         case(catalog, name, &request(&defaults.slurm, Variant::Minimal, &defaults.toolchain, choice))
     };
-    let features = catalog.features.iter().filter(|(_, feature)| feature.refused.is_none()).map(|(name, _)| {
-        of(format!("with-{name}"), Choice { with: vec![name.clone()], ..Choice::default() })
-    });
-    let targets = catalog.target.iter().filter(|t| t.platform == "linux/amd64" && t.level != Some(1)).map(|t| {
-        of(format!("target-{}", t.name), Choice { target: Some(t.name.clone()), ..Choice::default() })
-    });
+    let features = catalog
+        .features
+        .iter()
+        .filter(|(_, feature)| feature.refused.is_none())
+        .map(|(name, _)| of(format!("with-{name}"), Choice { with: vec![name.clone()], ..Choice::default() }));
+    let targets = catalog
+        .target
+        .iter()
+        .filter(|t| t.platform == "linux/amd64" && t.level != Some(1))
+        .map(|t| of(format!("target-{}", t.name), Choice { target: Some(t.name.clone()), ..Choice::default() }));
     features.chain(targets).collect()
 }
 
@@ -347,5 +351,9 @@ fn the_document_is_what_the_catalog_says() {
         fs_err::write(&path, now).unwrap();
         return;
     }
-    assert_eq!(fs_err::read_to_string(&path).unwrap(), now, "docs/catalog.md is old: UPDATE_DOCS=1 cargo test --test catalog");
+    assert_eq!(
+        fs_err::read_to_string(&path).unwrap(),
+        now,
+        "docs/catalog.md is old: UPDATE_DOCS=1 cargo test --test catalog"
+    );
 }

@@ -97,7 +97,11 @@ fn usage_errors_list_what_is_known() {
     world.refuses(&["plan", "--toolchain", "rockylinux9", "--dnf-repos", "/none"], 2, &["dnf-repos", "/none"]);
     world.refuses(&["plan", "--pip-index", "/none"], 2, &["pip-index", "/none"]);
     world.refuses(&["plan", "--compiler-version", "4.8.5"], 2, &["4.8.5", "system", "13.4.0"]);
-    world.refuses(&["plan", "--toolchain", "focal"], 2, &["focal", "glibc 2.31", "packages of `rockylinux8` run there"]);
+    world.refuses(
+        &["plan", "--toolchain", "focal"],
+        2,
+        &["focal", "glibc 2.31", "packages of `rockylinux8` run there"],
+    );
     world.refuses(&["plan", "--with", "gpus"], 2, &["unknown feature `gpus`", "nvml", "rsmi"]);
     world.refuses(&["plan", "--target", "x86_64_v5"], 2, &["unknown target `x86_64_v5`", "x86_64_v4", "aarch64"]);
     world.refuses(&["plan", "--spec", "~jwt"], 2, &["rest needs jwt", "--without rest"]);
