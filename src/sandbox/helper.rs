@@ -27,6 +27,7 @@ use fs_err as fs;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -34,12 +35,12 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, getpgrp, getppid, isatty, setpgid, tcsetpgrp};
 use rustix::fs::OFlags;
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What our own processes exit with when a report has said why.
@@ -347,24 +348,63 @@ pub(super) fn terminal() -> Option<OwnedFd> {
     handles.into_iter().flatten().find(|handle| isatty(handle).unwrap_or(false))
 }
 
-/// Starts the command with the plan's environment and nothing else. `Command` also gives it the default
-/// action for SIGPIPE and reports a failed exec; the signals that are blocked here it would inherit.
-#[allow(clippy::disallowed_methods)] // inside; process.rs is the door to programs of the host
-#[allow(unsafe_code)]
+/// Starts the command with the plan's environment and nothing else, and with no signal blocked or, as SIGPIPE is in this
+/// program, ignored. By `posix_spawn(3)`, which copies nothing of this process: a fork of a program of this size costs more than
+/// most mounts.
 fn start_command(plan: &Plan, argv: &[OsString]) -> Result<Pid, Failure> {
     let failed = |errno: i32, detail: String| {
         let program = argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
         Failure { step: Step::Start(program), path: argv.first().map(Into::into), errno, detail }
     };
-    let [program, arguments @ ..] = argv else { return Err(failed(0, "no command was given".into())) };
-    let mut command = std::process::Command::new(program);
-    command.args(arguments).env_clear().envs(plan.env.iter().map(|(name, value)| (name, value)));
-    let unblock = || sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from);
-    // SAFETY: between fork and exec the closure makes one system call, and neither allocates nor locks.
-    unsafe { command.pre_exec(unblock) };
-    let child = command.spawn().map_err(|e| failed(e.raw_os_error().unwrap_or(0), String::new()))?;
-    // It is reaped with all the others in `stay`, not through this handle.
-    i32::try_from(child.id()).map(Pid::from_raw).map_err(|_| failed(0, "it has no process id".into()))
+    let Some(program) = argv.first() else { return Err(failed(0, "no command was given".into())) };
+    let os = |errno: Errno| failed(errno as i32, String::new());
+    let mut attributes = PosixSpawnAttr::init().map_err(os)?;
+    let flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
+    attributes.set_flags(flags).map_err(os)?;
+    attributes.set_sigmask(&SigSet::empty()).map_err(os)?;
+    attributes.set_sigdefault(&[Signal::SIGPIPE].into_iter().collect()).map_err(os)?;
+    let actions = PosixSpawnFileActions::init().map_err(os)?;
+    let text = |parts: &[&[u8]]| CString::new(parts.concat()).map_err(|_| os(Errno::EINVAL));
+    let pairs = plan.env.iter().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()]));
+    let environment = pairs.collect::<Result<Vec<_>, _>>()?;
+    let arguments = argv.iter().map(|argument| text(&[argument.as_bytes()])).collect::<Result<Vec<_>, _>>()?;
+    let mut worst = Errno::ENOENT;
+    for path in paths_of(program, plan) {
+        let started = match posix_spawn(&path, &actions, &attributes, &arguments, &environment) {
+            // A script that names no interpreter is the shell's, as for execvp(3).
+            Err(Errno::ENOEXEC) if is_text(&path) => {
+                let mut words = vec![text(&[b"/bin/sh"])?, text(&[path.as_os_str().as_bytes()])?];
+                words.extend(arguments.iter().skip(1).cloned());
+                posix_spawn("/bin/sh", &actions, &attributes, &words, &environment)
+            }
+            other => other,
+        };
+        match started {
+            // It is reaped with all the others in `stay`.
+            Ok(child) => return Ok(child),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(Errno::EACCES) => worst = Errno::EACCES,
+            Err(errno) => return Err(os(errno)),
+        }
+    }
+    Err(os(worst))
+}
+
+/// Where a program may be: at its path, or in each folder of the search path that has something of this name.
+fn paths_of(program: &OsStr, plan: &Plan) -> Vec<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return vec![program.into()];
+    }
+    let search = plan.env.iter().find(|(name, _)| name == "PATH");
+    let folders = search.map(|(_, value)| std::env::split_paths(value).collect::<Vec<_>>()).unwrap_or_default();
+    folders.into_iter().map(|folder| folder.join(program)).filter(|path| path.exists()).collect()
+}
+
+/// Whether a file begins as a text does: a program for another machine is none, and no shell's business.
+fn is_text(path: &Path) -> bool {
+    let mut begin = [0; 64];
+    let read = open_host(path, OFlags::RDONLY).ok().and_then(|mut file| file.read(&mut begin).ok());
+    read.is_some_and(|length| !begin[..length].contains(&0))
 }
 
 /// What an init does: reaps whatever ends, until the command does. Told to end, it passes that on to

@@ -30,7 +30,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -397,7 +397,9 @@ fn ended(code: i32) -> Ended {
 /// Where small files go that may hold secrets: memory if there is one for us.
 fn scratch() -> PathBuf {
     let own = PathBuf::from(format!("/run/user/{}", nix::unistd::geteuid()));
-    [own, PathBuf::from("/dev/shm")].into_iter().find(|dir| dir.is_dir()).unwrap_or_else(|| "/tmp".into())
+    // In a user namespace the folder of this number may be another's.
+    let ours = |dir: &PathBuf| nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    [own, PathBuf::from("/dev/shm")].into_iter().find(ours).unwrap_or_else(|| "/tmp".into())
 }
 
 /// Removes what runs left behind that were killed: their folders carry the number of a process that is gone.
