@@ -31,6 +31,7 @@ use crate::workflows::clean::CleanError;
 use crate::workflows::images::RemoveError;
 use crate::workflows::install::InstallError;
 use crate::workflows::publish::PublishError;
+use crate::workflows::package_image::PackageImageError;
 use crate::workflows::verify::VerifyError;
 use anyhow::Error;
 use serde_json::json;
@@ -150,6 +151,14 @@ fn code(error: &Error) -> u8 {
     }
     if let Some(RemoveError::Unknown { .. } | RemoveError::Ambiguous { .. }) = find::<RemoveError>(error) {
         return USAGE;
+    }
+    if let Some(e) = find::<PackageImageError>(error) {
+        return match e {
+            PackageImageError::Package(e) => package(e),
+            PackageImageError::Image(e) => image(e),
+            PackageImageError::OtherMachine { .. } => USAGE,
+            _ => BUILD,
+        };
     }
     if let Some(e) = find::<VerifyError>(error) {
         return verify(e);

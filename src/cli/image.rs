@@ -39,7 +39,7 @@ pub fn run(global: &Global, verb: &ImageVerb, ctx: &Ctx) -> Result<ExitCode> {
     }
 }
 
-fn pulled(
+pub(super) fn pulled(
     cache: &Cache,
     reference: &Reference,
     client: &ClientConfig,

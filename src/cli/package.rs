@@ -1,12 +1,15 @@
 //! `package`
 
 use super::args::Global;
-use super::{exit, open_cache, print, print_json, settings};
+use super::signer::TrustArgs;
+use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
+use crate::image::{self, Name, Reference, ResolveOptions};
 use crate::package::manifest::Installed;
 use crate::package::{Manifest, Package, Trust};
-use crate::report::Ctx;
-use crate::workflows::finished;
+use crate::report::{Ctx, Stage};
+use crate::resolve;
+use crate::workflows::{finished, package_image};
 use anyhow::Result;
 use clap::Args;
 use humansize::{BINARY, format_size};
@@ -22,16 +25,38 @@ pub struct PackageArgs {
     #[arg(value_name = "PACKAGE|PLAN")]
     pub package: PathBuf,
     /// Which Spack package takes how much: as it was installed, and what is left of it here
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "oci")]
     pub sizes: bool,
     /// As JSON
-    #[arg(long)]
+    #[arg(long, requires = "sizes")]
     pub json: bool,
+    /// Write it as an OCI image, installed in /opt/slurm on the image that it was built in: a folder (an OCI layout), or a
+    /// file that ends in .tar, .tar.gz or .tar.zst; `skopeo copy oci:DIR:TAG docker://...` pushes it
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "sizes")]
+    pub oci: Option<PathBuf>,
+    /// The image below, in place of the one that it was built in: same distribution, same or newer release
+    #[arg(long, value_name = "REF", requires = "oci")]
+    pub base: Option<String>,
+    /// Name under which the image travels [default: localhost/slurm:VERSION-gccCOMPILER]
+    #[arg(long, value_name = "NAME", requires = "oci")]
+    pub name: Option<String>,
+    /// Use no network; name what is missing
+    #[arg(long, requires = "oci")]
+    pub offline: bool,
+    /// Whose signature counts.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    /// Take a package although nobody's signature can be checked
+    #[arg(long, requires = "oci", conflicts_with_all = ["key", "fingerprint", "all_signers"])]
+    pub allow_unsigned: bool,
 }
 
 /// `package`
 pub fn run(global: &Global, args: &PackageArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let package = open(global, &args.package, ctx)?;
+    if let Some(target) = &args.oci {
+        return oci(global, args, target, ctx);
+    }
+    let package = open(global, &args.package, Trust::Skip, ctx)?;
     ctx.reporter.finish();
     let sizes = Sizes::of(&package)?;
     if args.json {
@@ -43,7 +68,7 @@ pub fn run(global: &Global, args: &PackageArgs, ctx: &Ctx) -> Result<ExitCode> {
 }
 
 /// A package by its path, or one of the cache by its plan.
-fn open(global: &Global, named: &Path, ctx: &Ctx) -> Result<Package> {
+fn open(global: &Global, named: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<Package> {
     let path = if named.exists() {
         named.to_owned()
     } else {
@@ -63,7 +88,47 @@ fn open(global: &Global, named: &Path, ctx: &Ctx) -> Result<Package> {
             }
         }
     };
-    Ok(Package::open(&path, Trust::Skip, ctx)?.0)
+    Ok(Package::open(&path, trust, ctx)?.0)
+}
+
+/// `package --oci`
+fn oci(global: &Global, args: &PackageArgs, target: &Path, ctx: &Ctx) -> Result<ExitCode> {
+    let keyring;
+    let trust = if args.allow_unsigned {
+        Trust::Skip
+    } else {
+        keyring = args.trust.keyring(global, ctx)?;
+        args.trust.trust(&keyring)
+    };
+    let package = open(global, &args.package, trust, ctx)?;
+    let facts = &package.manifest().facts;
+    let name = args.name.clone().unwrap_or_else(|| package_image::default_name(facts));
+    let name = match name.parse() {
+        Ok(name @ Reference::Registry(_)) => name,
+        Ok(_) => return Err(exit::Usage(format!("--name: `{name}` is no name of a registry")).into()),
+        Err(e) => return Err(exit::Usage(format!("--name: {e}")).into()),
+    };
+    let settings = settings(global, Settings::default())?;
+    let base = args.base.as_deref().unwrap_or(&facts.image.reference);
+    let (base, client) = resolve::image_reference(base, &settings, &variable, ctx)?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    let options = ResolveOptions { offline: args.offline, refresh: false };
+    let base = super::image::pulled(&cache, &base, &client, options, ctx)?;
+    if args.base.is_none() && base.resolved().digest().to_string() != facts.image.digest {
+        ctx.warn(format!(
+            "the package was built in {} {}; that name means {} now, which is taken",
+            facts.image.reference,
+            facts.image.digest,
+            base.resolved().digest()
+        ));
+    }
+    let timer = ctx.stage(Stage::Image, target.display().to_string());
+    let made = package_image::make(&package, &base, name.clone(), &cache, ctx)?;
+    image::save(&made, &Name::of(&name), target, ctx)?;
+    timer.done(format!("{name}, {}", format_size(made.size(), BINARY)));
+    ctx.reporter.finish();
+    print(&format!("{}\n", made.resolved().digest()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]

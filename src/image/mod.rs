@@ -60,7 +60,7 @@ pub use digest::{BadDigest, Digest};
 pub use error::ImageError;
 pub use helper::HelperError;
 pub use load::{Loaded, load};
-pub use made::{Labels, make};
+pub use made::{Changes, Labels, make, make_onto};
 pub use manifest::{Compression, Layer};
 pub use memory::{Collected, Memory, Stored, collect, list, name_again as remember, recall, stored};
 pub use platform::Platform;

@@ -28,10 +28,11 @@ pub(super) fn statement(manifest: &Manifest, subjects: &[(&str, &str)]) -> Resul
     let facts = &manifest.facts;
     let subjects: Vec<_> =
         subjects.iter().map(|(name, sum)| json!({"name": name, "digest": {"sha256": sum}})).collect();
-    let mut dependencies = vec![with_digest(
-        json!({"name": "image", "uri": format!("oci:{}", facts.image.reference)}),
-        &facts.image.digest,
-    )];
+    let mut image = json!({"name": "image"});
+    if let Some(reference) = published(&facts.image.reference) {
+        image["uri"] = json!(format!("oci:{reference}"));
+    }
+    let mut dependencies = vec![with_digest(image, &facts.image.digest)];
     dependencies.push(repository(&facts.spack));
     dependencies.extend(facts.recipes.iter().map(repository));
     for package in &facts.packages {
@@ -78,6 +79,12 @@ pub(super) fn statement(manifest: &Manifest, subjects: &[(&str, &str)]) -> Resul
     let mut bytes = serde_json::to_vec_pretty(&statement)?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// An image's name, unless it is a file or folder of the builder's: that means nothing to others.
+pub(super) fn published(reference: &str) -> Option<&str> {
+    let local = ["oci:", "oci-archive:", "docker-archive:", "dir:"].iter().any(|kind| reference.starts_with(kind));
+    (!local).then_some(reference)
 }
 
 fn repository(source: &Source) -> Value {

@@ -20,6 +20,7 @@ const NOTHING_SAID: &str = "NOASSERTION";
 pub(super) fn document(manifest: &Manifest, archive: &str, sha256: &str) -> Result<Vec<u8>, serde_json::Error> {
     let facts = &manifest.facts;
     let known: BTreeSet<&str> = facts.packages.iter().map(|p| p.hash.as_str()).collect();
+    let image = super::provenance::published(&facts.image.reference).unwrap_or("an image");
     let mut packages = vec![json!({
         "SPDXID": "SPDXRef-Archive",
         "name": archive,
@@ -34,7 +35,7 @@ pub(super) fn document(manifest: &Manifest, archive: &str, sha256: &str) -> Resu
         "licenseDeclared": NOTHING_SAID,
         "copyrightText": NOTHING_SAID,
         "sourceInfo": format!(
-            "Built by {} {} in {} ({}) with GCC {} for {}", facts.tool.name, facts.tool.version, facts.image.reference,
+            "Built by {} {} in {} ({}) with GCC {} for {}", facts.tool.name, facts.tool.version, image,
             facts.image.digest, facts.compiler.release, facts.target
         ),
     })];

@@ -1,11 +1,13 @@
 //! Verbs that cross stages: what `cli` calls after it has parsed, beside the build itself (`pipeline`).
 
 pub mod buildcache;
+pub mod cache_page;
 pub mod clean;
 pub mod components;
 pub mod finished;
 pub mod images;
 pub mod install;
+pub mod package_image;
 pub mod payload;
 pub mod publish;
 pub mod processor;

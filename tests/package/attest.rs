@@ -22,7 +22,7 @@ fn python(script: &str, file: &Path) -> String {
 #[test]
 fn the_bill_of_materials_is_valid_spdx() {
     let made = make(Compression::GZIP);
-    let script = r#"
+    let script = r"
 import sys
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
@@ -33,7 +33,7 @@ for package in document.packages:
     print(package.name, package.version, package.license_declared, [c.value for c in package.checksums])
 for r in document.relationships:
     print(r.spdx_element_id, r.relationship_type.name, r.related_spdx_element_id)
-"#;
+";
     let said = python(script, &made.package.beside().sbom);
     for line in [
         format!("slurm 24-11-5-1 GPL-2.0-or-later ['{}']", "5".repeat(64)),

@@ -20,6 +20,7 @@ mod archive;
 mod attest;
 mod foreign;
 mod hostile;
+mod image;
 mod install;
 mod keys;
 mod kinds;

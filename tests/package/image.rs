@@ -1,0 +1,104 @@
+//! A package as an OCI image, in the hands of skopeo and podman; and the page of a cache, on disk.
+
+use crate::util::*;
+use slurm_factory::package::Compression;
+use std::path::Path;
+
+/// A base image as an OCI layout: one layer with a static busybox.
+fn base(dir: &Path) -> String {
+    let root = dir.join("root");
+    for name in ["bin", "etc", "tmp", "proc", "dev", "sys"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).is_file());
+    std::fs::copy(busybox.expect("busybox is missing: apt-get install busybox-static"), root.join("bin/busybox"))
+        .unwrap();
+    for name in ["sh", "echo", "cat", "env"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    let layout = dir.join("base");
+    let image = format!("{}:latest", layout.display());
+    run(tool("umoci", "umoci").arg("init").arg("--layout").arg(&layout));
+    run(tool("umoci", "umoci").args(["new", "--image", &image]));
+    run(tool("umoci", "umoci").args(["insert", "--image", &image]).arg(&root).arg("/"));
+    run(tool("umoci", "umoci").args(["config", "--image", &image, "--config.env", "PATH=/bin", "--config.env", "A=b"]));
+    format!("oci:{image}")
+}
+
+fn program(home: &Path, args: &[&str]) -> Answer {
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_slurm-factory"));
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", home).current_dir(home);
+    answer(command.args(args))
+}
+
+#[test]
+fn a_package_becomes_an_image_that_skopeo_copies_and_podman_runs() {
+    let made = make(Compression::GZIP);
+    let home = tempfile::Builder::new().prefix("oci").tempdir_in("/tmp").unwrap();
+    let base = base(home.path());
+    let public = home.path().join("key.asc");
+    std::fs::write(&public, key().public_armored().unwrap()).unwrap();
+    let package = made.path().display().to_string();
+    let public = public.display().to_string();
+    let write = |target: &str| {
+        program(home.path(), &["package", &package, "--oci", target, "--base", &base, "--key", &public, "--offline"])
+    };
+    let one = write("one");
+    assert_eq!(one.code, 0, "{}", one.err);
+    // Again, in another place and at another time: the same image.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let other = write("other");
+    assert_eq!(one.out, other.out);
+    let strangers = program(home.path(), &["package", &package, "--oci", "x", "--base", &base, "--offline"]);
+    assert!(
+        strangers.code == 5 && strangers.err.contains("not among the trusted"),
+        "{} {}",
+        strangers.code,
+        strangers.err
+    );
+    assert!(!home.path().join("x").exists());
+
+    let source = format!("oci:{}:24.11.5-gcc13.3.0", home.path().join("one").display());
+    let config = stdout(tool("skopeo", "skopeo").args(["inspect", "--config", &source]));
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["config"]["Env"][0], "PATH=/opt/slurm/view/bin:/opt/slurm/view/sbin:/bin");
+    assert_eq!(config["config"]["Env"][1], "A=b");
+    assert_eq!(config["config"]["Labels"]["slurm-factory.archive.sha256"], made.package.sha256());
+    assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+    // skopeo reads every blob and compares its digest.
+    let copy = format!("oci:{}:copy", home.path().join("copy").display());
+    run(tool("skopeo", "skopeo").args(["copy", "--quiet", &source, &copy]));
+    let digest = |image: &str| stdout(tool("skopeo", "skopeo").args(["inspect", "--format", "{{.Digest}}", image]));
+    assert_eq!(digest(&source), digest(&copy));
+    assert_eq!(digest(&source), one.out);
+
+    let store = home.path().join("podman");
+    let podman = |args: &[&str]| {
+        let mut podman = tool("podman", "podman");
+        podman.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
+        podman.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]).args(args);
+        podman
+    };
+    let archive = write("image.tar");
+    assert_eq!(archive.out, one.out, "{}", archive.err);
+    let archive = home.path().join("image.tar").display().to_string();
+    run(&mut podman(&["load", "--quiet", "--input", &archive]));
+    let image = stdout(&mut podman(&["images", "--quiet", "--no-trunc"])).trim().to_owned();
+    let said = run(&mut podman(&[
+        "run",
+        "--rm",
+        "--network",
+        "host",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=1024:1024",
+        &image,
+        "/bin/sh",
+        "-c",
+        "sinfo && cat /opt/slurm/view/lib64/pkgconfig/slurm.pc",
+    ]));
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said, "sinfo here\nprefix=/opt/slurm/view\n");
+    run(&mut podman(&["rmi", "--force", &image]));
+}
