@@ -9,13 +9,13 @@
 //! name, so no name can lead outside; what no honest tool writes (`..`, an absolute name) is refused all the same.
 //! Tools disagree about which of two members with one name counts, so a name that is there twice cannot be read.
 
+use super::digest::Sha256;
 use super::manifest::Compression;
 use super::tar::{Kind, TarError, TarReader, show};
 use super::{Digest, ImageError};
 use crate::fsutil::{self, Packing};
 use crate::report::Ctx;
 use fs_err as fs;
-use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;

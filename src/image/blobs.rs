@@ -13,12 +13,12 @@
 //! Same folder and file names as the `blobs/` of an OCI layout (image-spec `image-layout.md`).
 
 use super::arriving::Arrival;
+use super::digest::Sha256;
 use super::{Digest, ImageError};
 use crate::cache::Cache;
 use crate::fsutil;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use sha2::{Digest as _, Sha256};
 use std::fs::TryLockError;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@
 //! it would be another image.
 
 use super::blobs::read_small;
+use super::digest::Sha256;
 use super::local::{Held, Local, MadeLayer, make_manifest, of_meta};
 use super::manifest::{Compression, MAX_CONFIG};
 use super::tarball::{Kind, Member, Writer};
@@ -25,7 +26,6 @@ use crate::fsutil;
 use crate::report::{Ctx, Interrupted};
 use fs_err as fs;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::io::{self, Cursor, PipeReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;

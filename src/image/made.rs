@@ -6,6 +6,7 @@
 //! image, so they go with the next `clean`.
 
 use super::blobs::BlobStore;
+use super::digest::Sha256;
 use super::folder::write_tree;
 use super::local::{MadeLayer, make_manifest};
 use super::manifest::Compression;
@@ -16,7 +17,6 @@ use crate::report::Ctx;
 use fs_err as fs;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

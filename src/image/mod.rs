@@ -30,6 +30,7 @@ mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod helper;
+mod identity;
 mod layout;
 mod load;
 mod local;
@@ -56,7 +57,7 @@ mod token;
 pub use arriving::{Arriving, LayerBlob, begin, pull};
 pub use client::ClientConfig;
 pub use credentials::{AuthFile, AuthFileError, Credentials, Login};
-pub use digest::{BadDigest, Digest};
+pub use digest::{BadDigest, Digest, Sha256};
 pub use error::ImageError;
 pub use helper::HelperError;
 pub use load::{Loaded, load};

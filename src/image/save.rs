@@ -18,6 +18,7 @@
 //! A layout that is there already gets one more entry; one with the same tag for the same platform is replaced. An
 //! archive is written whole, beside its place, and renamed.
 
+use super::digest::Sha256;
 use super::layout::{IMAGE_NAME, REF_NAME, blob_name};
 use super::manifest::MAX_MANIFEST;
 use super::reference::is_whole_name;
@@ -27,7 +28,6 @@ use crate::fsutil;
 use crate::report::{Ctx, Event, Stage};
 use fs_err as fs;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,8 @@
 //! ```text
 //! certs.d/registry.site:5000/
 //!   ca.crt                      *.crt: trusted for this registry, beside what is trusted for all
-//!   client.cert, client.key     shown to this registry; a pair has one name
+//!   client.cert, client.key     shown to this registry; a pair has one name. Of several pairs the one that the registry
+//!                               accepts, see `identity`
 //! ```
 //!
 //! Of several folders for the same registry only the first counts. Docker Hub's folder is `docker.io`.
@@ -12,9 +13,12 @@
 
 use super::client::ClientConfig;
 use super::error::chain;
+use super::identity::Identities;
 use super::{ImageError, RegistryReference};
 use crate::secret::Secret;
 use fs_err as fs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,8 +38,8 @@ pub struct Way {
     no_proxy: String,
     connect_timeout: Duration,
     read_timeout: Duration,
-    authorities: Vec<reqwest::Certificate>,
-    identity: Option<reqwest::Identity>,
+    authorities: Vec<CertificateDer<'static>>,
+    identities: Identities,
     /// Where its own certificates came from.
     pub folder: Option<Folder>,
 }
@@ -47,8 +51,8 @@ pub struct Folder {
     pub path: PathBuf,
     /// Files with authorities that are trusted.
     authorities: Vec<PathBuf>,
-    /// A client's certificate and its key.
-    identity: Option<(PathBuf, PathBuf)>,
+    /// A client's certificates and their keys, by name.
+    identities: Vec<(PathBuf, PathBuf)>,
     /// Folders that may not be read, and were passed over.
     pub unreadable: Vec<PathBuf>,
 }
@@ -93,13 +97,10 @@ impl Folder {
             }
         }
         let fault = |file: &Path, reason: &str| client_error(&format!("`{}`", file.display()), reason.to_owned());
-        let mut identity = None;
+        let mut identities = Vec::new();
         for pair in pairs.into_values() {
             match pair {
-                (Some(_), Some(_)) if identity.is_some() => {
-                    return Err(fault(&path, "it holds several client certificates, and one is supported"));
-                }
-                (Some(cert), Some(key)) => identity = Some((cert, key)),
+                (Some(cert), Some(key)) => identities.push((cert, key)),
                 (Some(cert), None) => {
                     return Err(fault(&cert, "its .key is missing (an authority's certificate is named .crt)"));
                 }
@@ -107,14 +108,18 @@ impl Folder {
                 (None, None) => {}
             }
         }
-        Ok(Self { path, authorities, identity, unreadable: Vec::new() })
+        Ok(Self { path, authorities, identities, unreadable: Vec::new() })
     }
 
     /// What it holds, for messages.
     pub fn contents(&self) -> String {
         let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut parts: Vec<String> = self.authorities.iter().map(|p| format!("trusts {}", name(p))).collect();
-        parts.extend(self.identity.iter().map(|(cert, key)| format!("shows {} with {}", name(cert), name(key))));
+        let pairs: Vec<String> =
+            self.identities.iter().map(|(cert, key)| format!("{} with {}", name(cert), name(key))).collect();
+        if !pairs.is_empty() {
+            parts.push(format!("shows {}", pairs.join(" or ")));
+        }
         if parts.is_empty() { "holds no certificates".to_owned() } else { parts.join(", ") }
     }
 }
@@ -132,13 +137,13 @@ impl Way {
             authorities.extend(read_authorities(path)?);
         }
         let folder = Folder::find(&config.certificate_dirs, reference.host())?;
-        let mut identity = None;
+        let mut identities = Identities::default();
         if let Some(folder) = &folder {
             for path in &folder.authorities {
                 authorities.extend(read_authorities(path)?);
             }
-            if let Some((cert, key)) = &folder.identity {
-                identity = Some(read_identity(cert, key)?);
+            for (cert, key) in &folder.identities {
+                identities.read(cert, key)?;
             }
         }
         let copy = |secret: &Option<Secret<String>>| secret.as_ref().map(|s| Secret::new(s.expose().clone()));
@@ -149,7 +154,7 @@ impl Way {
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
             authorities,
-            identity,
+            identities,
             folder,
         })
     }
@@ -183,36 +188,26 @@ impl Way {
             let proxy = proxy.map_err(|_| client_error("the proxy's address", "it is not a URL".to_owned()))?;
             http = http.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(&self.no_proxy)));
         }
-        if !self.authorities.is_empty() {
-            http = http.tls_certs_merge(self.authorities.iter().cloned());
+        if !self.identities.is_empty() {
+            let tls = self.identities.tls(self.authorities.clone(), unverified);
+            let tls = tls.map_err(|e| client_error("TLS", with_ca_hint(&e.to_string())))?;
+            return Ok(http.tls_backend_preconfigured(tls));
         }
-        if let Some(identity) = &self.identity {
-            http = http.identity(identity.clone());
+        if !self.authorities.is_empty() {
+            let authorities: Result<Vec<_>, _> =
+                self.authorities.iter().map(|der| reqwest::Certificate::from_der(der)).collect();
+            http = http.tls_certs_merge(authorities.map_err(|e| client_error("TLS", chain(&e)))?);
         }
         Ok(if unverified { http.tls_danger_accept_invalid_certs(true) } else { http })
     }
 }
 
-fn read_authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ImageError> {
+fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, ImageError> {
     let fault = |reason: String| client_error(&format!("the CA file `{}`", path.display()), reason);
     let bytes = fs::read(path).map_err(|e| fault(e.to_string()))?;
-    let found = reqwest::Certificate::from_pem_bundle(&bytes).map_err(|e| fault(chain(&e)))?;
+    let found: Vec<_> =
+        CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|e| fault(e.to_string()))?;
     if found.is_empty() { Err(fault("it holds no PEM certificate".to_owned())) } else { Ok(found) }
-}
-
-fn read_identity(cert: &Path, key: &Path) -> Result<reqwest::Identity, ImageError> {
-    let read = |path: &Path| {
-        fs::read(path).map_err(|e| client_error(&format!("`{}`", path.display()), e.to_string())).map(Secret::new)
-    };
-    let mut pem = Secret::new(Vec::new());
-    for part in [read(cert)?, read(key)?] {
-        pem.expose_mut().extend_from_slice(part.expose());
-        pem.expose_mut().push(b'\n');
-    }
-    reqwest::Identity::from_pem(pem.expose()).map_err(|_| {
-        let what = format!("the client certificate `{}` with its key `{}`", cert.display(), key.display());
-        client_error(&what, "they are not a PEM certificate and an unencrypted PEM key".to_owned())
-    })
 }
 
 /// Follows up to ten redirects, as registries use to hand blobs to their storage, but never from TLS to plain
@@ -257,12 +252,12 @@ mod tests {
     fn files_are_what_their_names_say() {
         let found = folder(&["z.crt", "a.crt", "client.key", "client.cert", "README"]).unwrap();
         assert_eq!(found.contents(), "trusts a.crt, trusts z.crt, shows client.cert with client.key");
+        let several = folder(&["b.key", "a.cert", "b.cert", "a.key"]).unwrap();
+        assert_eq!(several.contents(), "shows a.cert with a.key or b.cert with b.key");
         assert_eq!(folder(&[]).unwrap().contents(), "holds no certificates");
-        for (names, part) in [
-            (vec!["a.cert"], "a.cert`: its .key is missing"),
-            (vec!["a.key"], "a.key`: its .cert is missing"),
-            (vec!["a.cert", "a.key", "b.cert", "b.key"], "/c/h`: it holds several"),
-        ] {
+        for (names, part) in
+            [(vec!["a.cert"], "a.cert`: its .key is missing"), (vec!["a.key"], "a.key`: its .cert is missing")]
+        {
             let error = folder(&names).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }

@@ -65,6 +65,13 @@ impl Home {
         self
     }
 
+    /// Deletes a certificate and its key.
+    fn forget(&self, folder: &str, name: &str) {
+        for end in ["cert", "key"] {
+            fs::remove_file(self.path(&format!("{folder}/{name}.{end}"))).unwrap();
+        }
+    }
+
     fn conf(&self, text: &str) -> &Self {
         self.write(".config/containers/registries.conf", text)
     }
@@ -293,6 +300,40 @@ fn certificates_of_a_registry() {
     let dir = home.path(&folder);
     registry.push(&small_image(&site, "more", architecture()), "small:1", &["--dest-cert-dir", dir.to_str().unwrap()]);
     home.agrees(&registry.name("small:1"), &["shows client.cert with client.key"]);
+
+    // Another registry's authority signed the first of several: the one is shown that this registry accepts, whatever
+    // the order of their names.
+    home.forget(&folder, "client");
+    let other = Authority::new("Other CA");
+    other.sign("client", "extendedKeyUsage=clientAuth\n");
+    for (own, foreign) in [("b", "a"), ("a", "b")] {
+        for (authority, name) in [(&authority, own), (&other, foreign)] {
+            for (from, to) in [("client.crt", "cert"), ("client.key", "key")] {
+                let text = fs::read_to_string(authority.path(from)).unwrap();
+                home.write(&format!("{folder}/{name}.{to}"), &text);
+            }
+        }
+        home.agrees(&registry.name("small:1"), &["shows a.cert with a.key or b.cert with b.key"]);
+    }
+    // The foreign one alone is shown, and refused.
+    home.forget(&folder, "a");
+    home.both_fail(&registry.name("small:1"), 4, &["ertificate"]);
+
+    // What cannot be used is said with its file, and how to mend it.
+    copy("client.key", "b.key");
+    home.pull(&registry.name("small:1")).fails(3, &["b.key", "not the key of", "b.cert"]);
+    copy("client.crt", "b.cert");
+    home.agrees(&registry.name("small:1"), &["shows b.cert with b.key"]);
+    for (name, traditional) in [("pkcs8", false), ("old", true)] {
+        let encrypted = authority.path(name);
+        let key = authority.path("client.key");
+        let how: &[&str] = if traditional { &["ec", "-aes128"] } else { &["pkcs8", "-topk8"] };
+        let files = ["-passout", "pass:secret", "-in", &key, "-out", &encrypted];
+        run("openssl", how.iter().chain(&files));
+        home.write(&format!("{folder}/b.key"), &fs::read_to_string(&encrypted).unwrap());
+        let wanted = ["b.key", "is encrypted", "openssl pkey -in", "umask 077"];
+        home.pull(&registry.name("small:1")).fails(3, &wanted);
+    }
 }
 
 #[test]
