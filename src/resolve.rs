@@ -11,6 +11,7 @@ use crate::plan::{
 };
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
+use crate::rootfs::PrepareError;
 use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
 use crate::sign::SignError;
 use crate::spack::{SourceError, own_repo, source};
@@ -22,6 +23,7 @@ mod host;
 mod key;
 mod publish;
 mod registries;
+mod sense;
 
 pub use publish::s3_options;
 pub use key::{AskPassphrase, KeySource, PASSPHRASE, SIGNING_KEY, key_there, make_key};
@@ -40,7 +42,15 @@ pub enum ResolveError {
         /// What it may be.
         known: &'static [&'static str],
     },
-    /// A size that is none, or a file that does not parse.
+    /// A size that is none.
+    #[error("{key}: {source}")]
+    Size {
+        /// The setting.
+        key: &'static str,
+        /// What a size is.
+        source: ConfigError,
+    },
+    /// A file that does not parse.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Not in the catalog.
@@ -103,6 +113,31 @@ pub enum ResolveError {
         /// The folder.
         path: PathBuf,
     },
+    /// An address that nothing can be fetched from.
+    #[error("{key}: `{address}` cannot be used: {why}")]
+    Address {
+        /// The setting.
+        key: &'static str,
+        /// The address, without a login.
+        address: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A folder of wheels that is not complete.
+    #[error(
+        "pip-index: the folder `{}` lacks wheels that the toolchain pins: {missing}; `pip download --only-binary :all: -d DIR` \
+         brings them where there is a network",
+        folder.display()
+    )]
+    NoWheels {
+        /// The folder.
+        folder: PathBuf,
+        /// Names and versions.
+        missing: String,
+    },
+    /// The image is of another distribution than the toolchain's.
+    #[error(transparent)]
+    Distribution(#[from] PrepareError),
     /// A file that a setting or variable names cannot be read.
     #[error("{key}: `{path}` cannot be read: {source}")]
     Named {
@@ -136,6 +171,9 @@ pub enum ResolveError {
     #[error("HOME is not set: name the cache folder with --cache-dir or SLURM_FACTORY_CACHE_DIR")]
     NoHome,
 }
+
+/// Shared memory inside the sandbox when nothing is said, bytes.
+const SHM_SIZE: u64 = 2 << 30;
 
 /// What flags alone can say: they hold for one run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -224,7 +262,7 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
         }),
         cpus: settings.cpus.unwrap_or(0),
         memory: limits.memory.unwrap_or(0),
-        shm_size: settings.shm_size.as_deref().map_or(Ok(2 << 30), parse_size)?,
+        shm_size: size("shm-size", settings.shm_size.as_deref())?.unwrap_or(SHM_SIZE),
         disk: limits.disk.unwrap_or(0),
         nice: limits.nice,
         network,
@@ -232,6 +270,10 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
         use_cache: !flags.no_cache,
         publish: flags.publish.unwrap_or(Publish::None),
     })
+}
+
+fn size(key: &'static str, text: Option<&str>) -> Result<Option<u64>, ResolveError> {
+    text.map(parse_size).transpose().map_err(|source| ResolveError::Size { key, source })
 }
 
 fn bad(key: &'static str, value: &str, known: &'static [&'static str]) -> ResolveError {
@@ -267,11 +309,14 @@ pub fn check(
     ctx: &Ctx,
 ) -> Result<(), ResolveError> {
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
-    plan::check(&request(settings, flags, &catalog)?, &catalog)?;
+    let request = request(settings, flags, &catalog)?;
+    plan::check(&request, &catalog)?;
     backend(settings)?;
     owners(settings)?;
     writable(settings)?;
-    for path in [cache.root().to_owned(), build_dir(settings, cache, lookup, ctx)] {
+    let build_dir = build_dir(settings, cache, lookup, ctx);
+    sense::limits(&request, &build_dir, ctx);
+    for path in [cache.root().to_owned(), build_dir] {
         // The build folder may not be there yet; what holds it is mounted the same.
         let Some(there) = path.ancestors().find(|p| p.is_dir()) else { continue };
         if fsutil::mounted_noexec(there) {
@@ -299,11 +344,15 @@ fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &C
             return Err(ResolveError::NoFolder { key, path: path.to_owned() });
         }
     }
+    let access = host::access(settings, lookup)?;
+    if let (Some(_), Some(folder)) = (&settings.pip_index, access.wheels.first()) {
+        sense::wheels(folder, toolchain)?;
+    }
     Ok(Local {
         source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
         binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
         packages: host::package_sources(settings, toolchain, ctx)?,
-        access: host::access(settings, lookup)?,
+        access,
         repos: settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<_, _>>()?,
     })
 }
@@ -331,6 +380,7 @@ pub fn resolve(
     let platform = Platform::host()?;
     let options = ResolveOptions { offline: request.offline, refresh: false };
     let image = crate::image::resolve(&reference, platform, cache, &client, options, ctx)?;
+    sense::distribution(&image, &toolchain, cache)?;
 
     let find = |what, source: &Option<String>, reference: &Option<String>, pin: &crate::catalog::GitPin| {
         let source = source.as_deref().unwrap_or(&pin.source);
@@ -353,7 +403,7 @@ pub fn resolve(
         binary_mirrors: local.binary_mirrors,
         package_sources: local.packages.sources,
         snapshot: local.packages.snapshot,
-        host_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+        host_cpus: host_cpus(),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
     Ok(Resolved {
@@ -367,6 +417,11 @@ pub fn resolve(
         probes: toolchain.external,
         build_dir,
     })
+}
+
+/// Processors that this process may use.
+fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1))
 }
 
 /// The sandbox of this host, by really trying, with the limits that settings set.
@@ -414,6 +469,14 @@ fn as_set(sandbox: Sandbox, settings: &Settings, ctx: &Ctx) -> Result<Sandbox, R
     Ok(sandbox.limited(limits(settings)?, &ctx.interrupt)?)
 }
 
+/// Refuses settings of the sandbox that it cannot have.
+pub fn check_sandbox(settings: &Settings) -> Result<(), ResolveError> {
+    backend(settings)?;
+    confinement(settings)?;
+    limits(settings)?;
+    Ok(())
+}
+
 /// The confinement that settings name.
 fn confinement(settings: &Settings) -> Result<Confinement, ResolveError> {
     match settings.confinement.as_deref().unwrap_or("strict") {
@@ -425,12 +488,8 @@ fn confinement(settings: &Settings) -> Result<Confinement, ResolveError> {
 
 /// What a build may use.
 pub fn limits(settings: &Settings) -> Result<Limits, ResolveError> {
-    let size = |text: &Option<String>| match text.as_deref().map(parse_size) {
-        None | Some(Ok(0)) => Ok(None),
-        Some(Ok(bytes)) => Ok(Some(bytes)),
-        Some(Err(e)) => Err(e),
-    };
-    let memory = size(&settings.memory)?;
+    let some = |key, text: &Option<String>| size(key, text.as_deref()).map(|bytes| bytes.filter(|bytes| *bytes > 0));
+    let memory = some("memory", &settings.memory)?;
     if memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return Err(bad("memory", settings.memory.as_deref().unwrap_or_default(), &["0 (all)", "64M and more"]));
     }
@@ -439,7 +498,7 @@ pub fn limits(settings: &Settings) -> Result<Limits, ResolveError> {
     Ok(Limits {
         cpus: settings.cpus.and_then(|cpus| usize::try_from(cpus).ok()).filter(|cpus| *cpus > 0),
         memory,
-        disk: size(&settings.disk)?,
+        disk: some("disk", &settings.disk)?,
         nice: nice.ok_or_else(|| bad("nice", &settings.nice.unwrap_or(0).to_string(), &["0 to 19"]))?,
     })
 }
@@ -450,6 +509,7 @@ fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, R
         .map(|mirror| {
             let path = mirror.strip_prefix("file://").unwrap_or(mirror);
             if path.contains("://") {
+                sense::address(key, mirror)?;
                 return Ok(mirror.clone());
             }
             let refuse = || ResolveError::NoFolder { key, path: path.into() };

@@ -31,6 +31,8 @@ struct Answer<'a> {
 pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     let flags = Settings { backend: args.backend.clone(), build_dir: args.build_dir.clone(), ..args.modes.settings() };
     let settings = settings(global, flags)?;
+    // What was typed wrong is said before anything is tried.
+    resolve::check_sandbox(&settings)?;
     let dir = resolve::cache_dir(&settings, &variable)?;
     let cache = Cache::open(&dir);
     let mut folders = Vec::new();

@@ -106,6 +106,10 @@ fn code(error: &Error) -> u8 {
     if find::<Unfit>(error).is_some() {
         return VERIFY;
     }
+    // A size is typed wrong wherever it stands.
+    if let Some(ConfigError::Size { .. }) = find::<ConfigError>(error) {
+        return USAGE;
+    }
     if find::<HostFault>(error).is_some() || find::<ConfigError>(error).is_some() {
         return HOST;
     }
@@ -231,6 +235,10 @@ fn resolve(error: &ResolveError) -> u8 {
         | ResolveError::Reference(_)
         | ResolveError::Named { .. }
         | ResolveError::Snapshot(_)
+        | ResolveError::Address { .. }
+        | ResolveError::NoWheels { .. }
+        | ResolveError::Distribution(PrepareError::WrongImage { .. })
+        | ResolveError::Size { .. }
         | ResolveError::NoFolder { .. } => USAGE,
         ResolveError::Registries(e) => registries(e),
         ResolveError::Plan(e) => plan(e),
@@ -240,6 +248,7 @@ fn resolve(error: &ResolveError) -> u8 {
             SourceError::NotASource { .. } | SourceError::NoReference { .. } | SourceError::NotARepo { .. },
         ) => USAGE,
         ResolveError::Source(_)
+        | ResolveError::Distribution(_)
         | ResolveError::Config(_)
         | ResolveError::Unreadable(_)
         | ResolveError::Cache(_)

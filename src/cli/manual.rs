@@ -1,8 +1,8 @@
 //! `completions` and `man`: made from the same description of the command line that parses it.
 
 use super::args::Cli;
-use super::print;
-use anyhow::{Context as _, Result};
+use super::{exit, print};
+use anyhow::Result;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 use std::path::Path;
@@ -21,9 +21,9 @@ pub fn completions(shell: Shell) -> ExitCode {
 /// `man`
 pub fn man(dir: Option<&Path>) -> Result<ExitCode> {
     if let Some(dir) = dir {
-        fs_err::create_dir_all(dir)?;
+        fs_err::create_dir_all(dir).map_err(|e| exit::HostFault(format!("manual pages: {e}; name another folder")))?;
         clap_mangen::generate_to(Cli::command(), dir)
-            .with_context(|| format!("write manual pages to `{}`", dir.display()))?;
+            .map_err(|e| exit::HostFault(format!("manual pages cannot be written to `{}`: {e}", dir.display())))?;
     } else {
         let mut page = Vec::new();
         clap_mangen::Man::new(Cli::command()).render(&mut page)?;

@@ -53,7 +53,8 @@ pub fn main() -> ExitCode {
     // No thread before the sandbox of `shell` is there: none that draws a bar (which is no use over somebody else's
     // lines), none that waits for signals.
     let shell = matches!(cli.verb, Verb::Shell(_));
-    let ctx = Ctx { reporter: reporter(&cli.global, !shell), interrupt: Interrupt::new() };
+    let bar = if shell { report::Bar::Never } else { report::Bar::OnTerminal };
+    let ctx = Ctx { reporter: reporter(&cli.global, bar), interrupt: Interrupt::new() };
     if !shell {
         watch_signals(&ctx.interrupt);
     }
@@ -65,7 +66,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn reporter(global: &Global, bar: bool) -> std::sync::Arc<dyn report::Reporter> {
+fn reporter(global: &Global, bar: report::Bar) -> std::sync::Arc<dyn report::Reporter> {
     let format = match global.log_format {
         Format::Human => report::LogFormat::Human,
         Format::Json => report::LogFormat::Json,
@@ -78,10 +79,9 @@ fn reporter(global: &Global, bar: bool) -> std::sync::Arc<dyn report::Reporter> 
     let verbosity = match (global.quiet, global.verbose) {
         (true, _) => report::Verbosity::Quiet,
         (_, true) => report::Verbosity::Verbose,
-        _ if !bar => report::Verbosity::Verbose,
         _ => report::Verbosity::Normal,
     };
-    report::renderer(format, color, verbosity)
+    report::renderer(format, color, verbosity, bar)
 }
 
 /// A thread of its own waits for signals: what runs is told, and ends by itself, cleaning up after itself.

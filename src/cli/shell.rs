@@ -8,6 +8,7 @@ use crate::sandbox::{Io, Spec, as_root, landlock_version};
 use crate::spack::LAST_BUILD;
 use anyhow::Result;
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 /// `shell`
@@ -44,7 +45,9 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     ctx.reporter.finish();
-    let shell = ["/bin/bash".to_owned(), "-i".to_owned()];
+    // Commands that come through a pipe are a script: no prompts, and it ends with their end.
+    let how = if std::io::stdin().is_terminal() { "-i" } else { "-s" };
+    let shell = ["/bin/bash".to_owned(), how.to_owned()];
     let command = if args.command.is_empty() { &shell[..] } else { &args.command[..] };
     let argv: Vec<OsString> = command.iter().map(OsString::from).collect();
     let mut begin = || watch_signals(&ctx.interrupt);

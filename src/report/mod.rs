@@ -8,7 +8,7 @@ mod interrupt;
 mod render;
 
 pub use interrupt::{Interrupt, Interrupted};
-pub use render::{ColorChoice, LogFormat, Verbosity, renderer};
+pub use render::{Bar, ColorChoice, LogFormat, Verbosity, renderer};
 
 use serde::Serialize;
 use std::path::PathBuf;

@@ -40,8 +40,17 @@ pub enum Verbosity {
     Verbose,
 }
 
+/// Whether a moving line may be drawn. It takes a thread of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// On a terminal, at normal verbosity.
+    OnTerminal,
+    /// Never: the terminal is somebody else's, or no thread may be there yet.
+    Never,
+}
+
 /// The renderer for standard error.
-pub fn renderer(format: LogFormat, color: ColorChoice, verbosity: Verbosity) -> Arc<dyn Reporter> {
+pub fn renderer(format: LogFormat, color: ColorChoice, verbosity: Verbosity, bar: Bar) -> Arc<dyn Reporter> {
     if format == LogFormat::Json {
         return Arc::new(JsonLines);
     }
@@ -51,7 +60,7 @@ pub fn renderer(format: LogFormat, color: ColorChoice, verbosity: Verbosity) -> 
         ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
-    let bar = (terminal && verbosity == Verbosity::Normal).then(|| {
+    let bar = (bar == Bar::OnTerminal && terminal && verbosity == Verbosity::Normal).then(|| {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
         if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {wide_msg}") {
             bar.set_style(style);

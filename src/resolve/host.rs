@@ -4,7 +4,7 @@
 //! A site may set what apt is told and what dnf is told side by side: only what the toolchain's package manager
 //! understands counts, and a note says what does not.
 
-use super::{Lookup, ResolveError, folders_or_urls};
+use super::{Lookup, ResolveError, folders_or_urls, sense};
 use crate::catalog::{Family, Toolchain};
 use crate::config::Settings;
 use crate::plan::HostAccess;
@@ -40,7 +40,10 @@ pub fn package_sources(settings: &Settings, toolchain: &Toolchain, ctx: &Ctx) ->
                 let folder = folders_or_urls(key, &[folder.to_owned()])?.pop();
                 Ok(folder.map(|folder| format!("{folder}/{SNAPSHOT}")))
             }
-            _ if mirror.as_deref().is_some_and(|m| m.contains(SNAPSHOT)) => Ok(mirror.clone()),
+            _ if mirror.as_deref().is_some_and(|m| m.contains(SNAPSHOT)) => {
+                mirror.as_deref().map_or(Ok(()), |m| sense::address(key, m))?;
+                Ok(mirror.clone())
+            }
             _ => Ok(folders_or_urls(key, mirror.as_slice())?.pop()),
         }
     };
@@ -92,9 +95,11 @@ fn snapshot(text: &str) -> Result<String, ResolveError> {
     let fits = text.len() == form.len()
         && text.bytes().zip(form).all(|(byte, want)| if *want == b'0' { byte.is_ascii_digit() } else { byte == *want });
     let wrong = || ResolveError::Snapshot(format!("`{text}` is no time of the form 20260101T000000Z (UTC)"));
-    if !fits || jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).is_err() {
+    if !fits {
         return Err(wrong());
     }
+    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).map_err(|_| wrong())?;
+    sense::past(time.to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| wrong())?.timestamp(), text)?;
     Ok(text.to_owned())
 }
 
@@ -249,6 +254,8 @@ mod tests {
             (Some(dated), None, "--apt-snapshot"),
             (None, Some("2026-01-01"), "2026-01-01"),
             (None, Some("20261301T000000Z"), "20261301T000000Z"),
+            (None, Some("21990101T000000Z"), "future"),
+            (Some("ftp://mirror.site/debian/{snapshot}"), Some(time), "`ftp`"),
         ] {
             let error = sources(&settings(mirror, snapshot), "debian12").unwrap_err();
             assert!(error.contains(part), "{error}");

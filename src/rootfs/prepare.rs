@@ -288,7 +288,7 @@ fn fill(
     fs::create_dir(root)?;
     let limits = Limits { owners: recipe.ids.highest(), ..Limits::default() };
     let (_, unpacked, owners) = unpack_owned(image, root, &limits, ctx)?;
-    check_os(recipe, root)?;
+    check_distribution(recipe.toolchain, recipe.os_release, recipe.image, root)?;
     if !owners.is_empty() {
         sandbox.own(root, owners)?;
     }
@@ -418,7 +418,8 @@ fn survey(
     })
 }
 
-fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
+/// Refuses the root file system of an image that is not what the toolchain is for.
+pub fn check_distribution(toolchain: &str, wanted: &OsRelease, image: &str, root: &Path) -> Result<(), PrepareError> {
     // /etc/os-release is a symlink to this file wherever os-release(5) is followed; a symlink of the image, also one on
     // the way to it, is not followed on the host.
     let dir = Tree::open(root).and_then(|tree| tree.dir(b"usr/lib"));
@@ -427,18 +428,17 @@ fn check_os(recipe: &Recipe<'_>, root: &Path) -> Result<(), PrepareError> {
         Err(_) => String::new(),
     };
     let found = os_release(&text);
-    let wanted = recipe.os_release;
     if found.as_ref().is_some_and(|found| wanted.admits(found)) {
         return Ok(());
     }
     Err(PrepareError::WrongImage {
-        image: recipe.image.to_owned(),
+        image: image.to_owned(),
         found: found.map_or_else(
             || "of no known distribution (no usr/lib/os-release)".into(),
             |f| format!("{} {}", f.id, f.version_id),
         ),
         wanted: format!("{} {}", wanted.id, wanted.version_id),
-        toolchain: recipe.toolchain.to_owned(),
+        toolchain: toolchain.to_owned(),
     })
 }
 

@@ -31,6 +31,7 @@ impl World {
 
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.dir.path().join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
         fs_err::write(&path, text).unwrap();
         path.display().to_string()
     }
@@ -109,7 +110,25 @@ fn usage_errors_list_what_is_known() {
     world.refuses(&["plan", "--compression", "rar"], 2, &["rar", "gzip", "zstd"]);
     world.refuses(&["plan", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
     world.refuses(&["plan", "--image", "NOT A REFERENCE"], 2, &["NOT A REFERENCE"]);
-    world.refuses(&["plan", "--shm-size", "much"], 3, &["much", "4G"]);
+    world.refuses(&["plan", "--shm-size", "much"], 2, &["shm-size", "much", "4G"]);
+    // Addresses that nothing comes from; a login in one is not shown.
+    let login = ["plan", "--apt-mirror", "ftp://me:secret@mirror.site/ubuntu"];
+    assert!(!world.refuses(&login, 2, &["apt-mirror", "ftp://mirror.site/ubuntu"]).err.contains("secret"));
+    world.refuses(&["plan", "--pip-index", "https://"], 2, &["pip-index", "host"]);
+    world.refuses(&["plan", "--source-mirror", "htps://mirror.site"], 2, &["source-mirrors", "`htps`", "s3"]);
+    world.refuses(&["plan", "--apt-snapshot", "21990101T000000Z"], 2, &["21990101T000000Z", "future"]);
+    let wheels = world.path("wheels");
+    fs_err::create_dir(&wheels).unwrap();
+    world.refuses(&["plan", "--pip-index", &wheels], 2, &[&wheels, "clingo==", "pip download"]);
+    // Another distribution than the toolchain's.
+    world.write("root/usr/lib/os-release", "ID=fedora\nVERSION_ID=42\n");
+    let root = format!("dir:{}", world.path("root"));
+    let says = ["fedora 42", "toolchain debian12 needs debian 12"];
+    world.refuses(&["plan", "--toolchain", "debian12", "--image", &root], 2, &says);
+    let rows = world.refuses(&["doctor", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
+    assert!(rows.out.is_empty(), "{}", rows.out);
+    let file = world.write("file", "");
+    world.refuses(&["man", &format!("{file}/x")], 3, &[&file, "Not a directory"]);
     world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/none"], 2, &["/nonexistent"]);
     world.refuses(&["plan", "--image", "oci:/nonexistent"], 4, &["/nonexistent"]);
     // What this machine can tell is told before a registry is asked.
@@ -184,6 +203,7 @@ fn images_that_are_files_need_nothing_of_what_is_configured_about_registries() {
     for folder in ["base/etc", "spack/x", "packages/x", ".config/containers/registries.conf"] {
         fs_err::create_dir_all(world.dir.path().join(folder)).unwrap();
     }
+    world.write("base/usr/lib/os-release", "ID=ubuntu\nVERSION_ID=\"24.04\"\n");
     let old = world.write("old.conf", "[registries.search]\nregistries = ['a.example']\n");
     let hosts: [&[(&str, &str)]; 3] = [
         &[("CONTAINERS_REGISTRIES_CONF", &old)],
@@ -395,7 +415,17 @@ fn limits_are_planned_and_nonsense_is_refused() {
         ("--nice", "20", "0 to 19"),
     ] {
         let answer = world.run(&["build", "--dry-run", flag, value]);
-        assert!([2, 3].contains(&answer.code) && answer.err.contains(says), "{flag} {value}: {}", answer.err);
+        assert!(answer.code == 2 && answer.err.contains(says), "{flag} {value}: {}", answer.err);
+        assert!(answer.err.contains(&flag[2..]), "{}", answer.err);
+    }
+    let file = world.write("sizes.toml", "disk = 'much'\n");
+    world.refuses(&["--config", &file, "plan"], 2, &["disk", "much"]);
+    // More than there is limits nothing; no error, because settings are shared between machines.
+    let above = ["--memory", "900T", "--disk", "900T", "--shm-size", "900T", "--cpus", "100000"];
+    let args = [&["plan", "--image", "oci:/nonexistent"], &above[..]].concat();
+    let answer = world.run(&args);
+    for what in ["memory 900 TiB", "disk 900 TiB", "shm-size 900 TiB", "cpus 100000"] {
+        assert!(answer.err.contains(&format!("{what} limits nothing here")), "{what}: {}", answer.err);
     }
 }
 

@@ -88,6 +88,15 @@ fn shell_runs_a_command(world: &World) {
         "the fourth is of the folder that ls reads"
     );
     assert_eq!(String::from_utf8_lossy(&output.stderr), "error\n");
+    // Commands in a pipe are a script: no prompt, no word of job control, and the end is that of the last one.
+    let mut child =
+        shell.command(&[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"echo $-\nread line\nfrom the script\nexit 3\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let flags = String::from_utf8_lossy(&output.stdout);
+    assert!(flags.contains('s') && !flags.contains('i') && flags.lines().count() == 1, "{flags}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     let output = shell.output(&["--", "no-such-program"]);
     assert!(text(&output).contains("`no-such-program`") && !output.status.success(), "{}", text(&output));
     let printed = text(&shell.output(&["--print"]));
