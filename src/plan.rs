@@ -546,7 +546,7 @@ fn digest_of(identity: &Identity) -> Result<PlanDigest, PlanError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn request() -> BuildRequest {
@@ -591,6 +591,11 @@ mod tests {
 
     fn make(request: &BuildRequest, facts: Facts) -> BuildPlan {
         plan(request, &Catalog::embedded().unwrap(), facts).unwrap()
+    }
+
+    /// What other modules' tests take for a plan's identity.
+    pub(crate) fn identity() -> Identity {
+        make(&request(), facts()).identity
     }
 
     #[test]

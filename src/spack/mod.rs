@@ -12,9 +12,11 @@
 //! SLOT/view/ID/view                 symlink to view/ID/._view/HASH, hard links into the store
 //! SLOT/scope/ID/*.yaml              configuration
 //! SLOT/stage/                       where Spack unpacks and builds
-//! SLOT/{misc,user,gnupg,home}/      Spack's caches, compiled Python, keyring, HOME
+//! SLOT/misc/KEY/                    Spack's index of recipes and compiled Python, see `index`
+//! SLOT/{user,gnupg,home}/           Spack's other caches, keyring, HOME
 //! ```
 
+mod index;
 pub mod lock;
 pub mod log;
 pub mod own_repo;
@@ -33,6 +35,7 @@ use crate::plan::{BuildPlan, HostAccess, inside};
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use crate::sandbox::{Access, Ended, Exit, Io, Network, PATH_INSIDE, Sandbox, SandboxError, Spec};
 use fs_err as fs;
+use index::Index;
 use log::{Progress, Step};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -269,7 +272,9 @@ impl Session<'_> {
         if lock_file.is_file() {
             timer.cached("dependencies already chosen");
         } else {
+            let index = Index::open(&slot, &self.plan.identity, self.cache, ctx);
             self.spack(&spec, &slot, Stage::Concretize, &["concretize", "--force"], ctx)?;
+            index.keep(self.cache, ctx);
             timer.done("dependencies chosen");
         }
         let lock_text = fs::read_to_string(&lock_file)?;
@@ -368,7 +373,7 @@ impl Session<'_> {
             ("SPACK_GNUPGHOME", inside::GNUPG.to_owned()),
             ("SPACK_PYTHON", "/usr/bin/python3".to_owned()),
             // Spack's own tree is read-only; compiled Python is kept here and makes each later call faster.
-            ("PYTHONPYCACHEPREFIX", format!("{}/pycache", inside::USER)),
+            ("PYTHONPYCACHEPREFIX", index::python_inside(identity)),
             // Spack folds what the compiler said to the width of a terminal.
             ("COLUMNS", "200".to_owned()),
             // Spack forks while it prints; through a buffer its lines would come out of order.

@@ -121,7 +121,7 @@ fn config(plan: &BuildPlan) -> Value {
         "build_stage": [inside::STAGE],
         "test_stage": format!("{}/test", inside::STAGE),
         "source_cache": inside::SOURCE_CACHE,
-        "misc_cache": inside::MISC,
+        "misc_cache": super::index::recipes_inside(&plan.identity),
         "license_dir": format!("{}/licenses", inside::USER),
         "build_jobs": plan.execution.jobs,
         "verify_ssl": true,
