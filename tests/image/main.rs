@@ -14,6 +14,7 @@
 //! | kill.rs      | SIGKILL while a layer comes and while it is unpacked; an ordinary user (user.rs)   |
 //! | oci.rs       | the generator: archives and layouts written byte by byte                          |
 //! | random.rs    | layers made by chance, unpacked as umoci does                                      |
+//! | stargz.rs    | eStargz: gzip with a table of contents, beside umoci                               |
 //! | unpack.rs    | the same tree as umoci, on a made image with every kind of entry and on a real one |
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails; clippy knows only #[test] functions as tests
@@ -28,6 +29,7 @@ mod protocol;
 mod pull;
 mod random;
 mod registries;
+mod stargz;
 mod support;
 mod travel;
 mod unpack;
