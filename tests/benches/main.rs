@@ -2,7 +2,7 @@
 //! the least wall time; asserts nothing, because a time is no test.
 //!
 //! - image: pull from a loopback registry and unpack, against `skopeo copy` + `umoci unpack --rootless`, `podman pull`,
-//!   `buildah pull`, and the floor: `curl | inflate | tar` with `openssl` hashing both streams
+//!   `buildah pull`, and the floor: `curl | inflate | tar` with `openssl` hashing both streams, all of it counted
 //! - sandbox: start of `/bin/true` in a read-only rootfs, against `bwrap`, `crun`, `ch-run` and `podman`; ten thousand forks
 //!   and a walk of `/usr`, against the same without a sandbox
 //!
@@ -103,8 +103,13 @@ fn command(argv: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn best(rounds: usize, mut run: impl FnMut(usize) -> Cost) -> Cost {
-    let costs: Vec<Cost> = (0..rounds).map(&mut run).collect();
+fn best(rounds: usize, run: impl FnMut(usize) -> Cost) -> Cost {
+    together((0..rounds).map(run))
+}
+
+/// The mean of processor times, the least wall time.
+fn together(costs: impl IntoIterator<Item = Cost>) -> Cost {
+    let costs: Vec<Cost> = costs.into_iter().collect();
     let count = u32::try_from(costs.len()).unwrap();
     Cost {
         cpu: costs.iter().map(|c| c.cpu).sum::<Duration>() / count,
@@ -234,77 +239,87 @@ fn large(work: &Path) -> String {
     format!("oci:{image}")
 }
 
-/// Ours and every peer on one image; each round in a folder that was never used, deleted after it.
+/// Ours and every peer on one image, in turns: what the machine does meanwhile, and whether memory is fresh, meets all alike.
+/// Each round is in a folder that was never used, deleted after it.
 fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str) {
     let me = text(&std::env::current_exe().unwrap());
     let name = format!("{}/bench/{tag}:t", registry.address);
     let source = format!("docker://{name}");
     let fresh = |who: &str, round: usize| work.join(format!("{who}-{tag}-{round}"));
-    let mut memory = 0;
-    let mut ours = best(ROUNDS, |round| {
+    // umoci of Debian 12 reads no zstd layers: there skopeo alone is measured, without the unpacking.
+    let unpacks = tag.ends_with("gzip");
+    let skopeo = |dir: &Path| {
+        let layout = format!("{}/l:t", dir.display());
+        command(&["skopeo", "copy", "--quiet", "--src-tls-verify=false", &source, &format!("oci:{layout}")]);
+        if unpacks {
+            command(&["umoci", "unpack", "--rootless", "--image", &layout, &text(&dir.join("u"))]);
+        }
+    };
+    let containers = |program: &str, dir: &Path| {
+        // podman takes no runroot of more than 50 characters.
+        let (root, run) = (text(&dir.join("root")), text(&work.join("run")));
+        let storage = ["--root", &root, "--runroot", &run, "--storage-driver", "overlay"];
+        command(&[&[program], &storage[..], &["pull", "--quiet", "--tls-verify=false", &name]].concat());
+        // A mount of the store would keep it from being deleted.
+        let _ = nix::mount::umount(&dir.join("root/overlay"));
+    };
+    let (podman, buildah) = (|dir: &Path| containers("podman", dir), |dir: &Path| containers("buildah", dir));
+    let manifest = command(&["skopeo", "inspect", "--raw", "--tls-verify=false", &source]);
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let blob = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let url = format!("http://{}/v2/bench/{tag}/blobs/{blob}", registry.address);
+    // The shell's own `>(openssl)` would be a child of `tee`, which nobody waits for and whose time nobody counts.
+    let floor = |dir: &Path| {
+        let script = format!(
+            "set -o pipefail; cd {}; mkdir tree; mkfifo blob content; \
+             openssl dgst -sha256 <blob >blob.sum & openssl dgst -sha256 <content >content.sum & \
+             curl -sf {url} | tee blob | {inflate} | tee content | tar -x -C tree && wait",
+            dir.display()
+        );
+        command(&["bash", "-c", &script]);
+        let sum = fs_err::read_to_string(dir.join("blob.sum")).unwrap();
+        assert!(sum.contains(&blob["sha256:".len()..]), "{sum}");
+    };
+    let all: [(&str, &dyn Fn(&Path)); 4] = [
+        (if unpacks { "skopeo+umoci" } else { "skopeo alone" }, &skopeo),
+        ("podman", &podman),
+        ("buildah", &buildah),
+        ("curl, inflate, tar", &floor),
+    ];
+    let asked: Vec<String> =
+        std::env::args().filter(|a| ["skopeo", "podman", "buildah", "curl"].contains(&a.as_str())).collect();
+    let wanted = |who: &str| asked.is_empty() || asked.iter().any(|a| who.starts_with(a.as_str()));
+    let mut peers: Vec<_> = all.iter().filter(|(who, _)| wanted(who)).map(|peer| (peer, Vec::new())).collect();
+    let (mut ours, mut memory) = (Vec::new(), 0);
+    for round in 0..ROUNDS {
         let (cache, dest) = (fresh("c", round), fresh("o", round));
         let mut rss = String::new();
-        let cost = measure(|| rss = command(&[&me, "--ours-image", &name, &text(&cache), &text(&dest)]));
+        ours.push(measure(|| rss = command(&[&me, "--ours-image", &name, &text(&cache), &text(&dest)])));
         memory = memory.max(rss.trim().parse::<u64>().unwrap());
         remove(&cache);
         // The first one stays: the sandbox starts in it.
         if round > 0 {
             remove(&dest);
         }
-        cost
-    });
-    println!("{tag:<22} ours: at most {} MB of memory", memory / 1000);
-    let peers = ["skopeo", "podman", "buildah", "curl"];
-    let asked: Vec<String> = std::env::args().filter(|a| peers.contains(&a.as_str())).collect();
-    let peer = |who: &str, run: &dyn Fn(&Path)| {
-        if !asked.is_empty() && !asked.iter().any(|a| who.starts_with(a.as_str())) {
-            return;
-        }
-        let cost = best(ROUNDS, |round| {
+        for ((who, run), costs) in &mut peers {
             let dir = fresh(who, round);
             fs_err::create_dir_all(&dir).unwrap();
-            let cost = measure(|| run(&dir));
+            costs.push(measure(|| run(&dir)));
             remove(&dir);
-            cost
-        });
-        row(tag, ours, who, cost);
-    };
-    // umoci of Debian 12 reads no zstd layers: there skopeo alone is measured, without the unpacking.
-    let unpacks = tag.ends_with("gzip");
-    peer(if unpacks { "skopeo+umoci" } else { "skopeo alone" }, &|dir| {
-        let layout = format!("{}/l:t", dir.display());
-        command(&["skopeo", "copy", "--quiet", "--src-tls-verify=false", &source, &format!("oci:{layout}")]);
-        if unpacks {
-            command(&["umoci", "unpack", "--rootless", "--image", &layout, &text(&dir.join("u"))]);
         }
-    });
-    for program in ["podman", "buildah"] {
-        peer(program, &|dir| {
-            // podman takes no runroot of more than 50 characters.
-            let (root, run) = (text(&dir.join("root")), text(&work.join("run")));
-            let storage = ["--root", &root, "--runroot", &run, "--storage-driver", "overlay"];
-            command(&[&[program], &storage[..], &["pull", "--quiet", "--tls-verify=false", &name]].concat());
-            // A mount of the store would keep it from being deleted.
-            let _ = nix::mount::umount(&dir.join("root/overlay"));
-        });
     }
-    let manifest = command(&["skopeo", "inspect", "--raw", "--tls-verify=false", &source]);
-    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-    let blob = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
-    let url = format!("http://{}/v2/bench/{tag}/blobs/{blob}", registry.address);
-    peer("curl, inflate, tar", &|dir| {
-        let script = format!(
-            "set -o pipefail; curl -sf {url} | tee >(openssl dgst -sha256 >/dev/null) | {inflate} | \
-             tee >(openssl dgst -sha256 >/dev/null) | tar -x -C {}; wait",
-            dir.display()
-        );
-        command(&["bash", "-c", &script]);
-    });
+    println!("{tag:<22} ours: at most {} MB of memory", memory / 1000);
+    for ((who, _), costs) in peers {
+        row(tag, together(ours.iter().copied()), who, together(costs));
+    }
     // What is measured is the pull and the unpacking of an image that is not there; a second pull is another matter.
     let cache = work.join(format!("again-{tag}"));
     command(&[&me, "--ours-image", &name, &text(&cache), &text(&fresh("a", 0))]);
-    ours = best(ROUNDS, |_| measure(|| drop(command(&[&me, "--ours-again", &name, &text(&cache)]))));
-    println!("{tag:<22} ours: a second pull, the tag asked for again: {:.1} ms wall", ours.wall.as_secs_f64() * 1000.0);
+    let again = best(ROUNDS, |_| measure(|| drop(command(&[&me, "--ours-again", &name, &text(&cache)]))));
+    println!(
+        "{tag:<22} ours: a second pull, the tag asked for again: {:.1} ms wall",
+        again.wall.as_secs_f64() * 1000.0
+    );
     remove(&fresh("a", 0));
     remove(&cache);
 }
