@@ -327,7 +327,8 @@ impl Catalog {
 
     /// Every system that a package can be made for, with its glibc: distributions and toolchains.
     pub fn systems(&self) -> BTreeMap<String, String> {
-        let toolchains = self.toolchains().into_iter().filter_map(|name| Some((self.toolchain(&name).ok()?.glibc, name)));
+        let toolchains =
+            self.toolchains().into_iter().filter_map(|name| Some((self.toolchain(&name).ok()?.glibc, name)));
         self.distributions.clone().into_iter().chain(toolchains.map(|(glibc, name)| (name, glibc))).collect()
     }
 

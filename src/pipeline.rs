@@ -89,7 +89,9 @@ pub fn build(
     let plan = &resolved.plan;
     let _lock = cache.lock(ctx, &format!("plan-{}", plan.digest.short()), "the same build")?;
     let key = key.map_or_else(|| resolve::make_key(cache, lookup, ctx), Ok)?;
+    // The packages of Spack are those of an install tree, which a finished package does not have.
     if resolved.request.use_cache
+        && !publish::wants_packages(target.as_ref())
         && let Some(built) = finished::find(cache, plan, &key, ctx)?
     {
         publish::finish(target, &built.package, ctx)?;
@@ -107,6 +109,7 @@ pub fn build(
     let (package, signed) = packaged(&resolved, &rootfs, &installed, &relocated, &findings, &name, &key, cache, ctx)?;
     verified(&package, &signed, &key, &resolved.rules, ctx)?;
     finished::remember(cache, plan, package.path())?;
+    publish::packages(target.as_ref(), &name, &installed, &key, cache, ctx)?;
     publish::finish(target, &package, ctx)?;
     Ok(Built { package, cached: false })
 }

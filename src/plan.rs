@@ -416,13 +416,6 @@ pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease,
                 .into(),
         });
     }
-    if request.publish == Publish::All {
-        return Err(PlanError::NotYet {
-            what: "--publish all".into(),
-            why: "--publish slurm-only publishes the package; its dependencies go with `slurm-factory buildcache push`"
-                .into(),
-        });
-    }
     Ok((release, toolchain))
 }
 
@@ -684,7 +677,6 @@ pub(crate) mod tests {
             (BuildRequest { compiler_version: "4.8.5".into(), ..request() }, "known: system, 15.2.0"),
             (with(Choice { target: Some("z80".into()), ..Choice::default() }), "x86_64_v3 (linux/amd64)"),
             (with(Choice { with: vec!["x".into()], ..Choice::default() }), "unknown feature `x`; known: cgroup"),
-            (BuildRequest { publish: Publish::All, ..request() }, "--publish"),
             (BuildRequest { toolchain: "slackware".into(), ..request() }, "noble, jammy"),
         ] {
             let error = check(&request, &catalog).unwrap_err().to_string();

@@ -25,8 +25,8 @@ mod publish;
 mod registries;
 mod sense;
 
-pub use publish::s3_options;
 pub use key::{AskPassphrase, KeySource, PASSPHRASE, SIGNING_KEY, key_there, make_key};
+pub use publish::s3_options;
 pub use registries::{image_reference, whole_name};
 
 /// Why a plan could not be made.

@@ -64,7 +64,8 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
         }
     };
     if args.store.to.is_some() && matches!(publish, None | Some(Publish::None)) {
-        let text = "--to says where to publish to, and nothing is published without --publish slurm-only";
+        let text =
+            "--to says where to publish to, and nothing is published without --publish slurm-only or --publish all";
         return Err(exit::Usage(text.into()).into());
     }
     Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })

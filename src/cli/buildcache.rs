@@ -1,13 +1,14 @@
 //! `buildcache`: Spack's binary caches, written and looked at without Spack.
 
 use super::args::Global;
+use super::publish::BucketArgs;
 use super::signer::{KeyArgs, signing_key};
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, Selection, index, keys, prune};
 use crate::cache::Cache;
 use crate::config::Settings;
-use crate::publish::{FolderStore, Store};
+use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Stage};
 use crate::resolve;
 use crate::sign::{KeyStore, Keyring};
@@ -87,9 +88,12 @@ pub enum BuildcacheVerb {
 /// Which cache.
 #[derive(Debug, Args)]
 pub struct Place {
-    /// Where the binary cache is: a folder or file:// URL [default: CACHE/buildcache]
+    /// Where the binary cache is: a folder, file:///folder or s3://bucket/prefix [default: CACHE/buildcache]
     #[arg(value_name = "URL|DIR")]
     pub at: Option<String>,
+    /// How a bucket is reached.
+    #[command(flatten)]
+    pub bucket: BucketArgs,
 }
 
 /// Whom to believe.
@@ -109,9 +113,12 @@ pub struct PushArgs {
     /// An install tree of Spack, or a build folder [default: that of the last build]
     #[arg(long, value_name = "BUILD|DIR")]
     pub from: Option<PathBuf>,
-    /// Where to push to: a folder or file:// URL [default: CACHE/buildcache]
+    /// Where to push to: a folder, file:///folder or s3://bucket/prefix [default: CACHE/buildcache]
     #[arg(long, value_name = "URL|DIR")]
     pub to: Option<String>,
+    /// How a bucket is reached.
+    #[command(flatten)]
+    pub bucket: BucketArgs,
     /// Push below this place, where it has always been: slurm/VERSION/GCC/buildcache
     #[arg(long, value_name = "URL|DIR", conflicts_with = "to")]
     pub below: Option<String>,
@@ -139,19 +146,9 @@ pub struct PushArgs {
 }
 
 /// The store at an address, the cache's own when none is given.
-fn store(at: Option<&str>, cache: &Cache) -> Result<Box<dyn Store>> {
+fn store(at: Option<&str>, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Box<dyn Store>> {
     let Some(at) = at else { return Ok(Box::new(FolderStore::new(&work::own_dir(cache)))) };
-    let path = match at.split_once("://") {
-        None => at,
-        Some(("file", path)) if path.starts_with('/') => path,
-        Some(_) => {
-            return Err(exit::Usage(format!(
-                "`{at}`: a folder or a file:/// URL is needed; other places are not served yet"
-            ))
-            .into());
-        }
-    };
-    Ok(Box::new(FolderStore::new(&std::path::absolute(path)?)))
+    Ok(publish::open(at, &resolve::s3_options(settings, &variable), ctx)?)
 }
 
 fn keyring(cache: &Cache, trust: &Trust) -> Result<Keyring> {
@@ -171,20 +168,28 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
         BuildcacheVerb::Push(args) => Settings { key: args.key.clone(), ..Settings::default() },
         _ => Settings::default(),
     };
-    let settings = settings(global, flags)?;
+    let bucket = match verb {
+        BuildcacheVerb::Push(args) => &args.bucket,
+        BuildcacheVerb::List { place, .. }
+        | BuildcacheVerb::Index { place, .. }
+        | BuildcacheVerb::Check { place, .. }
+        | BuildcacheVerb::Prune { place, .. }
+        | BuildcacheVerb::Keys { place, .. } => &place.bucket,
+    };
+    let settings = settings(global, bucket.over(flags))?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     match verb {
         BuildcacheVerb::Push(args) => push(args, &settings, &cache, ctx),
-        BuildcacheVerb::List { place, json } => list(&*store(place.at.as_deref(), &cache)?, *json, ctx),
+        BuildcacheVerb::List { place, json } => list(&*store(place.at.as_deref(), &settings, &cache, ctx)?, *json, ctx),
         BuildcacheVerb::Index { place, trust } => {
-            let (store, keyring) = (store(place.at.as_deref(), &cache)?, keyring(&cache, trust)?);
+            let (store, keyring) = (store(place.at.as_deref(), &settings, &cache, ctx)?, keyring(&cache, trust)?);
             let timer = ctx.stage(Stage::Publish, format!("the index of {}", store.address()));
             let (count, faults) = index::rebuild(&*store, &keyring, ctx)?;
             timer.done(format!("{count} packages in the index"));
             told(&faults, &format!("{}: left out of the index", store.address()))
         }
         BuildcacheVerb::Check { place, trust, quick, json } => {
-            let (store, keyring) = (store(place.at.as_deref(), &cache)?, keyring(&cache, trust)?);
+            let (store, keyring) = (store(place.at.as_deref(), &settings, &cache, ctx)?, keyring(&cache, trust)?);
             let ask = Ask { only: None, without_tarballs: *quick };
             let report = check::check(&*store, &keyring, &ask, ctx)?;
             ctx.reporter.finish();
@@ -199,7 +204,7 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
             told(&report.faults, store.address())
         }
         BuildcacheVerb::Prune { place, older_than, dry_run } => {
-            let store = store(place.at.as_deref(), &cache)?;
+            let store = store(place.at.as_deref(), &settings, &cache, ctx)?;
             let age = Duration::from_secs(older_than.saturating_mul(DAY));
             let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
             let pruned = prune::prune(&*store, before, *dry_run, ctx)?;
@@ -214,7 +219,9 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
             ctx.note(format!("{manifests} manifests and {blobs} blobs {verb}, {}", format_size(pruned.bytes, BINARY)));
             Ok(ExitCode::SUCCESS)
         }
-        BuildcacheVerb::Keys { place, json } => offered(&*store(place.at.as_deref(), &cache)?, &cache, *json, ctx),
+        BuildcacheVerb::Keys { place, json } => {
+            offered(&*store(place.at.as_deref(), &settings, &cache, ctx)?, &cache, *json, ctx)
+        }
     }
 }
 
@@ -233,7 +240,7 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         None => args.to.clone(),
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
-    let store = store(to.as_deref(), cache)?;
+    let store = store(to.as_deref(), settings, cache, ctx)?;
     let key = match signing_key(settings, &KeyArgs::default(), cache, ctx)? {
         Some(key) => key,
         None => resolve::make_key(cache, &variable, ctx)?,

@@ -30,8 +30,8 @@ use crate::workflows::buildcache::PushError;
 use crate::workflows::clean::CleanError;
 use crate::workflows::images::RemoveError;
 use crate::workflows::install::InstallError;
-use crate::workflows::publish::PublishError;
 use crate::workflows::package_image::PackageImageError;
+use crate::workflows::publish::PublishError;
 use crate::workflows::verify::VerifyError;
 use anyhow::Error;
 use serde_json::json;
@@ -304,7 +304,8 @@ fn publish(error: &PublishError) -> u8 {
         | PublishError::Offline { .. }
         | PublishError::BadName { .. } => USAGE,
         PublishError::Beside { .. } | PublishError::OtherManifest { .. } => VERIFY,
-        PublishError::Taken { .. }
+        PublishError::Packages(_)
+        | PublishError::Taken { .. }
         | PublishError::NotAsSent { .. }
         | PublishError::Index { .. }
         | PublishError::Interrupted(_) => PUBLISH,

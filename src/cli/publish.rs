@@ -22,6 +22,14 @@ pub struct StoreArgs {
     /// Where to publish to: s3://bucket/prefix, file:///folder or a folder
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
+    /// How a bucket is reached.
+    #[command(flatten)]
+    pub bucket: BucketArgs,
+}
+
+/// How a bucket is reached.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BucketArgs {
     /// Server of the bucket, when it is not AWS: https://s3.site.example:9000
     #[arg(long, value_name = "URL")]
     pub s3_endpoint: Option<String>,
@@ -36,8 +44,14 @@ pub struct StoreArgs {
 impl StoreArgs {
     /// The settings that the flags make, over others.
     pub fn over(&self, settings: Settings) -> Settings {
+        self.bucket.over(Settings { publish_to: self.to.clone(), ..settings })
+    }
+}
+
+impl BucketArgs {
+    /// The settings that the flags make, over others.
+    pub fn over(&self, settings: Settings) -> Settings {
         Settings {
-            publish_to: self.to.clone(),
             s3_endpoint: self.s3_endpoint.clone(),
             s3_region: self.s3_region.clone(),
             s3_path_style: self.s3_path_style,

@@ -118,16 +118,26 @@ pub fn push(
     Ok(pushed)
 }
 
+/// Pushes what a build installed, with what was needed only to build if that is asked for.
+pub fn push_installed(
+    store: &dyn Store,
+    installed: &Installed,
+    build_dependencies: bool,
+    key: &SigningKey,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<Pushed, PushError> {
+    let tree = Tree::open(&installed.slot().join("store"))?;
+    let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
+    let roots = installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
+    let selection = Selection { roots, build_dependencies, ..Selection::default() };
+    push(store, &tree, &selection, key, cache, How::default(), ctx)
+}
+
 /// Keeps what a build installed for later builds, also in other build folders: what is new goes into the cache's own binary
 /// cache, with what was needed only to build. That this fails does not make the build fail.
 pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<(), Interrupted> {
-    let result = Tree::open(&installed.slot().join("store")).map_err(PushError::from).and_then(|tree| {
-        let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
-        let roots =
-            installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
-        let selection = Selection { roots, build_dependencies: true, ..Selection::default() };
-        push(&FolderStore::new(&own_dir(cache)), &tree, &selection, key, cache, How::default(), ctx)
-    });
+    let result = push_installed(&FolderStore::new(&own_dir(cache)), installed, true, key, cache, ctx);
     ctx.check()?;
     if let Err(e) = result {
         ctx.warn(format!("the packages are not kept for later builds in other folders: {e}"));

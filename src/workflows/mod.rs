@@ -9,6 +9,6 @@ pub mod images;
 pub mod install;
 pub mod package_image;
 pub mod payload;
-pub mod publish;
 pub mod processor;
+pub mod publish;
 pub mod verify;

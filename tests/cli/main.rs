@@ -149,7 +149,7 @@ fn what_is_not_done_yet_is_refused_at_planning() {
         (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
         (vec!["--with", "openmpi"], "OPAL_PREFIX"),
         (vec!["--with", "hdf5,sview"], "--with sview"),
-        (vec!["--publish", "all"], "slurm-only"),
+        (vec!["--publish", "all"], "where to?"),
         (vec!["--to", "s3://bucket/x"], "--publish"),
     ] {
         for verb in ["plan", "build"] {

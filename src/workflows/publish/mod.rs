@@ -5,6 +5,8 @@
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.manifest.json
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.sha256
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.asc
+//! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.spdx.json        and .provenance.json with its .asc
+//! TO/slurm/25.11/13.3.0/buildcache/                                            with `--publish all`: the packages of Spack
 //! TO/index.json                                                               last, by a conditional write
 //! ```
 //!
@@ -14,13 +16,17 @@
 
 pub mod index;
 
+use crate::buildcache::slurm_path;
+use crate::cache::Cache;
 use crate::config::Settings;
-use crate::package::{Compression, Package, PackageError, Trust};
+use crate::package::{Compression, Package, PackageError, PackageName, Trust};
 use crate::plan::Publish;
-use crate::publish::{self, Condition, Keep, Key, Put, Source, Store, StoreError, Written};
+use crate::publish::{self, Condition, Keep, Key, Put, S3Options, Source, Store, StoreError, Written};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError};
 use crate::sign::{Fingerprint, Keyring, SignError, SigningKey};
+use crate::spack::Installed;
+use crate::workflows::buildcache::{self, PushError};
 use fs_err as fs;
 use humansize::{BINARY, format_size};
 use index::{Index, Listed};
@@ -70,6 +76,9 @@ pub enum PublishError {
         /// What was given.
         path: PathBuf,
     },
+    /// The packages of Spack were not published.
+    #[error(transparent)]
+    Packages(#[from] PushError),
     /// A file that belongs to the package is missing.
     #[error("the package is not whole: {source}; its .sha256, .asc and .manifest.json are published with it")]
     Beside {
@@ -182,6 +191,8 @@ impl Outgoing {
 /// A place that was looked at before the work began.
 pub struct Target {
     store: Box<dyn Store>,
+    /// With `--publish all`: how the place is reached, for what is below it.
+    all: Option<S3Options>,
     signer: Fingerprint,
     options: Options,
 }
@@ -204,18 +215,42 @@ pub fn planned(
         return Err(PublishError::Offline { address: address.to_owned() });
     }
     let key = key.ok_or(PublishError::NoKey)?;
-    let store = publish::open(address, &resolve::s3_options(settings, lookup), ctx)?;
+    let reach = resolve::s3_options(settings, lookup);
+    let store = publish::open(address, &reach, ctx)?;
     if dry {
         index::read(store.as_ref(), ctx)?;
     } else {
         store.check(ctx)?;
     }
-    Ok(Some(Target { store, signer: key.fingerprint(), options: Options { replace: false, verify: false } }))
+    let all = (flags.publish == Some(Publish::All)).then_some(reach);
+    Ok(Some(Target { store, all, signer: key.fingerprint(), options: Options { replace: false, verify: false } }))
+}
+
+/// Whether the packages of Spack are to be published too.
+pub fn wants_packages(target: Option<&Target>) -> bool {
+    target.is_some_and(|target| target.all.is_some())
+}
+
+/// Publishes the packages of Spack that a build installed, with what they link and run, if that was asked for: before the
+/// package, so that who finds it finds them.
+pub fn packages(
+    target: Option<&Target>,
+    name: &PackageName,
+    installed: &Installed,
+    key: &SigningKey,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<(), PublishError> {
+    let Some(Target { store, all: Some(reach), .. }) = target else { return Ok(()) };
+    let below = slurm_path(&name.version, &name.compiler);
+    let store = publish::open(&format!("{}/{below}", store.address().trim_end_matches('/')), reach, ctx)?;
+    buildcache::push_installed(store.as_ref(), installed, false, key, cache, ctx)?;
+    Ok(())
 }
 
 /// Publishes what was built, or was found built, signed by the key that was there when it was planned.
 pub fn finish(target: Option<Target>, package: &Package, ctx: &Ctx) -> Result<(), PublishError> {
-    let Some(Target { store, signer, options }) = target else { return Ok(()) };
+    let Some(Target { store, signer, options, .. }) = target else { return Ok(()) };
     let outgoing = plan(package, &signer, store.as_ref(), ctx)?;
     send(&outgoing, store.as_ref(), options, ctx)
 }
@@ -264,11 +299,20 @@ fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -
         content_type: archive_type,
     });
     check_manifest(package, &beside.manifest)?;
-    for (path, suffix, content_type) in [
-        (beside.manifest, ".manifest.json", "application/json"),
-        (beside.sums, ".sha256", "text/plain; charset=utf-8"),
-        (beside.signature, ".asc", "application/pgp-signature"),
+    // A package made before there were attestations has none, and its sums name none.
+    let sums = fs::read_to_string(&beside.sums).map_err(|source| PublishError::Beside { source })?;
+    let attested = sums.contains(".provenance.json");
+    for (path, suffix, content_type, expected) in [
+        (beside.manifest, ".manifest.json", "application/json", true),
+        (beside.sbom, ".spdx.json", "application/spdx+json", sums.contains(".spdx.json")),
+        (beside.provenance, ".provenance.json", "application/vnd.in-toto+json", attested),
+        (beside.provenance_signature, ".provenance.json.asc", "application/pgp-signature", attested),
+        (beside.sums, ".sha256", "text/plain; charset=utf-8", true),
+        (beside.signature, ".asc", "application/pgp-signature", true),
     ] {
+        if !expected {
+            continue;
+        }
         let bytes = fs::read(&path).map_err(|source| PublishError::Beside { source })?;
         let source = Source { path, size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
         let at = Key::new(format!("{folder}/{name}{suffix}"))?;
