@@ -204,14 +204,12 @@ fn all(
             });
         }
     });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(e) => Err(e),
-        None => {
-            let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-            done.sort_by(|a, b| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
-            Ok(done)
-        }
+    if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(e);
     }
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by(|a, b| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
+    Ok(done)
 }
 
 /// One package: tarball, spec, manifest.

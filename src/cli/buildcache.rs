@@ -255,10 +255,11 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
     let mut text = String::new();
     for done in &pushed.pushed {
         // Writing to a string does not fail.
-        let _ = match args.dry_run {
-            true => writeln!(text, "{} {}-{}", done.hash, done.name, done.version),
-            false => writeln!(text, "{} {}-{} {}", done.hash, done.name, done.version, format_size(done.size, BINARY)),
-        };
+        let _ = write!(text, "{} {}-{}", done.hash, done.name, done.version);
+        if !args.dry_run {
+            let _ = write!(text, " {}", format_size(done.size, BINARY));
+        }
+        text.push('\n');
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
