@@ -354,6 +354,6 @@ mod tests {
         assert_eq!(part_size(16 << 20, 1 << 30), 16 << 20);
         let huge = 5_u64 << 40;
         let size = part_size(16 << 20, huge);
-        assert!(huge.div_ceil(size) <= 10_000 && size % (1 << 20) == 0);
+        assert!(huge.div_ceil(size) <= 10_000 && size.is_multiple_of(1 << 20));
     }
 }

@@ -139,7 +139,7 @@ impl Bucket {
         };
         let writing = Writing { content_type: how.content_type, keep: how.keep, when: &when };
         let id = format!("{:016x}", random());
-        let put = self.put_once(&own, bytes, &writing, &id, abilities.checksums);
+        let put = Box::pin(self.put_once(&own, bytes, &writing, &id, abilities.checksums));
         let put = self.within(claim.as_ref(), put).await;
         if let Some(claim) = claim {
             self.release(&claim).await;
