@@ -88,21 +88,22 @@ wait_for() {
     fail "no $what within $limit seconds"
 }
 
-# The libraries that a process has loaded from outside the tree, but for the C library's own
+# The libraries that a process, of whose maps this is a copy, has loaded from outside the tree, but for the C library's own
 foreign_libraries() {
-    awk '{ print $6 }' "/proc/$1/maps" | grep -E '\.so($|\.)' | sort -u | while IFS= read -r file; do
+    # The sixth field to the end of the line: names may hold blanks
+    sed -nE 's/^([^ ]+ +){5}(\/.*)$/\2/p' "$1" | grep -E '\.so($|\.)' | sort -u | while IFS= read -r file; do
         [[ $file == "$tree"/* ]] && continue
         [[ $file =~ ^(/usr)?/lib(64)?/ ]] && [[ ${file##*/} =~ ^(ld-linux.*|ld-[0-9.]+|libc|libm|libdl|librt|libpthread|libresolv|libutil|libanl|libnsl|libmvec|libnss_(files|dns|compat|systemd|myhostname|mymachines|resolve))(-[0-9.]+)?\.so(\.[0-9]+)*$ ]] && continue
         printf '%s ' "$file"
     done
 }
 
+# check_libraries NAME MAPS: of a copy, because a process that ends has no maps from one moment to the next
 check_libraries() {
     local foreign
-    [[ -r /proc/$2/maps ]] || fail "$1 (process $2) is gone: its libraries cannot be read"
     foreign=$(foreign_libraries "$2")
     [[ -z $foreign ]] || fail "$1 has loaded libraries from outside the tree: $foreign"
-    grep -q -F "$tree/" "/proc/$2/maps" || fail "$1 has loaded nothing from the tree: is it the tree's?"
+    grep -q -F "$tree/" "$2" || fail "$1 has loaded nothing from the tree: is it the tree's?"
 }
 
 # --- versions, before there is any configuration -------------------------------------------------------------------
@@ -228,15 +229,16 @@ for ((turn = 0; turn < 100; turn++)); do
     # The one of the job before may be about to end: ours lives on.
     if [[ -n $step_pid ]]; then
         sleep 1
-        [[ -r /proc/$step_pid/maps ]] && grep -q . "/proc/$step_pid/maps" 2>/dev/null && break
+        cat "/proc/$step_pid/maps" >"$work/step.maps" 2>/dev/null && grep -q -F "$tree/" "$work/step.maps" && break
         step_pid=
     fi
     sleep 0.1
 done
 [[ -n $step_pid ]] || fail "no slurmstepd of the tree runs while a job does"
-check_libraries slurmstepd "$step_pid"
+check_libraries slurmstepd "$work/step.maps"
 for name in munged slurmctld slurmd; do
-    check_libraries "$name" "${pids[$name]}"
+    cat "/proc/${pids[$name]}/maps" >"$work/$name.maps" || fail "$name is gone: its libraries cannot be read"
+    check_libraries "$name" "$work/$name.maps"
 done
 run scancel --name=sleeper
 wait "$sleeper" 2>/dev/null || true
