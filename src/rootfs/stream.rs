@@ -90,7 +90,7 @@ impl<'scope> LayerStream<'scope> {
             move || {
                 let mut hasher = Sha256::new();
                 for buffer in to_hash {
-                    hasher.update(&*buffer);
+                    hasher.update(&buffer);
                     recycle(&pool, buffer);
                 }
                 Digest::finish(hasher)
