@@ -239,6 +239,9 @@ fn large(work: &Path) -> String {
     format!("oci:{image}")
 }
 
+/// Its name, and how it pulls and unpacks into a folder.
+type Peer<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// Ours and every peer on one image, in turns: what the machine does meanwhile, and whether memory is fresh, meets all alike.
 /// Each round is in a folder that was never used, deleted after it.
 fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str) {
@@ -280,7 +283,7 @@ fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str
         let sum = fs_err::read_to_string(dir.join("blob.sum")).unwrap();
         assert!(sum.contains(&blob["sha256:".len()..]), "{sum}");
     };
-    let all: [(&str, &dyn Fn(&Path)); 4] = [
+    let all: [Peer<'_>; 4] = [
         (if unpacks { "skopeo+umoci" } else { "skopeo alone" }, &skopeo),
         ("podman", &podman),
         ("buildah", &buildah),
