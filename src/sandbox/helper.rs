@@ -427,7 +427,7 @@ fn stay(
                 // Ctrl-Z: the shell that the user has outside does not see this group, so nobody could continue
                 // it. In the caller's own group it is stopped with the caller, and continued with it.
                 Ok(WaitStatus::Stopped(pid, _)) if pid == command && terminal != Terminal::None => {
-                    kill(pid, Signal::SIGCONT)?
+                    kill(pid, Signal::SIGCONT)?;
                 }
                 Ok(WaitStatus::StillAlive) => break,
                 Ok(_) | Err(Errno::EINTR) => {}

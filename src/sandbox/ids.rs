@@ -31,7 +31,7 @@ pub const LEAST_RANGE: u32 = 65_534;
 const MOST: u32 = 65_536;
 
 /// `newuidmap` is quick; a directory service that it asks may not be.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A part of the host's ids that is the user's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -354,7 +354,7 @@ fn fuse(program: &Path, rootfs: &Path, base: &OwnedFd, folders: [&OwnedFd; 3]) -
     let mut child = spawned.map_err(|e| said(&e))?;
     let start = Instant::now();
     loop {
-        if rustix::fs::statfs(rootfs).is_ok_and(|found| i64::from(found.f_type) == FUSE_MAGIC) {
+        if rustix::fs::statfs(rootfs).is_ok_and(|found| found.f_type == FUSE_MAGIC) {
             return Ok(child);
         }
         let ended = child.try_wait().map_err(|e| said(&e))?;

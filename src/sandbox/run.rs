@@ -418,7 +418,7 @@ impl<'a> Output<'a> {
                 open.iter().zip(&fds).filter(|(_, fd)| fd.any() == Some(true)).map(|((index, _), _)| *index).collect();
             let typed: Vec<_> = fds[open.len()..].iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
             if let Some(relay) = &mut relay {
-                relay.carry(&typed, &mut buffer)?;
+                relay.carry(&typed, &mut buffer);
             }
             for index in ready {
                 let read = match index {
