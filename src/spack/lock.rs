@@ -51,6 +51,8 @@ struct Node {
     #[serde(default)]
     namespace: Option<String>,
     #[serde(default)]
+    arch: Arch,
+    #[serde(default)]
     dependencies: Vec<Dependency>,
 }
 
@@ -59,6 +61,19 @@ impl Node {
     fn at_run_time(&self) -> impl Iterator<Item = &str> {
         let linked = |d: &&Dependency| d.parameters.deptypes.iter().any(|t| t == "link" || t == "run");
         self.dependencies.iter().filter(linked).map(|d| d.hash.as_str())
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct Arch {
+    #[serde(default)]
+    target: Value,
+}
+
+impl Arch {
+    /// A family is a string, anything narrower an object.
+    fn name(&self) -> &str {
+        self.target.as_str().or_else(|| self.target.get("name")?.as_str()).unwrap_or_default()
     }
 }
 
@@ -84,6 +99,8 @@ pub struct LockedPackage {
     pub hash: String,
     /// The recipe repository that it comes from.
     pub namespace: String,
+    /// What its code is made for, in Spack's words.
+    pub target: String,
     /// True when it is taken from the rootfs.
     pub external: bool,
     /// True when it was asked for.
@@ -116,6 +133,7 @@ pub fn parse(text: &str) -> Result<Vec<LockedPackage>, LockError> {
             dependencies: node.at_run_time().map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect(),
             root: raw.roots.iter().any(|r| r.hash == hash),
             needed: needed.contains(&hash),
+            target: node.arch.name().to_owned(),
             name: node.name,
             version: node.version,
             namespace: node.namespace.unwrap_or_default(),
@@ -136,10 +154,11 @@ mod tests {
         let text = r#"{"_meta":{"file-type":"spack-lockfile","lockfile-version":6,"specfile-version":5},
             "roots":[{"hash":"h1","spec":"slurm"}],
             "concrete_specs":{
-              "h1":{"name":"slurm","version":"24-11-5-1","namespace":"slurm_factory","dependencies":[
+              "h1":{"name":"slurm","version":"24-11-5-1","namespace":"slurm_factory",
+               "arch":{"platform":"linux","platform_os":"debian12","target":{"name":"x86_64_v3","vendor":"generic"}},"dependencies":[
                 {"name":"gcc","hash":"h2","parameters":{"deptypes":["build"],"virtuals":["c"]}},
                 {"name":"munge","hash":"h3","parameters":{"deptypes":["build","link"],"virtuals":[]}}]},
-              "h3":{"name":"munge","version":"0.5.16","dependencies":[
+              "h3":{"name":"munge","version":"0.5.16","arch":{"target":"x86_64"},"dependencies":[
                 {"name":"zlib","hash":"h4","parameters":{"deptypes":["link"],"virtuals":[]}}]},
               "h4":{"name":"zlib","version":"1.3.1"},
               "h2":{"name":"gcc","version":"12.2.0","external":{"path":"/usr","module":null}}}}"#;
@@ -152,6 +171,8 @@ mod tests {
             ("zlib", false, false, true),
         ];
         assert_eq!(facts, expected);
+        let targets: Vec<_> = packages.iter().map(|p| p.target.as_str()).collect();
+        assert_eq!(targets, ["", "x86_64", "x86_64_v3", ""]);
         assert!(parse(&text.replace(":6,", ":9,")).unwrap_err().to_string().contains('9'));
     }
 }

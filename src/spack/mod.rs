@@ -83,6 +83,19 @@ pub enum SpackError {
         /// What the prepared rootfs has.
         found: String,
     },
+    /// Spack takes the target for a wish: what GCC or this machine's processor cannot do, it lowers without a word.
+    #[error(
+        "target {asked} was asked for, and {package} would be made for {target}: the toolchain's GCC does not know it, or this \
+         machine's processor does not run it; build on a newer machine or toolchain, or ask for --target {target}"
+    )]
+    Target {
+        /// What was asked for.
+        asked: String,
+        /// A package's name.
+        package: String,
+        /// What the solver chose for it.
+        target: String,
+    },
     /// The sandbox failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -280,6 +293,15 @@ impl Session<'_> {
         let lock_text = fs::read_to_string(&lock_file)?;
         let packages =
             lock::parse(&lock_text).map_err(|source| SpackError::Lock { path: lock_file.clone(), source })?;
+
+        let asked = &self.plan.identity.target;
+        if let Some(package) = packages.iter().find(|p| p.needed && !p.external && p.target != *asked) {
+            return Err(SpackError::Target {
+                asked: asked.clone(),
+                package: package.name.clone(),
+                target: package.target.clone(),
+            });
+        }
 
         let count = packages.iter().filter(|p| !p.external).count();
         let absent = missing(&slot, &packages)?;
