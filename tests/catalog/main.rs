@@ -156,7 +156,8 @@ fn every_combination_is_what_it_was() {
     let mut table = String::from("# combination, and sums of its plan as JSON, of spack.yaml and of the scope\n");
     for case in all(&catalog).iter().chain(&single(&catalog)) {
         let plan = serde_json::to_string(&case.plan).unwrap();
-        let scope: String = case.rendered.scope.iter().map(|(name, text)| format!("{name}\n{text}")).collect();
+        let files = case.rendered.scope.iter().map(|(name, text)| [name, text].map(String::as_str).join("\n"));
+        let scope: String = files.collect();
         let sums = [plan, case.rendered.spack_yaml.clone(), scope].map(|text| digest(&text)).join(" ");
         let _ = writeln!(table, "{:<32} {sums}", case.name);
         if WHOLE.contains(&case.name.as_str()) {
