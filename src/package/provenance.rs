@@ -11,7 +11,7 @@
 //! ```
 //!
 //! No time, no host and no user is in it, so a build that is repeated has the same statement. It is signed as the archive
-//! is, detached (docs/decisions/0010-attestations.md says why it is no DSSE envelope), and whoever trusts it has the sum
+//! is, detached (docs/decisions/0014-attestations.md says why it is no DSSE envelope), and whoever trusts it has the sum
 //! of the archive from it.
 
 use super::manifest::{Manifest, Source};

@@ -11,7 +11,7 @@
 //! PKSIGN                         -> D (7:sig-val(5:eddsa(1:r32:...)(1:s32:...)))   a canonical S-expression
 //! ```
 //!
-//! docs/decisions/0009-signing.md says why no crate does this.
+//! docs/decisions/0012-signing.md says why no crate does this.
 
 use super::key::{chain, parse_certs, usable};
 use super::{Fingerprint, SignError, day};

@@ -308,7 +308,7 @@ fn document(catalog: &Catalog) -> String {
             row
         }),
     );
-    text += "\nGPUs: [decisions/0009](decisions/0009-gpu-headers.md) says what is taken of CUDA and ROCm, and why so little.\n\nRefused, with what \
+    text += "\nGPUs: [decisions/0010](decisions/0010-gpu-headers.md) says what is taken of CUDA and ROCm, and why so little.\n\nRefused, with what \
              to do instead:\n";
     for (name, feature) in &catalog.features {
         if let Some(why) = &feature.refused {

@@ -15,7 +15,7 @@
 //! - What fails in passing (a cut connection, 500, 503, SlowDown) is tried again with growing pauses by the SDK.
 //!
 //! Sources: the API reference of Amazon S3 (PutObject, CompleteMultipartUpload, "Conditional requests", "Checking object
-//! integrity"). docs/decisions/0009-publishing.md says why it is as it is.
+//! integrity"). docs/decisions/0011-publishing.md says why it is as it is.
 
 mod claim;
 mod client;
