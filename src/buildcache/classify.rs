@@ -121,14 +121,12 @@ impl<'s> Classifier<'s> {
 
 /// ELF, Mach-O, and Mach-O of several machines in one (which begins as Java's class files do, whose next number is larger).
 fn is_object(begin: &[u8]) -> bool {
-    let [a, b, c, d, e, f, g, h] = *begin else { return false };
-    match [a, b, c, d] {
-        [0x7f, b'E', b'L', b'F']
-        | [0xcf, 0xfa, 0xed, 0xfe]
-        | [0xfe, 0xed, 0xfa, 0xcf | 0xce]
-        | [0xce, 0xfa, 0xed, 0xfe] => true,
-        [0xca, 0xfe, 0xba, 0xbe] => u32::from_be_bytes([e, f, g, h]) < 10,
-        [0xbe, 0xba, 0xfe, 0xca] => u32::from_le_bytes([e, f, g, h]) < 10,
+    let Some((magic, next)) = begin.split_first_chunk::<4>() else { return false };
+    let Ok(next) = <[u8; 4]>::try_from(next) else { return false };
+    match magic {
+        [0x7f, b'E', b'L', b'F'] | [0xcf | 0xce, 0xfa, 0xed, 0xfe] | [0xfe, 0xed, 0xfa, 0xcf | 0xce] => true,
+        [0xca, 0xfe, 0xba, 0xbe] => u32::from_be_bytes(next) < 10,
+        [0xbe, 0xba, 0xfe, 0xca] => u32::from_le_bytes(next) < 10,
         _ => false,
     }
 }

@@ -213,10 +213,8 @@ fn look(from: impl Read + Send, spec: &Spec) -> Result<(), String> {
             prefix = Some(name);
         } else if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(format!("`{name}` climbs"));
-        } else {
-            // A folder above the prefix, or, in a store with names of its own, the prefix: the last entry will tell.
-            continue;
         }
+        // Else a folder above the prefix.
     }
     let prefix = prefix.ok_or("it has no prefix whose name ends in the hash")?;
     if !inner {

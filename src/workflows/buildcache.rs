@@ -111,9 +111,9 @@ pub fn push(
         }
     };
     if pushed.pushed.is_empty() {
-        timer.cached(detail)
+        timer.cached(detail);
     } else {
-        timer.done(detail)
+        timer.done(detail);
     }
     Ok(pushed)
 }

@@ -216,7 +216,8 @@ fn the_index_is_made_again_and_what_nothing_names_is_removed() {
     let orphan = cache.join("blobs/sha256/ab").join("ab".repeat(32));
     fs::create_dir_all(orphan.parent().unwrap()).unwrap();
     fs::write(&orphan, "nobody's").unwrap();
-    let (past, future) = (SystemTime::now() - Duration::from_secs(3600), SystemTime::now() + Duration::from_secs(3600));
+    let hour = Duration::from_hours(1);
+    let (past, future) = (SystemTime::now() - hour, SystemTime::now() + hour);
     assert_eq!(prune::prune(&store, past, false, &ctx).unwrap().blobs.len(), 0, "it may be on its way");
     let would = prune::prune(&store, future, true, &ctx).unwrap();
     assert!(orphan.is_file() && would.blobs.len() == 2, "the orphan and the empty index: {would:?}");

@@ -75,7 +75,11 @@ impl World {
         );
         let lib_prefix = format!("{ROOT}/{}", lib_dir.file_name().unwrap().to_str().unwrap());
         write(&tool_dir.join("bin/tool"), b"#!/bin/sh\n", 0o755);
-        write(&lib_dir.join("lib/liblib.so"), &[b"\x7fELF\x02\x01\x01\0".as_slice(), &[7; 3 << 20]].concat(), 0o755);
+        write(
+            &lib_dir.join("lib/liblib.so"),
+            &[b"\x7fELF\x02\x01\x01\0".as_slice(), &vec![7; 3 << 20]].concat(),
+            0o755,
+        );
         symlink("liblib.so", lib_dir.join("lib/liblib.so.1")).unwrap();
         symlink(format!("{lib_prefix}/lib/liblib.so"), app_dir.join("absolute")).unwrap();
         write(&app_dir.join("bin/app"), format!("#!/bin/sh\n{lib_prefix}/lib\n").as_bytes(), 0o755);
