@@ -149,7 +149,7 @@ mod tests {
             Oldest::parse(name, &catalog).unwrap();
         }
         for name in catalog.toolchains() {
-            version(name, &catalog.toolchain(name).unwrap().glibc).unwrap();
+            version(&name, &catalog.toolchain(&name).unwrap().glibc).unwrap();
         }
     }
 }

@@ -29,6 +29,7 @@ pub struct StoreArgs {
 
 /// How a bucket is reached.
 #[derive(Debug, Clone, Default, Args)]
+#[allow(clippy::struct_field_names)] // each is a flag's name
 pub struct BucketArgs {
     /// Server of the bucket, when it is not AWS: https://s3.site.example:9000
     #[arg(long, value_name = "URL")]

@@ -239,8 +239,12 @@ mod tests {
         let name = PackageName { version: "25.11".into(), compiler: "13.4.0".into() };
         let mut facts = Facts::default();
         facts.slurm.release = "25.11.6\nos.exit()".into();
-        let mpi =
-            crate::package::manifest::Installed { name: "openmpi".into(), version: "5.0.7".into(), hash: "x".into() };
+        let mpi = crate::package::manifest::Installed {
+            name: "openmpi".into(),
+            version: "5.0.7".into(),
+            hash: "x".into(),
+            ..Default::default()
+        };
         facts.packages.push(mpi);
         let files = files(&name, &facts).unwrap();
         assert_eq!(files.len(), 9);

@@ -237,6 +237,7 @@ class Zlib(Builtin):
             version: "12".into(),
             hash: "h".into(),
             namespace: "site".into(),
+            target: "x86_64".into(),
             external: false,
             root: false,
             needed: true,

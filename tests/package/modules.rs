@@ -193,7 +193,12 @@ fn there_is_a_default() {
 fn a_hierarchy() {
     let dir = tempfile::tempdir().unwrap();
     let mut facts = facts();
-    facts.packages.push(Installed { name: "openmpi".into(), version: "5.0.7".into(), hash: "x".into() });
+    facts.packages.push(Installed {
+        name: "openmpi".into(),
+        version: "5.0.7".into(),
+        hash: "x".into(),
+        ..Default::default()
+    });
     install_with(dir.path(), &facts);
     // A program of the site, built with that MPI.
     let site = dir.path().join("hierarchy/MPI/gcc/13.3.0/openmpi/5.0.7/fftw");
