@@ -89,7 +89,8 @@ pub(super) fn published(reference: &str) -> Option<&str> {
 
 fn repository(source: &Source) -> Value {
     let mut entry = json!({"name": source.name});
-    if !source.url.is_empty() {
+    // One that lay on the builder's disk is a bare name there.
+    if source.url.contains("://") {
         let reference = if source.reference.is_empty() { String::new() } else { format!("@{}", source.reference) };
         entry["uri"] = json!(format!("git+{}{reference}", source.url));
     }

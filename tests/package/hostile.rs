@@ -271,7 +271,10 @@ fn special_bits_and_odd_modes_do_not_come_out() {
         },
         |t| entry(t, FILE, b"setuid", b"", b"x"),
     );
-    std::fs::remove_file(made.package.beside().sums).unwrap();
+    let beside = made.package.beside();
+    for file in [beside.sums, beside.provenance] {
+        std::fs::remove_file(file).unwrap();
+    }
     std::fs::write(made.path(), bytes).unwrap();
     let (package, _) = Package::open(&made.path(), Trust::Skip, &Ctx::silent()).unwrap();
     let out = made.dir.path().join("out");
