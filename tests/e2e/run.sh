@@ -325,7 +325,7 @@ check_waits_for_another() {
     sleep 3
     "${factory[@]}" build "${flags[@]}" >"$work/$kind-other.out" 2>"$work/$kind-other.log" &
     other=$!
-    for ((turn = 0; turn < 100; turn++)); do
+    for ((turn = 0; turn < 600; turn++)); do
         grep -q 'waiting for another run that holds the same build' "$work/$kind-other.log" && break
         sleep 0.1
     done
