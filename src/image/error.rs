@@ -6,7 +6,6 @@ use super::{BadReference, Digest, Platform};
 use crate::cache::CacheError;
 use crate::fsutil;
 use crate::report::Interrupted;
-use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -304,21 +303,6 @@ impl ImageError {
             _ => Self::Io(fsutil::with_path(&error, verb, path)),
         }
     }
-}
-
-/// An error and its causes in one line, without saying the same twice.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn unreachable_hint(reason: &str) -> &'static str {

@@ -14,14 +14,13 @@
 
 use super::client::ClientConfig;
 use super::credentials::{Candidate, Kind, Login};
-use super::error::chain;
 use super::helper;
 use super::manifest::{ACCEPTED, MAX_MANIFEST};
 use super::registries::Endpoint;
 use super::tls::Way;
 use super::token::{self, Challenge};
 use super::{Digest, ImageError};
-use crate::report::Ctx;
+use crate::report::{Ctx, chain};
 use crate::secret::Secret;
 use oci_distribution::errors::OciEnvelope;
 use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER};

@@ -12,9 +12,9 @@
 //! Format: containers-certs.d(5).
 
 use super::client::ClientConfig;
-use super::error::chain;
 use super::identity::Identities;
 use super::{ImageError, RegistryReference};
+use crate::report::chain;
 use crate::secret::Secret;
 use fs_err as fs;
 use rustls::pki_types::CertificateDer;

@@ -220,9 +220,14 @@ fn holds_by_reading(store: &(impl Store + ?Sized), key: &Key, source: &Source, c
     if store.stat(key, ctx)?.is_none_or(|stat| stat.size != source.size) {
         return Ok(false);
     }
+    Ok(sum(store, key, ctx)?.is_some_and(|sum| sum == source.sha256))
+}
+
+/// SHA-256, in lower-case hexadecimal, of what can be read under a key; `None` when nothing is there.
+pub fn sum(store: &(impl Store + ?Sized), key: &Key, ctx: &Ctx) -> Result<Option<String>, StoreError> {
     let mut hashing = Hashing(Sha256::new());
     let read = store.download(key, &mut hashing, ctx)?;
-    Ok(read == Some(source.size) && hex::encode(hashing.0.finalize()) == source.sha256)
+    Ok(read.map(|_| hex::encode(hashing.0.finalize())))
 }
 
 struct Hashing(Sha256);

@@ -11,6 +11,7 @@ pub use interrupt::{Interrupt, Interrupted};
 pub use render::{Bar, ColorChoice, LogFormat, Verbosity, renderer};
 
 use serde::Serialize;
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -222,4 +223,19 @@ impl StageTimer<'_> {
         let seconds = self.start.elapsed().as_secs_f64();
         self.ctx.event(&Event::StageDone { stage: self.stage, detail, seconds, cached });
     }
+}
+
+/// An error and its causes in one line, without saying the same twice.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
 }

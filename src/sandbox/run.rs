@@ -217,6 +217,14 @@ pub(super) fn try_layer(trial: super::layer::LayerTrial) -> Result<Vec<super::pr
 }
 
 fn try_out(work: Work) -> Result<Vec<super::probe::Trial>, SandboxError> {
+    match answer(work)? {
+        Report::Probed(trials) => Ok(trials),
+        _ => Err(SandboxError::Lost { signal: None, memory: None }),
+    }
+}
+
+/// Starts a helper that works alone and takes its one answer.
+fn answer(work: Work) -> Result<Report, SandboxError> {
     let interrupt = Interrupt::new();
     let free = Enter::freely(&interrupt);
     let (helper, mut socket) = start_helper(work, Stdio::null(), Stdio::null(), None, true, &free)?;
@@ -225,9 +233,9 @@ fn try_out(work: Work) -> Result<Vec<super::probe::Trial>, SandboxError> {
     helper.reap();
     read.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
     match reports(&text).into_iter().next() {
-        Some(Report::Probed(trials)) => Ok(trials),
         Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
-        _ => Err(SandboxError::Lost { signal: None, memory: None }),
+        Some(report) => Ok(report),
+        None => Err(SandboxError::Lost { signal: None, memory: None }),
     }
 }
 
@@ -235,17 +243,8 @@ fn try_out(work: Work) -> Result<Vec<super::probe::Trial>, SandboxError> {
 pub(super) fn tend(host: &Host, task: Task) -> Result<(), SandboxError> {
     let own = |outside| IdMap { inside: 0, outside, count: 1 };
     let (uids, gids) = host.ids.maps(own(host.uid), own(host.gid));
-    let interrupt = Interrupt::new();
-    let free = Enter::freely(&interrupt);
-    let work = Work::Tend { uids, gids, task };
-    let (helper, mut socket) = start_helper(work, Stdio::null(), Stdio::null(), None, true, &free)?;
-    let mut text = Vec::new();
-    let read = socket.read_to_end(&mut text);
-    helper.reap();
-    read.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
-    match reports(&text).into_iter().next() {
-        Some(Report::Exited(0)) => Ok(()),
-        Some(Report::Failed(failure)) => Err(SandboxError::setup(failure)),
+    match answer(Work::Tend { uids, gids, task })? {
+        Report::Exited(0) => Ok(()),
         _ => Err(SandboxError::Lost { signal: None, memory: None }),
     }
 }

@@ -5,9 +5,8 @@
 //! a program; a web identity token (`AWS_WEB_IDENTITY_TOKEN_FILE`, as CI's OIDC gives); a container's endpoint; the instance's
 //! metadata service, unless `AWS_EC2_METADATA_DISABLED` is true. Which one it was is said, never the secret.
 
-use super::failure::chain;
 use crate::publish::StoreError;
-use crate::report::Ctx;
+use crate::report::{Ctx, chain};
 use crate::secret::Secret;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;

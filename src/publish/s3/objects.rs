@@ -1,9 +1,10 @@
 //! Single requests: look, read, write, list, delete. Names here are whole keys in the bucket, prefix included.
 
 use super::claim::When;
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::{Bucket, digest};
 use crate::publish::{Condition, Keep, Key, Put, StoreError, Version, Written};
+use crate::report::chain;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;

@@ -32,7 +32,7 @@ use humansize::{BINARY, format_size};
 use index::{Index, Listed};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Why nothing, or not all, was published.
@@ -382,32 +382,17 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
 fn verify(outgoing: &Outgoing, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
     // Of the files beside an archive that was there before, those that are left are not ours to compare.
     for item in outgoing.items.iter().filter(|item| item.state != State::There || item.at == outgoing.items[0].at) {
-        let mut hashing = Hashing(Sha256::new());
-        let read = store.download(&item.at, &mut hashing, ctx)?;
-        let found = hex::encode(hashing.0.finalize());
-        if read.is_none() || found != item.source.sha256 {
+        let found = publish::sum(store, &item.at, ctx)?;
+        if found.as_ref() != Some(&item.source.sha256) {
             return Err(PublishError::NotAsSent {
                 address: store.address().to_owned(),
                 key: item.at.clone(),
                 expected: item.source.sha256.clone(),
-                found: read.map_or_else(|| "nothing".to_owned(), |_| found),
+                found: found.unwrap_or_else(|| "nothing".to_owned()),
             });
         }
     }
     Ok(())
-}
-
-struct Hashing(Sha256);
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The index as it is; empty where nothing was published yet.
