@@ -73,7 +73,7 @@ fn publish_twice(program: &Program, to: &str, package: &Path) {
     let dry = program.say(&["publish", package, "--to", to, "--dry-run", "--json"]);
     assert_eq!(dry.code, 0, "{}", dry.err);
     let dry: serde_json::Value = serde_json::from_str(&dry.out).unwrap();
-    assert_eq!(dry["objects"].as_array().unwrap().len(), 4);
+    assert_eq!(dry["objects"].as_array().unwrap().len(), 7);
     assert!(dry["objects"].as_array().unwrap().iter().all(|object| object["state"] == "new"));
     let bytes = dry["bytes"].as_u64().unwrap();
     assert!(bytes > 6 << 20);
@@ -162,7 +162,7 @@ fn what_cannot_be_published_is_refused_before_any_work() {
     refuse(&wrong, &["-v", "publish", package, "--to", &to], 6, &["secret key is not the one"]);
     refuse(&nobody, &["publish", package, "--to", &to], 6, &["find credentials", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"]);
     refuse(&program, &["build", "--to", &to], 2, &["--publish"]);
-    refuse(&program, &["build", "--publish", "all", "--to", &to], 2, &["slurm-only"]);
+    refuse(&program, &["build", "--publish", "all", "--to", &to], 3, &["no signing key"]);
     refuse(&program, &["build", "--publish", "slurm-only"], 2, &["--to"]);
     refuse(&program, &["build", "--publish", "slurm-only", "--to", &to], 3, &["no signing key", "key generate"]);
     assert_eq!(program.say(&["key", "generate"]).code, 0);
