@@ -323,6 +323,8 @@ refused() {
 check_waits_for_another() {
     local turn
     sleep 3
+    # What an earlier run left there would be read before the new one is opened.
+    : >"$work/$kind-other.log"
     "${factory[@]}" build "${flags[@]}" >"$work/$kind-other.out" 2>"$work/$kind-other.log" &
     other=$!
     for ((turn = 0; turn < 600; turn++)); do
