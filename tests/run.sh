@@ -44,7 +44,7 @@ modules=/var/lib/slurm-factory-tests/environment-modules
 if [[ ! -f $modules/usr/lib/modulecmd.tcl ]]; then
     folder=$(mktemp -d)
     chmod 755 "$folder"
-    (cd "$folder" && apt-get download -qq environment-modules)
+    (cd "$folder" && { apt-get download -qq environment-modules || { apt-get update -qq && apt-get download -qq environment-modules; }; })
     mkdir -p "$modules"
     dpkg-deb --extract "$folder"/environment-modules_*.deb "$modules"
     rm -r "$folder"
