@@ -274,7 +274,7 @@ fn images_of_one_kind(work: &Path, registry: &Registry, tag: &str, inflate: &str
     // The shell's own `>(openssl)` would be a child of `tee`, which nobody waits for and whose time nobody counts.
     let floor = |dir: &Path| {
         let script = format!(
-            "set -o pipefail; cd {}; mkdir tree; mkfifo blob content; \
+            "set -euo pipefail; cd '{}'; mkdir tree; mkfifo blob content; \
              openssl dgst -sha256 <blob >blob.sum & openssl dgst -sha256 <content >content.sum & \
              curl -sf {url} | tee blob | {inflate} | tee content | tar -x -C tree && wait",
             dir.display()
