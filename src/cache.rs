@@ -94,7 +94,7 @@ impl Cache {
         let path = self.lock_path(name);
         let file = open_lock(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(CacheError::Io(fsutil::with_path(&e, "lock", &path))),
         }
@@ -111,7 +111,7 @@ impl Cache {
         loop {
             let result = if exclusive { file.try_lock() } else { file.try_lock_shared() };
             match result {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => return Ok(Lock { file }),
                 Err(TryLockError::WouldBlock) => {
                     if !told {
                         ctx.note(format!("waiting for another run that holds {what} (lock `{}`)", path.display()));
@@ -196,7 +196,15 @@ fn open_lock(path: &Path) -> Result<File, CacheError> {
 /// A lock that is let go when it is dropped or when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // flock(2) belongs to the open file, which a child shares between its fork and its exec: closing our descriptor alone
+        // would leave the lock with it. An error leaves what the closing does.
+        let _ = self.file.unlock();
+    }
 }
 
 /// A folder under way. Dropped without [`Staging::commit`], it is deleted.
@@ -228,6 +236,16 @@ impl Staging {
         self.committed = true;
         Ok(())
     }
+
+    /// Renames the folder to `target`, unless another run was quicker: then its entry stays, and this one is deleted.
+    pub fn commit_new(mut self, target: &Path) -> Result<(), CacheError> {
+        match fs::rename(&self.path, target) {
+            Ok(()) => self.committed = true,
+            Err(_) if target.is_dir() => {}
+            Err(e) => return Err(CacheError::Io(e)),
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Staging {
@@ -256,6 +274,10 @@ mod tests {
             staging.commit(&parent.join("entry")).unwrap();
             assert_eq!(fs::read_to_string(parent.join("entry/f")).unwrap(), text);
         }
+        let late = cache.staging(&parent).unwrap();
+        fs::write(late.path().join("f"), "three").unwrap();
+        late.commit_new(&parent.join("entry")).unwrap();
+        assert_eq!(fs::read_to_string(parent.join("entry/f")).unwrap(), "two");
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
     }
 
@@ -311,8 +333,11 @@ mod tests {
         let cache = Cache::open(dir.path()).unwrap();
         let held = cache.lock(&Ctx::silent(), "a", "the test").unwrap();
         assert!(cache.try_lock("a").unwrap().is_none());
+        // What a child has inherited, until it calls exec, does not keep the lock.
+        let inherited = held.file.try_clone().unwrap();
         drop(held);
         assert!(cache.try_lock("a").unwrap().is_some());
+        drop(inherited);
     }
 
     #[test]

@@ -13,17 +13,19 @@ use crate::cache::{Cache, CacheError};
 use crate::config::Settings;
 use crate::image::{self, ImageError};
 use crate::package::{self, Content, Package, PackageError, PackageName, Signed, Trust};
-use crate::plan::{BuildPlan, PlanError, inside};
-use crate::relocate::verify::{Findings, Inspector};
+use crate::plan::BuildPlan;
+use crate::relocate::verify::Findings;
 use crate::relocate::{self, RelocateError, Relocated, Rules};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError, Resolved};
 use crate::rootfs::{self, PrepareError, Rootfs};
+use crate::sandbox::Sandbox;
 use crate::sign::{Keyring, SigningKey};
 use crate::spack::{self, External, Installed, SpackError};
 use crate::workflows::publish::{self, PublishError};
 use crate::workflows::{buildcache, components, finished, payload, verify};
 use fs_err as fs;
+use humansize::{BINARY, format_size};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +35,6 @@ use std::path::{Path, PathBuf};
 pub enum BuildError {
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    #[error(transparent)]
-    Plan(#[from] PlanError),
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]
@@ -71,17 +71,22 @@ pub struct Built {
     pub cached: bool,
 }
 
-/// Builds what was asked, or finds it. `key` signs; without one the cache's own is made.
+/// Opens the key that signs, and asks for its passphrase where somebody can answer. `None` when one is still to be made.
+pub type Key<'a> = &'a dyn Fn() -> Result<Option<SigningKey>, ResolveError>;
+
+/// Builds what was asked, or finds it. What `key` opens signs; without one the cache's own is made.
 pub fn build(
     settings: &Settings,
     flags: Flags,
     cache: &Cache,
     lookup: Lookup<'_>,
-    key: Option<SigningKey>,
+    key: Key<'_>,
     ctx: &Ctx,
 ) -> Result<Built, BuildError> {
-    // What costs nothing to find out comes first: a wrong name, a host on which nothing can be built.
+    // What costs nothing to find out comes first: a wrong name, before anybody is asked for a passphrase; a key that does not
+    // sign; a host on which nothing can be built.
     resolve::check(settings, flags, cache, lookup, ctx)?;
+    let key = key()?;
     let target = publish::planned(settings, flags, key.as_ref(), lookup, false, ctx)?;
     let sandbox = resolve::sandbox(settings, ctx)?;
     let spacks = resolve::layered(sandbox.clone(), settings, cache, lookup, ctx)?;
@@ -115,35 +120,21 @@ pub fn build(
 }
 
 /// The base image with the build tools in it.
-fn prepared_rootfs(
-    resolved: &Resolved,
-    cache: &Cache,
-    sandbox: &crate::sandbox::Sandbox,
-    ctx: &Ctx,
-) -> Result<Rootfs, BuildError> {
-    let toolchain = &resolved.plan.identity.toolchain;
-    let recipe = rootfs::Recipe {
-        toolchain: &toolchain.name,
-        image: &toolchain.image,
-        image_digest: &toolchain.image_digest,
-        os_release: &toolchain.os_release,
-        packages: &toolchain.packages,
-        requirements: &toolchain.requirements,
-        probes: &resolved.probes,
-        family: resolved.family,
-        package_sources: toolchain.package_sources.as_deref(),
-        snapshot: toolchain.snapshot.as_deref(),
-        ids: sandbox.ids(),
-    };
+fn prepared_rootfs(resolved: &Resolved, cache: &Cache, sandbox: &Sandbox, ctx: &Ctx) -> Result<Rootfs, BuildError> {
+    let recipe = resolved.rootfs_recipe(sandbox.ids());
     if let Some(rootfs) = Rootfs::open(cache, &recipe.id()) {
-        ctx.stage(Stage::Rootfs, &toolchain.name).cached(format!("{} with GCC {}", toolchain.name, rootfs.meta().gcc));
+        ctx.stage(Stage::Rootfs, recipe.toolchain).cached(format!(
+            "{} with GCC {}",
+            recipe.toolchain,
+            rootfs.meta().gcc
+        ));
         return Ok(rootfs);
     }
     if let Some(rootfs) = rootfs::restore(&recipe.id(), resolved.image.platform(), cache, ctx)? {
         return Ok(rootfs);
     }
     if resolved.request.offline {
-        return Err(PrepareError::Offline { toolchain: toolchain.name.clone() }.into());
+        return Err(PrepareError::Offline { toolchain: recipe.toolchain.to_owned() }.into());
     }
     rootfs::prepare(&recipe, cache, sandbox, &resolved.host, ctx, || {
         Ok(image::begin(&resolved.image, cache, &resolved.client, resolved.request.offline, ctx)?)
@@ -155,7 +146,7 @@ fn install(
     resolved: &Resolved,
     rootfs: &Rootfs,
     cache: &Cache,
-    sandbox: &crate::sandbox::Sandbox,
+    sandbox: &Sandbox,
     key: &SigningKey,
     ctx: &Ctx,
 ) -> Result<Installed, BuildError> {
@@ -187,9 +178,7 @@ fn relocated(
     let timer = ctx.stage(Stage::Relocate, "the view");
     let origin = relocate::Origin::of_slot(installed.slot(), installed.view_inside());
     let relocated = relocate::relocate(&origin, &resolved.rules, &staging.join("view"), ctx)?;
-    let mut inspector = Inspector::new(&resolved.rules, inside::ROOT);
-    verify::feed_tree(&mut inspector, relocated.tree(), ctx)?;
-    let findings = inspector.finish();
+    let findings = verify::files(relocated.tree(), &resolved.rules, ctx)?;
     if !findings.problems.is_empty() {
         return Err(BuildError::Unfit { findings: Box::new(findings) });
     }
@@ -214,8 +203,7 @@ fn packaged(
     let plan = &resolved.plan;
     let mut contents = vec![Content::Tree { root: relocated.tree().to_owned(), name: "view".into() }];
     let packages = components::components(plan, installed, relocated.tree(), cache, ctx)?;
-    let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings);
-    let facts = package::Facts { packages, ..facts };
+    let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings, packages);
     contents.extend(payload::contents(name, &facts, installed)?);
     let request = package::Request {
         dir: &finished::builds_dir(cache),
@@ -227,29 +215,19 @@ fn packaged(
         key,
     };
     let (package, signed) = Package::create(cache, request, ctx)?;
-    timer.done(format!(
-        "{}, signed by {}",
-        humansize::format_size(package.size(), humansize::BINARY),
-        signed.fingerprint()
-    ));
+    timer.done(format!("{}, signed by {}", format_size(package.size(), BINARY), signed.fingerprint()));
     Ok((package, signed))
 }
 
 /// The finished package, checked as whoever gets it would.
 fn verified(package: &Package, signed: &Signed, key: &SigningKey, rules: &Rules, ctx: &Ctx) -> Result<(), BuildError> {
     let timer = ctx.stage(Stage::Verify, package.path().display().to_string());
-    let mut keyring = Keyring::new();
-    keyring.add_key(key);
+    let keyring = Keyring::of(key);
     let verified = verify::package(package.path(), Trust::Require(&keyring), rules, ctx)?;
     if !verified.findings.problems.is_empty() {
         return Err(BuildError::Unfit { findings: Box::new(verified.findings) });
     }
-    timer.done(format!(
-        "signature by {} good, {} ELF files closed, needs glibc {}",
-        signed.fingerprint(),
-        verified.findings.elf_files,
-        verified.findings.glibc.as_ref().map_or("none", |f| f.version.as_str()),
-    ));
+    timer.done(format!("signature by {} good, {}", signed.fingerprint(), verified.findings.summary()));
     Ok(())
 }
 
@@ -259,11 +237,12 @@ pub fn plan(
     flags: Flags,
     cache: &Cache,
     lookup: Lookup<'_>,
-    key: Option<&SigningKey>,
+    key: Key<'_>,
     ctx: &Ctx,
 ) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
     resolve::check(settings, flags, cache, lookup, ctx)?;
-    publish::planned(settings, flags, key, lookup, true, ctx)?;
+    let key = key()?;
+    publish::planned(settings, flags, key.as_ref(), lookup, true, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
     Ok((resolved.plan, there))

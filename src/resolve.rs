@@ -11,8 +11,8 @@ use crate::plan::{
 };
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
-use crate::rootfs::PrepareError;
-use crate::sandbox::{Backend, Confinement, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
+use crate::rootfs::{self, PrepareError};
+use crate::sandbox::{Backend, Confinement, Ids, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
 use crate::sign::SignError;
 use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
@@ -213,6 +213,26 @@ pub struct Resolved {
     pub probes: Vec<crate::catalog::Probe>,
     /// Where store, views and stages are.
     pub build_dir: PathBuf,
+}
+
+impl Resolved {
+    /// What the root file system is made of. `ids` are those that its files belong to.
+    pub fn rootfs_recipe(&self, ids: Ids) -> rootfs::Recipe<'_> {
+        let toolchain = &self.plan.identity.toolchain;
+        rootfs::Recipe {
+            toolchain: &toolchain.name,
+            image: &toolchain.image,
+            image_digest: &toolchain.image_digest,
+            os_release: &toolchain.os_release,
+            packages: &toolchain.packages,
+            requirements: &toolchain.requirements,
+            probes: &self.probes,
+            family: self.family,
+            package_sources: toolchain.package_sources.as_deref(),
+            snapshot: toolchain.snapshot.as_deref(),
+            ids,
+        }
+    }
 }
 
 /// The cache folder that settings and environment name.

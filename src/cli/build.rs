@@ -10,7 +10,7 @@ use crate::package::{layout, modulefile};
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
-use crate::resolve::{self, Flags};
+use crate::resolve::Flags;
 use anyhow::Result;
 use humansize::{BINARY, format_size};
 use std::fmt::Write as _;
@@ -89,16 +89,15 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     let flags = flags(&args.what, args.no_cache)?;
     let oldest = oldest(&args.what, &settings)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
-    // A wrong name is said before anybody is asked for a passphrase, and a key that does not sign before any work.
-    resolve::check(&settings, flags, &cache, &variable, ctx)?;
-    let key = signing_key(&settings, &args.what.key, &cache, ctx)?;
+    let source = args.what.key.source()?;
+    let key = || signing_key(&settings, &source, &cache, ctx);
     if args.dry_run {
-        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, key.as_ref(), ctx)?;
+        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
         ctx.reporter.finish();
         print(&describe(&plan, there.as_deref()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let built = pipeline::build(&settings, flags, &cache, &variable, key, ctx)?;
+    let built = pipeline::build(&settings, flags, &cache, &variable, &key, ctx)?;
     ctx.reporter.finish();
     let floor = built.package.manifest().facts.glibc.as_ref();
     if let (Some(oldest), Some(floor)) = (oldest, floor)
@@ -135,9 +134,9 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let flags = flags(&args.what, false)?;
     oldest(&args.what, &settings)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
-    resolve::check(&settings, flags, &cache, &variable, ctx)?;
-    let key = signing_key(&settings, &args.what.key, &cache, ctx)?;
-    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, key.as_ref(), ctx)?;
+    let source = args.what.key.source()?;
+    let key = || signing_key(&settings, &source, &cache, ctx);
+    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
     ctx.reporter.finish();
     if args.json {
         print_json(&plan)?;

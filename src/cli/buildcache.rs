@@ -2,7 +2,7 @@
 
 use super::args::Global;
 use super::publish::BucketArgs;
-use super::signer::{KeyArgs, signing_key};
+use super::signer::signing_key;
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, Selection, index, keys, prune};
@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::config::Settings;
 use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Stage};
-use crate::resolve;
+use crate::resolve::{self, KeySource};
 use crate::sign::{KeyStore, Keyring};
 use crate::workflows::buildcache as work;
 use anyhow::Result;
@@ -241,7 +241,7 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
     let store = store(to.as_deref(), settings, cache, ctx)?;
-    let key = match signing_key(settings, &KeyArgs::default(), cache, ctx)? {
+    let key = match signing_key(settings, &KeySource::default(), cache, ctx)? {
         Some(key) => key,
         None => resolve::make_key(cache, &variable, ctx)?,
     };

@@ -187,7 +187,6 @@ fn code(error: &Error) -> u8 {
 fn build(error: &BuildError) -> u8 {
     match error {
         BuildError::Resolve(e) => resolve(e),
-        BuildError::Plan(e) => plan(e),
         BuildError::Cache(_) => HOST,
         BuildError::Image(e) => image(e),
         BuildError::Prepare(PrepareError::Offline { .. })

@@ -31,7 +31,7 @@ pub fn run(global: &Global, args: &SignArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, Settings { key: args.key.key.clone(), ..Settings::default() })?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     // The key first: a package of gigabytes is not read for a passphrase that is wrong.
-    let key = signing_key(&settings, &args.key, &cache, ctx)?.ok_or_else(|| {
+    let key = signing_key(&settings, &args.key.source()?, &cache, ctx)?.ok_or_else(|| {
         exit::HostFault(
             "there is no signing key yet: `slurm-factory key generate` makes one, or name one with --key".into(),
         )

@@ -6,7 +6,7 @@ use crate::cli::args::Global;
 use crate::config::Settings;
 use crate::package::Trust;
 use crate::report::Ctx;
-use crate::resolve::{self, KeySource};
+use crate::resolve::{self, KeySource, ResolveError};
 use crate::secret::Secret;
 use crate::sign::{Fingerprint, KeyStore, Keyring, SigningKey, keep_private};
 use anyhow::Result;
@@ -83,12 +83,17 @@ pub fn fingerprint(text: &str) -> Result<Fingerprint> {
 }
 
 /// The key that signs, unlocked: asked for its passphrase where somebody can answer. `None` when one is still to be made.
-pub fn signing_key(settings: &Settings, args: &KeyArgs, cache: &Cache, ctx: &Ctx) -> Result<Option<SigningKey>> {
+pub fn signing_key(
+    settings: &Settings,
+    source: &KeySource,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<Option<SigningKey>, ResolveError> {
     let ask = |fingerprint: &Fingerprint| {
         ctx.reporter.finish();
         ask_passphrase(fingerprint)
     };
-    Ok(resolve::key_there(settings, &args.source()?, cache, &variable, &ask, ctx)?)
+    resolve::key_there(settings, source, cache, &variable, &ask, ctx)
 }
 
 /// Asks on the terminal, without showing what is typed; `None` when there is none.

@@ -202,6 +202,14 @@ pub struct Findings {
     pub closure: BTreeMap<PathBuf, Vec<Needed>>,
 }
 
+impl Findings {
+    /// How much is closed and what it asks of a host, in a line.
+    pub fn summary(&self) -> String {
+        let glibc = self.glibc.as_ref().map_or("none", |floor| floor.version.as_str());
+        format!("{} ELF files closed, needs glibc {glibc}", self.elf_files)
+    }
+}
+
 #[derive(Clone)]
 struct ElfFacts {
     needed: Vec<Vec<u8>>,

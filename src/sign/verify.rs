@@ -71,6 +71,13 @@ impl Keyring {
         self.add_bytes(&format!("`{}`", path.display()), &bytes)
     }
 
+    /// Only our own key.
+    pub fn of(key: &SigningKey) -> Self {
+        let mut keyring = Self::new();
+        keyring.add_key(key);
+        keyring
+    }
+
     /// Adds the public half of our own key.
     pub fn add_key(&mut self, key: &SigningKey) {
         self.add(key.cert().clone());

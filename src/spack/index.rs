@@ -17,7 +17,7 @@
 //! copy in the cache is seen by no sandbox. Compiled Python is good for one version of Python and one file by
 //! its own header (PEP 552). What Spack found out about compilers belongs to a rootfs and is not shared.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheError};
 use crate::fsutil;
 use crate::plan::{Identity, inside};
 use crate::report::Ctx;
@@ -47,7 +47,7 @@ impl Index {
             new: is_new(slot),
         };
         if !index.slot.is_dir()
-            && let Err(e) = index.bring()
+            && let Err(e) = index.bring(cache)
         {
             ctx.detail(format!("Spack's index of recipes is made again: {e}"));
         }
@@ -55,17 +55,15 @@ impl Index {
     }
 
     /// Copies the shared one to the slot, when there is one.
-    fn bring(&self) -> io::Result<()> {
+    fn bring(&self, cache: &Cache) -> Result<(), CacheError> {
         if !self.shared.is_dir() {
             return Ok(());
         }
-        let staging = tempfile::Builder::new().prefix(".tmp-").tempdir_in(fsutil::parent_of(&self.slot))?;
-        copy(&self.shared, staging.path())?;
-        match fs::rename(staging.path(), &self.slot) {
-            // Another run was quicker.
-            Err(_) if self.slot.is_dir() => Ok(()),
-            other => other,
-        }
+        let misc = fsutil::parent_of(&self.slot);
+        cache.sweep(misc)?;
+        let staging = cache.staging(misc)?;
+        copy(&self.shared, staging.path()).map_err(CacheError::Io)?;
+        staging.commit_new(&self.slot)
     }
 
     /// Shares what a concretization has just made in a new slot.
@@ -74,7 +72,7 @@ impl Index {
             return;
         }
         let kept = cache.staging(&cache.dir("spack")).and_then(|staging| {
-            copy(&self.slot, staging.path()).map_err(crate::cache::CacheError::Io)?;
+            copy(&self.slot, staging.path()).map_err(CacheError::Io)?;
             staging.commit(&self.shared)
         });
         if let Err(e) = kept {

@@ -71,8 +71,7 @@ pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<PathBuf>> {
 pub fn find(cache: &Cache, plan: &BuildPlan, key: &SigningKey, ctx: &Ctx) -> Result<Option<Built>, BuildError> {
     let Some(path) = recall(cache, plan).filter(|path| path.is_file()) else { return Ok(None) };
     let timer = ctx.stage(Stage::Package, path.display().to_string());
-    let mut keyring = Keyring::new();
-    keyring.add_key(key);
+    let keyring = Keyring::of(key);
     let package = match Package::open(&path, Trust::Require(&keyring), ctx) {
         Ok((package, _)) => package,
         Err(e) => {

@@ -54,6 +54,7 @@ pub fn facts(
     installed: &Installed,
     report: &Report,
     findings: &Findings,
+    packages: Vec<manifest::Installed>,
 ) -> package::Facts {
     let identity = &plan.identity;
     let source = |name: &str, pin: &SourcePin| manifest::Source {
@@ -102,8 +103,7 @@ pub fn facts(
         lock_sha256: installed.lock_digest().to_owned(),
         plan_sha256: plan.digest.to_string(),
         created: identity.epoch,
-        // `components` says more about them than this file knows.
-        packages: Vec::new(),
+        packages,
         glibc: findings.glibc.as_ref().map(|floor| manifest::GlibcFloor {
             version: floor.version.clone(),
             file: in_view(&floor.path),

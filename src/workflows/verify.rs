@@ -157,17 +157,16 @@ pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<VerifiedTree, Verify
     };
     let differences = package.as_ref().map_or(Ok(Vec::new()), |tree| tree.differences(true, ctx))?;
     let view = dir.join(VIEW);
-    let mut inspector = Inspector::new(rules, inside::ROOT);
-    feed_tree(&mut inspector, if view.is_dir() { &view } else { dir }, ctx)?;
-    let mut findings = inspector.finish();
+    let mut findings = files(if view.is_dir() { &view } else { dir }, rules, ctx)?;
     if let Some(tree) = &package {
         processor::check(&mut findings, &tree.manifest().facts.target);
     }
     Ok(VerifiedTree { findings, package, differences })
 }
 
-/// Feeds a tree to an inspector.
-pub fn feed_tree(inspector: &mut Inspector<'_>, root: &Path, ctx: &Ctx) -> Result<(), VerifyError> {
+/// What the files below `root` do not find there, need of a host, and still say of the build.
+pub fn files(root: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
+    let mut inspector = Inspector::new(rules, inside::ROOT);
     for entry in walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name() {
         ctx.check()?;
         let entry = entry.map_err(io::Error::from)?;
@@ -182,7 +181,7 @@ pub fn feed_tree(inspector: &mut Inspector<'_>, root: &Path, ctx: &Ctx) -> Resul
             inspector.file(path, mode, &fs::read(entry.path())?);
         }
     }
-    Ok(())
+    Ok(inspector.finish())
 }
 
 /// The problems, a line each, for an error message.

@@ -4,13 +4,13 @@
 use crate::util::run_in as run;
 use fs_err as fs;
 use slurm_factory::catalog::{PathRule, RelocateRules};
-use slurm_factory::relocate::verify::{Inspector, Problem};
+use slurm_factory::relocate::verify::Problem;
 use slurm_factory::relocate::{Origin, Request, Rules, in_place, relocate};
 use slurm_factory::report::Ctx;
-use slurm_factory::workflows::verify::feed_tree;
+use slurm_factory::workflows::verify::files;
 use std::path::Path;
 
-const ROOT: &str = "/sf-kinds.build";
+const ROOT: &str = slurm_factory::plan::inside::ROOT;
 
 /// Path, content with `@` for the prefix, what becomes of it in a package.
 #[derive(Debug, PartialEq, Clone, Copy)]
@@ -91,9 +91,8 @@ fn in_a_package() {
     for (script, line) in [("short", "#!/usr/bin/env -S perl -w\n"), ("long", "#!/usr/bin/env perl\n")] {
         assert!(fs::read_to_string(tree.join("bin").join(script)).unwrap().starts_with(line), "{script}");
     }
-    let mut inspector = Inspector::new(&rules, ROOT);
-    feed_tree(&mut inspector, &tree, &Ctx::silent()).unwrap();
-    let leaks: Vec<_> = inspector.finish().problems.into_iter().filter(|p| matches!(p, Problem::Leak { .. })).collect();
+    let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;
+    let leaks: Vec<_> = problems.into_iter().filter(|p| matches!(p, Problem::Leak { .. })).collect();
     assert_eq!(leaks, [], "debug sections are gone too");
 }
 
@@ -116,9 +115,7 @@ fn what_a_site_keeps_is_listed() {
     }
     // Compiled Python is no text: nothing can be filled in, and verify names it with string and offset.
     let rules = Rules::of_site(&site).unwrap();
-    let mut inspector = Inspector::new(&rules, ROOT);
-    feed_tree(&mut inspector, &tree, &Ctx::silent()).unwrap();
-    let problems = inspector.finish().problems;
+    let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;
     let pyc = problems.iter().find(|p| matches!(p, Problem::Leak { path, .. } if path.ends_with("x.pyc")));
     assert!(matches!(pyc, Some(Problem::Leak { offset: 2, .. })), "{problems:?}");
 }
