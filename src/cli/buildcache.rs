@@ -2,7 +2,7 @@
 
 use super::args::Global;
 use super::publish::BucketArgs;
-use super::signer::signing_key;
+use super::signer::{KeyArgs, KeysArgs, signing_key};
 use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, Selection, index, keys, prune};
@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::config::Settings;
 use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Stage};
-use crate::resolve::{self, KeySource};
+use crate::resolve;
 use crate::sign::{KeyStore, Keyring};
 use crate::workflows::buildcache as work;
 use anyhow::Result;
@@ -45,7 +45,7 @@ pub enum BuildcacheVerb {
         place: Place,
         /// Whom to believe.
         #[command(flatten)]
-        trust: Trust,
+        trust: KeysArgs,
     },
     /// Follow for each package what Spack would follow, and what it does not: index, manifest, signature, spec, hash, tarball
     Check {
@@ -54,7 +54,7 @@ pub enum BuildcacheVerb {
         place: Place,
         /// Whom to believe.
         #[command(flatten)]
-        trust: Trust,
+        trust: KeysArgs,
         /// Leave tarballs unread
         #[arg(long)]
         quick: bool,
@@ -96,14 +96,6 @@ pub struct Place {
     pub bucket: BucketArgs,
 }
 
-/// Whom to believe.
-#[derive(Debug, Args)]
-pub struct Trust {
-    /// Public key (or keyring) that must have signed [default: the cache's keys]
-    #[arg(long, value_name = "FILE")]
-    pub key: Vec<PathBuf>,
-}
-
 /// `buildcache push`
 #[derive(Debug, Args)]
 pub struct PushArgs {
@@ -137,9 +129,9 @@ pub struct PushArgs {
     /// Threads that compress, 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Secret key that signs [default: the cache's own key, made on first use]
-    #[arg(long, value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    /// Who signs.
+    #[command(flatten)]
+    pub key: KeyArgs,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -151,21 +143,14 @@ fn store(at: Option<&str>, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Res
     Ok(publish::open(at, &resolve::s3_options(settings, &variable), ctx)?)
 }
 
-fn keyring(cache: &Cache, trust: &Trust) -> Result<Keyring> {
-    if trust.key.is_empty() {
-        return Ok(KeyStore::new(cache).keyring()?);
-    }
-    let mut keyring = Keyring::new();
-    for key in &trust.key {
-        keyring.add_file(key)?;
-    }
-    Ok(keyring)
+fn keyring(cache: &Cache, trust: &KeysArgs) -> Result<Keyring> {
+    trust.keyring(|| Ok(KeyStore::new(cache).keyring()?))
 }
 
 /// `buildcache`
 pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode> {
     let flags = match verb {
-        BuildcacheVerb::Push(args) => Settings { key: args.key.clone(), ..Settings::default() },
+        BuildcacheVerb::Push(args) => Settings { key: args.key.key.clone(), ..Settings::default() },
         _ => Settings::default(),
     };
     let bucket = match verb {
@@ -241,7 +226,7 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
     let store = store(to.as_deref(), settings, cache, ctx)?;
-    let key = match signing_key(settings, &KeySource::default(), cache, ctx)? {
+    let key = match signing_key(settings, &args.key.source()?, cache, ctx)? {
         Some(key) => key,
         None => resolve::make_key(cache, &variable, ctx)?,
     };

@@ -307,6 +307,7 @@ fn publish(error: &PublishError) -> u8 {
         | PublishError::Taken { .. }
         | PublishError::NotAsSent { .. }
         | PublishError::Index { .. }
+        | PublishError::Page { .. }
         | PublishError::Interrupted(_) => PUBLISH,
     }
 }

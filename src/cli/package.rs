@@ -69,26 +69,34 @@ pub fn run(global: &Global, args: &PackageArgs, ctx: &Ctx) -> Result<ExitCode> {
 
 /// A package by its path, or one of the cache by its plan.
 fn open(global: &Global, named: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<Package> {
-    let path = if named.exists() {
-        named.to_owned()
+    let (plan, path) = if named.exists() {
+        (None, named.to_owned())
     } else {
         let settings = settings(global, Settings::default())?;
         let (cache, _lock) = open_cache(&settings, ctx)?;
         let text = named.to_string_lossy();
         match finished::by_plan(&cache, &text)?.as_slice() {
-            [one] => one.clone(),
+            [(plan, path)] => (Some(plan.clone()), path.clone()),
             [] => {
                 let builds = finished::builds_dir(&cache);
                 let text = format!("`{text}` is neither a file nor a plan whose package is in `{}`", builds.display());
                 return Err(exit::Usage(text).into());
             }
             several => {
-                let list: Vec<_> = several.iter().map(|path| path.display().to_string()).collect();
+                let list: Vec<_> = several.iter().map(|(plan, path)| format!("{plan} {}", path.display())).collect();
                 return Err(exit::Usage(format!("`{text}` may be each of\n  {}", list.join("\n  "))).into());
             }
         }
     };
-    Ok(Package::open(&path, trust, ctx)?.0)
+    let package = Package::open(&path, trust, ctx)?.0;
+    match plan {
+        Some(plan) if package.manifest().facts.plan_sha256 != plan => Err(exit::Usage(format!(
+            "the package of plan {plan} is gone: `{}` is that of another plan, which has the same name; build the first again",
+            path.display()
+        ))
+        .into()),
+        _ => Ok(package),
+    }
 }
 
 /// `package --oci`

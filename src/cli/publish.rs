@@ -1,7 +1,7 @@
 //! `publish`, and the flags by which every verb says where to.
 
 use super::args::Global;
-use super::signer::TrustArgs;
+use super::signer::{KeysArgs, own_keyring};
 use super::{print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::publish as store;
@@ -71,7 +71,7 @@ pub struct PublishArgs {
     pub store: StoreArgs,
     /// Whose signatures count.
     #[command(flatten)]
-    pub trust: TrustArgs,
+    pub trust: KeysArgs,
     /// Change nothing; list what would be sent, and how many bytes
     #[arg(long)]
     pub dry_run: bool,
@@ -90,7 +90,7 @@ pub struct PublishArgs {
 pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, args.store.over(Settings::default()))?;
     let to = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
-    let keyring = args.trust.keyring(global, ctx)?;
+    let keyring = args.trust.keyring(|| own_keyring(global, ctx))?;
     let store = store::open(to, &resolve::s3_options(&settings, &variable), ctx).map_err(PublishError::from)?;
     if !args.dry_run {
         // Before gigabytes are read and hashed.

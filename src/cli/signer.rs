@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// Who signs.
 #[derive(Debug, Clone, Default, Args)]
 pub struct KeyArgs {
-    /// Secret key that signs the package [default: SLURM_FACTORY_SIGNING_KEY, or the cache's own key, made on first use]
+    /// Secret key that signs [default: SLURM_FACTORY_SIGNING_KEY, or the cache's own key, made on first use]
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
     /// Read the secret key from this file descriptor, as in `--key-fd 3 3<key.asc`
@@ -36,27 +36,33 @@ impl KeyArgs {
     }
 }
 
-/// Who is trusted.
+/// Whose signatures are believed.
 #[derive(Debug, Clone, Default, Args)]
-pub struct TrustArgs {
+pub struct KeysArgs {
     /// Public key, or keyring with several, one of which must have signed it [default: the cache's keys]
     #[arg(long, value_name = "FILE")]
     pub key: Vec<PathBuf>,
     /// Of these keys only the one with this fingerprint; may be given several times
     #[arg(long, value_name = "FINGERPRINT")]
     pub fingerprint: Vec<String>,
+}
+
+/// Who is trusted, of several that may have signed.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub keys: KeysArgs,
     /// Every one of these keys must have signed it
     #[arg(long)]
     pub all_signers: bool,
 }
 
-impl TrustArgs {
-    /// The keys that are meant.
-    pub fn keyring(&self, global: &Global, ctx: &Ctx) -> Result<Keyring> {
+impl KeysArgs {
+    /// The keys that are meant. `own` gives the cache's.
+    pub fn keyring(&self, own: impl FnOnce() -> Result<Keyring>) -> Result<Keyring> {
         let keyring = if self.key.is_empty() {
-            let settings = settings(global, Settings::default())?;
-            let (cache, _lock) = open_cache(&settings, ctx)?;
-            KeyStore::new(&cache).keyring()?
+            own()?
         } else {
             let mut keyring = Keyring::new();
             for key in &self.key {
@@ -70,11 +76,25 @@ impl TrustArgs {
         let pins = self.fingerprint.iter().map(|text| fingerprint(text)).collect::<Result<Vec<_>>>()?;
         Ok(keyring.pinned(&pins)?)
     }
+}
+
+impl TrustArgs {
+    /// The keys that are meant.
+    pub fn keyring(&self, global: &Global, ctx: &Ctx) -> Result<Keyring> {
+        self.keys.keyring(|| own_keyring(global, ctx))
+    }
 
     /// What is asked of a signature.
     pub fn trust<'k>(&self, keyring: &'k Keyring) -> Trust<'k> {
         if self.all_signers { Trust::RequireAll(keyring) } else { Trust::Require(keyring) }
     }
+}
+
+/// The cache's keys.
+pub fn own_keyring(global: &Global, ctx: &Ctx) -> Result<Keyring> {
+    let settings = settings(global, Settings::default())?;
+    let (cache, _lock) = open_cache(&settings, ctx)?;
+    Ok(KeyStore::new(&cache).keyring()?)
 }
 
 /// A fingerprint that was typed.

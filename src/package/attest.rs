@@ -4,7 +4,6 @@ use super::manifest::Manifest;
 use super::{Beside, PackageError, Trust, parse_sums, provenance, read_small, sbom};
 use crate::sign::SignError;
 use sha2::{Digest, Sha256};
-use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
@@ -33,14 +32,15 @@ pub(super) fn make(manifest: &Manifest, archive: &str, sha256: &str) -> Result<A
 pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<(), PackageError> {
     let beside = Beside::of(path);
     let refuse = |file: &Path, reason: String| PackageError::Attestation { file: file.to_owned(), reason };
-    let sums = there(&beside.sums)?;
+    let sums = there(&beside.sums)?.map(|text| parse_sums(&text)).unwrap_or_default();
     let mut bill = None;
     for file in [&beside.sbom, &beside.provenance] {
         let Some(bytes) = there(file)? else { continue };
         let found = sum(&bytes);
         let name = file.file_name().unwrap_or_default();
-        if let Some(expected) = sums.as_deref().and_then(|sums| listed(sums, name))
-            && expected != found
+        // One that was renamed is held to the archive by its content, below.
+        if let Some((expected, _)) = sums.iter().find(|(_, listed)| listed.file_name() == Some(name))
+            && *expected != found
         {
             return Err(refuse(file, format!("its sha256 is {found}, and the sums say {expected}")));
         }
@@ -66,12 +66,6 @@ pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<(), P
         }
     }
     Ok(())
-}
-
-/// The sum of a name, when the list names it: a list with one line is about the archive, whatever it is called.
-fn listed(sums: &[u8], name: &OsStr) -> Option<String> {
-    let several = memchr::memchr_iter(b'\n', sums).count() > 1;
-    if several { parse_sums(sums, name) } else { None }
 }
 
 fn there(path: &Path) -> Result<Option<Vec<u8>>, PackageError> {

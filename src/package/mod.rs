@@ -450,7 +450,7 @@ fn check_sum(path: &Path, sums: &Path, found: &str) -> Result<(), PackageError> 
         Err(error) => return Err(PackageError::Io(error)),
     };
     let name = path.file_name().unwrap_or_default();
-    let Some(expected) = parse_sums(&text, name) else {
+    let Some(expected) = archive_sum(parse_sums(&text), name) else {
         return Err(PackageError::SumUnreadable { sums: sums.to_owned(), name: name.to_string_lossy().into_owned() });
     };
     if expected == found {
@@ -465,28 +465,27 @@ fn check_sum(path: &Path, sums: &Path, found: &str) -> Result<(), PackageError> 
     }
 }
 
-/// The sum of `name` in the output of `sha256sum`: `HEX  NAME`, or `HEX *NAME`; a single sum may also stand alone or
-/// be that of a file that has since been renamed.
-fn parse_sums(text: &[u8], name: &OsStr) -> Option<String> {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<(&str, &str)> = text
+/// The lines of `sha256sum`'s output, `HEX  NAME` or `HEX *NAME`: sum in lower case, and name, empty for a sum that stands alone.
+fn parse_sums(text: &[u8]) -> Vec<(String, PathBuf)> {
+    String::from_utf8_lossy(text)
         .lines()
         .filter_map(|line| {
             let (sum, rest) = line.split_once([' ', '\t']).unwrap_or((line.trim(), ""));
-            let rest = rest.strip_prefix([' ', '*']).unwrap_or(rest);
-            (sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit())).then_some((sum, rest))
+            let name = rest.strip_prefix([' ', '*']).unwrap_or(rest);
+            let is_sum = sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit());
+            is_sum.then(|| (sum.to_ascii_lowercase(), PathBuf::from(name)))
         })
-        .collect();
-    let sum = match lines.as_slice() {
-        [(sum, _)] => Some(*sum),
-        several => {
-            let same = several.iter().find(|(_, n)| Path::new(n).file_name() == Some(name));
-            // A renamed archive among what we write beside it.
-            let mut others = several.iter().filter(|(_, n)| Path::new(n).extension() != Some(OsStr::new("json")));
-            same.or_else(|| others.next().filter(|_| others.next().is_none())).map(|(sum, _)| *sum)
-        }
-    };
-    sum.map(str::to_ascii_lowercase)
+        .collect()
+}
+
+/// The sum of the archive `name`, or, when it has been renamed, of the only one in the list.
+fn archive_sum(sums: Vec<(String, PathBuf)>, name: &OsStr) -> Option<String> {
+    if let Some((sum, _)) = sums.iter().find(|(_, listed)| listed.file_name() == Some(name)) {
+        return Some(sum.clone());
+    }
+    // What we write beside it is listed too.
+    let mut archives = sums.into_iter().filter(|(_, listed)| listed.extension() != Some(OsStr::new("json")));
+    archives.next().filter(|_| archives.next().is_none()).map(|(sum, _)| sum)
 }
 
 /// Reads a file that cannot be large: a sum, a signature.
@@ -577,10 +576,10 @@ mod tests {
             format!("{}\n", sum.to_uppercase()),
             format!("{}  other\n{sum}  ./dir/x.tar.gz\n", "b".repeat(64)),
         ] {
-            assert_eq!(parse_sums(text.as_bytes(), name).as_deref(), Some(sum.as_str()), "{text}");
+            assert_eq!(archive_sum(parse_sums(text.as_bytes()), name).as_deref(), Some(sum.as_str()), "{text}");
         }
         for text in ["", "abc  x.tar.gz", "not found"] {
-            assert_eq!(parse_sums(text.as_bytes(), name), None, "{text}");
+            assert_eq!(archive_sum(parse_sums(text.as_bytes()), name), None, "{text}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::PlanError;
 use crate::catalog::{Catalog, Feature};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// What the user chose beyond the variant. Names are the catalog's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -166,7 +167,12 @@ pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chose
     }
     // Last, so that what a feature needs wins over a variant that leaves it out.
     let mut adding: Vec<&str> = choice.with.iter().map(String::as_str).collect();
+    let mut added = BTreeSet::new();
     while let Some(name) = adding.pop() {
+        // Features of a site may need each other.
+        if !added.insert(name) {
+            continue;
+        }
         let feature = catalog.feature(name)?;
         if let Some(why) = &feature.refused {
             return Err(PlanError::NotYet { what: format!("--with {name}"), why: why.clone() });

@@ -3,7 +3,6 @@
 
 use crate::catalog::{DlopenRule, PathRule, RelocateRules};
 use globset::{GlobBuilder, GlobMatcher};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -23,13 +22,6 @@ pub enum RulesError {
         /// Why not.
         source: globset::Error,
     },
-}
-
-#[derive(Deserialize)]
-struct File {
-    libc: Vec<String>,
-    #[serde(flatten)]
-    rules: RelocateRules,
 }
 
 /// A pattern for paths relative to the view, and why it is there.
@@ -108,7 +100,11 @@ impl Rules {
 
     /// The embedded rules, and before them a site's.
     pub fn of_site(site: &RelocateRules) -> Result<Self, RulesError> {
-        let File { libc, rules } = toml::from_str(RULES).map_err(Box::new)?;
+        // One table more than a site's file may have. Not by `flatten`, which takes a misspelt table for none.
+        let mut table: toml::Table = toml::from_str(RULES).map_err(Box::new)?;
+        let libc = table.remove("libc").unwrap_or_else(|| toml::Value::Array(Vec::new()));
+        let libc: Vec<String> = libc.try_into().map_err(Box::new)?;
+        let rules: RelocateRules = table.try_into().map_err(Box::new)?;
         let mut digest = Sha256::new_with_prefix(RULES);
         if *site != RelocateRules::default() {
             // A struct of strings always serialises.

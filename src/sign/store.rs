@@ -158,8 +158,8 @@ impl KeyStore {
     }
 
     /// Keeps keys exported by gpg or by us: secret ones as they are (locked ones stay locked), public ones so that
-    /// what they signed is believed. What is known about a key already is kept and added to. Returns their
-    /// fingerprints.
+    /// what they signed is believed. What is known about a key already is kept and added to. Which one signs is not
+    /// decided here ([`Self::set_default`]). Returns their fingerprints.
     pub fn import(&self, ctx: &Ctx, origin: &str, bytes: &Secret<Vec<u8>>) -> Result<Vec<Fingerprint>, SignError> {
         let certs = parse_certs(origin, bytes.expose())?;
         let _lock = self.cache.lock(ctx, "keys", "the signing keys")?;
@@ -174,12 +174,6 @@ impl KeyStore {
             };
             let secret = if cert.is_tsk() { Some(armored_secret(&cert)?) } else { None };
             self.write(&fingerprint, secret.as_ref(), &armored_public(&cert)?)?;
-            if secret.is_some()
-                && self.default_fingerprint()?.is_none()
-                && KeyInfo::of(&cert, false, SystemTime::now()).can_sign
-            {
-                self.set_default(&fingerprint)?;
-            }
             imported.push(fingerprint);
         }
         Ok(imported)

@@ -82,7 +82,7 @@ fn prefixes(store: &Path) -> io::Result<HashMap<String, PathBuf>> {
 /// A file that two packages have in one place of the view counts for the first.
 fn size(prefix: &Path, tree: &Path, claimed: &mut HashSet<PathBuf>) -> io::Result<Size> {
     let mut size = Size::default();
-    let mut inodes = HashSet::new();
+    let (mut inodes, mut kept_inodes) = (HashSet::new(), HashSet::new());
     let own = |entry: &walkdir::DirEntry| entry.depth() != 1 || entry.file_name() != ".spack";
     for entry in walkdir::WalkDir::new(prefix).into_iter().filter_entry(own) {
         let entry = entry.map_err(io::Error::from)?;
@@ -90,13 +90,13 @@ fn size(prefix: &Path, tree: &Path, claimed: &mut HashSet<PathBuf>) -> io::Resul
             continue;
         }
         let metadata = fs::symlink_metadata(entry.path())?;
-        let first_name = inodes.insert(metadata.ino());
-        size.installed += if first_name { metadata.len() } else { 0 };
+        size.installed += if inodes.insert(metadata.ino()) { metadata.len() } else { 0 };
         let below = entry.path().strip_prefix(prefix).map_err(io::Error::other)?;
         if let Ok(kept) = fs::symlink_metadata(tree.join(below))
             && kept.is_file()
             && claimed.insert(below.to_owned())
-            && first_name
+            // Of the names of one file, whichever of them was kept.
+            && kept_inodes.insert(metadata.ino())
         {
             size.packaged += kept.len();
         }

@@ -43,8 +43,9 @@ pub fn recall(cache: &Cache, plan: &BuildPlan) -> Option<PathBuf> {
     Some(builds_dir(cache).join(record.archive))
 }
 
-/// The archives of the cache whose plan's digest begins with `digits`, of which six are enough to mean one.
-pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<PathBuf>> {
+/// The plans whose digest begins with `digits`, of which six are enough to mean one, each with the archive that it made. Another
+/// plan may have put its own there since.
+pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(builds_dir(cache).join(".plans")) {
         Ok(entries) => entries,
@@ -58,11 +59,9 @@ pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<PathBuf>> {
             && name.starts_with(digits)
             && let Ok(record) = serde_json::from_slice::<Record>(&fs::read(&path)?)
         {
-            found.push(builds_dir(cache).join(record.archive));
+            found.push((name.to_owned(), builds_dir(cache).join(record.archive)));
         }
     }
-    found.sort();
-    found.dedup();
     Ok(found)
 }
 

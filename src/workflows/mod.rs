@@ -1,7 +1,6 @@
 //! Verbs that cross stages: what `cli` calls after it has parsed, beside the build itself (`pipeline`).
 
 pub mod buildcache;
-pub mod cache_page;
 pub mod clean;
 pub mod components;
 pub mod finished;

@@ -324,7 +324,8 @@ fn keys_are_imported_listed_and_exported() {
     assert_eq!(store.import(&ctx, "it", &Secret::new(public)).unwrap(), std::slice::from_ref(&public_only));
     assert_eq!(store.default_fingerprint().unwrap(), None, "a public key cannot be the default");
     assert_eq!(store.import(&ctx, "it", &Secret::new(secret)).unwrap(), std::slice::from_ref(&locked));
-    assert_eq!(store.default_fingerprint().unwrap(), Some(locked.clone()));
+    assert_eq!(store.default_fingerprint().unwrap(), None, "which one signs is the caller's to say");
+    store.set_default(&locked).unwrap();
     let list = store.list().unwrap();
     let info = |f: &Fingerprint| list.iter().find(|k| k.fingerprint == *f).unwrap().clone();
     assert!(info(&locked).protected && info(&locked).can_sign && info(&locked).default);

@@ -126,6 +126,13 @@ fn a_package_goes_to_a_folder() {
     let index: serde_json::Value = serde_json::from_slice(&std::fs::read(site.join("index.json")).unwrap()).unwrap();
     let listed = site.join(index["packages"][0]["path"].as_str().unwrap());
     assert!(listed.starts_with(site.join("slurm/25.11/13.3.0")), "{}", listed.display());
+    let page = std::fs::read_to_string(site.join("index.html")).unwrap();
+    let key = format!("keys/{}.asc", index["packages"][0]["signed_by"].as_str().unwrap());
+    for link in [index["packages"][0]["path"].as_str().unwrap(), &key] {
+        assert!(page.contains(&format!("href=\"./{link}\"")) && site.join(link).is_file(), "{link}: {page}");
+    }
+    let by_page = program.say(&["verify", listed.to_str().unwrap(), "--key", site.join(&key).to_str().unwrap()]);
+    assert_eq!(by_page.code, 0, "{}", by_page.err);
     let verified = program.say(&["verify", listed.to_str().unwrap()]);
     assert!(verified.err.contains("good") || verified.out.contains("good"), "{}{}", verified.out, verified.err);
 }

@@ -13,7 +13,6 @@ use super::PublishError;
 use crate::package::Package;
 use crate::publish::{Condition, Keep, Key, Put, Store, Version, Written};
 use crate::report::Ctx;
-use crate::sign::Fingerprint;
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
@@ -65,7 +64,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    pub(super) fn new(path: &str, package: &Package, signer: &Fingerprint) -> Self {
+    pub(super) fn new(path: &str, package: &Package, signed_by: String) -> Self {
         let facts = &package.manifest().facts;
         Self {
             path: path.to_owned(),
@@ -76,7 +75,7 @@ impl Listed {
             glibc: facts.glibc.as_ref().map(|glibc| glibc.version.clone()),
             bytes: package.size(),
             sha256: package.sha256().to_owned(),
-            signed_by: signer.as_str().to_owned(),
+            signed_by,
             plan: facts.plan_sha256.clone(),
         }
     }

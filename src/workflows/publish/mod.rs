@@ -7,7 +7,9 @@
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.asc
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.spdx.json        and .provenance.json with its .asc
 //! TO/slurm/25.11/13.3.0/buildcache/                                            with `--publish all`: the packages of Spack
-//! TO/index.json                                                               last, by a conditional write
+//! TO/keys/FINGERPRINT.asc                                                     the public key that signed
+//! TO/index.json                                                               last of what counts, by a conditional write
+//! TO/index.html                                                               the same for people, made from it
 //! ```
 //!
 //! The name of an archive does not name its content, so another archive of the same name is not overwritten unless that is asked
@@ -15,6 +17,7 @@
 //! run that was cut is ended by the next. docs/publish.md is for those who use it.
 
 pub mod index;
+mod page;
 
 use crate::buildcache::slurm_path;
 use crate::cache::Cache;
@@ -34,6 +37,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The largest public key that is read, bytes.
+const KEY_LIMIT: u64 = 4 << 20;
 
 /// Why nothing, or not all, was published.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +136,14 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The page could not be made of the index.
+    #[error("{address}/{}: {reason}", page::KEY)]
+    Page {
+        /// The store.
+        address: String,
+        /// The template engine's reason.
+        reason: String,
+    },
     /// We were told to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -174,11 +188,12 @@ pub struct Item {
 }
 
 /// What will be published, looked at and compared with what is there.
-#[derive(Debug)]
 pub struct Outgoing {
     /// In the order in which they go.
     pub items: Vec<Item>,
     entry: Listed,
+    /// The one key that signed.
+    signer: Keyring,
 }
 
 impl Outgoing {
@@ -193,7 +208,7 @@ pub struct Target {
     store: Box<dyn Store>,
     /// With `--publish all`: how the place is reached, for what is below it.
     all: Option<S3Options>,
-    signer: Fingerprint,
+    signer: Keyring,
     options: Options,
 }
 
@@ -223,7 +238,7 @@ pub fn planned(
         store.check(ctx)?;
     }
     let all = (flags.publish == Some(Publish::All)).then_some(reach);
-    Ok(Some(Target { store, all, signer: key.fingerprint(), options: Options { replace: false, verify: false } }))
+    Ok(Some(Target { store, all, signer: Keyring::of(key), options: Options::default() }))
 }
 
 /// Whether the packages of Spack are to be published too.
@@ -263,10 +278,11 @@ pub fn look(path: &Path, keyring: &Keyring, store: &dyn Store, ctx: &Ctx) -> Res
     let (package, good) = Package::open(path, Trust::Require(keyring), ctx)?;
     let not_signed = || PackageError::NotSigned { path: path.to_owned(), signature: package.beside().signature };
     let signer = good.into_iter().next().ok_or_else(not_signed)?.fingerprint;
-    plan(&package, &signer, store, ctx)
+    plan(&package, &keyring.pinned(&[signer])?, store, ctx)
 }
 
-fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
+/// `signer` is the one key that signed.
+fn plan(package: &Package, signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
     let bad_name = || PublishError::BadName { path: package.path().to_owned() };
     let name = package.path().file_name().and_then(|name| name.to_str()).ok_or_else(bad_name)?;
     let facts = &package.manifest().facts;
@@ -284,7 +300,8 @@ fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -
         false if store.stat(&archive_key, ctx)?.is_some() => State::Replace,
         false => State::New,
     };
-    let entry = Listed::new(archive_key.as_str(), package, signer);
+    let signed_by = signer.fingerprints().first().map_or("", Fingerprint::as_str).to_owned();
+    let entry = Listed::new(archive_key.as_str(), package, signed_by);
     let known = index::read(store, ctx)?
         .0
         .packages
@@ -325,7 +342,7 @@ fn plan(package: &Package, signer: &Fingerprint, store: &dyn Store, ctx: &Ctx) -
         };
         items.push(Item { key: at.to_string(), bytes: source.size, state, at, source, content_type });
     }
-    Ok(Outgoing { items, entry })
+    Ok(Outgoing { items, entry, signer: signer.clone() })
 }
 
 /// The copy beside the archive is what people and programs look at first: it must be of this archive.
@@ -370,10 +387,34 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
     if options.verify {
         verify(outgoing, store, ctx)?;
     }
+    offer_key(&outgoing.signer, store, ctx)?;
     let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry))?;
+    page::write(store, ctx)?;
     match (sent, listed) {
         (0, false) => timer.cached("everything is there"),
         _ => timer.done(format!("{} sent, the index names {}", format_size(sent, BINARY), outgoing.entry.path)),
+    }
+    Ok(())
+}
+
+/// Where the public key of this fingerprint is, below the address.
+fn key_file(fingerprint: &str) -> String {
+    format!("keys/{fingerprint}.asc")
+}
+
+/// Puts the public key that signed where the page links it. What is there of the same key, a later expiry, say, is kept.
+fn offer_key(signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
+    for fingerprint in signer.fingerprints() {
+        let at = Key::new(key_file(fingerprint.as_str()))?;
+        let there = store.read(&at, KEY_LIMIT, ctx)?.map(|(bytes, _)| bytes).unwrap_or_default();
+        let mut merged = signer.clone();
+        // What is no key is replaced.
+        let _ = merged.add_bytes(&at.to_string(), &there);
+        let armored = merged.pinned(&[fingerprint])?.armored()?;
+        if there != armored.as_bytes() {
+            let how = Put { content_type: "application/pgp-keys", keep: Keep::Briefly, condition: Condition::Always };
+            store.put(&at, armored.as_bytes(), &how, ctx)?;
+        }
     }
     Ok(())
 }

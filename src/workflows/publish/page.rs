@@ -1,0 +1,201 @@
+//! `index.html` of a published place: what is there, who signed it, and how it is used.
+//!
+//! Derived from `index.json` and from which binary caches lie beside the packages, so it says nothing of its own and can be made
+//! again at any time. The page has no script, loads nothing from anywhere, and names its files relative to itself, so it is
+//! the same from S3, a web server and a disk. Every value is escaped; one that the template does not know is an error.
+
+use super::index::{self, Index};
+use super::{PublishError, key_file};
+use crate::buildcache::manifest::INDEX_MANIFEST;
+use crate::publish::{Condition, Keep, Key, Put, Store};
+use crate::report::Ctx;
+use humansize::{BINARY, format_size};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
+use std::collections::BTreeSet;
+
+/// Where it is, below the address.
+pub const KEY: &str = "index.html";
+
+const TEMPLATE: &str = include_str!("../../../templates/index.html");
+
+/// By this a page is known for ours; any other is left alone. The template has it.
+const GENERATOR: &str = "<meta name=\"generator\" content=\"slurm-factory ";
+
+/// The largest page that is read, bytes.
+const LIMIT: u64 = 64 << 20;
+
+/// How often a page that became old while it was written is written again.
+const TRIES: usize = 50;
+
+/// Writes the page of the index that is there, unless it is there already. Of two publishers who write at once each looks again
+/// after it wrote, so that the page that stays is that of the last index.
+pub fn write(store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
+    let at = Key::new(KEY)?;
+    for _ in 0..TRIES {
+        let index = index::read(store, ctx)?.0;
+        let caches = caches(&index, store, ctx)?;
+        let page = render(&index, &caches, store.address())?;
+        match store.read(&at, LIMIT, ctx)? {
+            Some((there, _)) if there == page.as_bytes() => break,
+            Some((there, _)) if memchr::memmem::find(&there, GENERATOR.as_bytes()).is_none() => {
+                ctx.note(format!("{}/{KEY} was not made by slurm-factory and is left as it is", store.address()));
+                break;
+            }
+            _ => {}
+        }
+        let how = Put { content_type: "text/html; charset=utf-8", keep: Keep::Briefly, condition: Condition::Always };
+        store.put(&at, page.as_bytes(), &how, ctx)?;
+    }
+    Ok(())
+}
+
+/// The folders of packages beside which the packages of Spack were published.
+fn caches(index: &Index, store: &dyn Store, ctx: &Ctx) -> Result<BTreeSet<String>, PublishError> {
+    let folders: BTreeSet<&str> = index.packages.iter().filter_map(|p| Some(p.path.rsplit_once('/')?.0)).collect();
+    let mut caches = BTreeSet::new();
+    for folder in folders {
+        let cache = format!("{folder}/buildcache");
+        if store.stat(&Key::new(format!("{cache}/{INDEX_MANIFEST}"))?, ctx)?.is_some() {
+            caches.insert(cache);
+        }
+    }
+    Ok(caches)
+}
+
+/// The page. `address` is how the store is named.
+fn render(index: &Index, caches: &BTreeSet<String>, address: &str) -> Result<String, PublishError> {
+    let failed = |e: minijinja::Error| PublishError::Page { address: address.to_owned(), reason: e.to_string() };
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.add_template("index.html", TEMPLATE).map_err(failed)?;
+    let signers: BTreeSet<&str> = index.packages.iter().map(|p| p.signed_by.as_str()).collect();
+    let signers: Vec<_> =
+        signers.into_iter().map(|f| context! { fingerprint => f, href => relative(&key_file(f)) }).collect();
+    let packages: Vec<_> = index
+        .packages
+        .iter()
+        .map(|p| {
+            let name = p.path.rsplit('/').next().unwrap_or_default();
+            let size = format_size(p.bytes, BINARY);
+            context! {
+                slurm => &p.slurm, compiler => &p.compiler, toolchain => &p.toolchain, target => &p.target,
+                glibc => &p.glibc, sha256 => &p.sha256, href => relative(&p.path), name, size,
+            }
+        })
+        .collect();
+    let caches: Vec<_> = caches.iter().map(|path| cache(path, address)).collect();
+    let values = context! { tool => env!("CARGO_PKG_VERSION"), signers, packages, caches };
+    environment.get_template("index.html").and_then(|t| t.render(values)).map(|t| t + "\n").map_err(failed)
+}
+
+/// A cache `slurm/VERSION/GCC/buildcache` and the commands by which Spack uses it.
+fn cache(path: &str, address: &str) -> Value {
+    let mut parts = path.split('/').skip(1);
+    let (version, gcc) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let mirror = format!("{}/{path}", address.trim_end_matches('/'));
+    let commands = [
+        format!("spack mirror add --signed {} {}", shell(&format!("slurm-{version}")), shell(&mirror)),
+        "spack buildcache keys --install --trust".to_owned(),
+        format!("spack install --cache-only {}", shell(&format!("slurm@{}", version.replace('.', "-")))),
+    ];
+    context! { version, gcc, commands }
+}
+
+/// A word of a shell line: people copy it.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// A link below the page: bytes that mean something in a URL are escaped, and no path is taken for a scheme.
+fn relative(path: &str) -> Value {
+    use std::fmt::Write as _;
+    let mut link = String::from("./");
+    for byte in path.trim_start_matches('/').bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            link.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(link, "%{byte:02X}");
+        }
+    }
+    // Nothing in it needs an escape of HTML's.
+    Value::from_safe_string(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::Listed;
+    use super::*;
+    use crate::publish::FolderStore;
+    use fs_err as fs;
+
+    fn listed(path: &str, toolchain: &str) -> Listed {
+        Listed {
+            path: path.into(),
+            slurm: "24.11.5".into(),
+            compiler: "13.3.0".into(),
+            toolchain: toolchain.into(),
+            target: "x86_64".into(),
+            glibc: Some("2.38".into()),
+            bytes: 123_456_789,
+            sha256: "ab".repeat(32),
+            signed_by: "0123456789ABCDEF0123456789ABCDEF01234567".into(),
+            plan: "c".repeat(64),
+        }
+    }
+
+    fn index(packages: Vec<Listed>) -> Index {
+        Index { schema: 1, packages }
+    }
+
+    #[test]
+    fn the_page_is_escaped_loads_nothing_and_links_relative_to_itself() {
+        let packages =
+            index(vec![listed("slurm/24.11/13.3.0/slurm-24.11.tar.gz", "no\"><script>alert(1)</script>ble")]);
+        let caches = BTreeSet::from(["slurm/24.11/13.3.0/buildcache".to_owned()]);
+        let page = render(&packages, &caches, "s3://bucket/a b").unwrap();
+        assert!(page.contains("&lt;script&gt;") && page.contains(GENERATOR), "{page}");
+        assert!(!page.contains("<script") && !page.contains("<link") && !page.contains("src="), "{page}");
+        for word in ["117.74 MiB", "2.38 or newer", "slurm@24-11", "add --signed slurm-24.11 &#x27;s3:"] {
+            assert!(page.contains(word), "no `{word}` in {page}");
+        }
+        let links = page.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        assert_eq!(links.clone().count(), 6);
+        assert!(links.clone().all(|link| link.starts_with("./") && !link.contains("//")), "{page}");
+    }
+
+    #[test]
+    fn an_empty_place_has_a_page_and_odd_names_stay_links() {
+        let page = render(&index(Vec::new()), &BTreeSet::new(), "file:///srv").unwrap();
+        assert!(page.contains("No package has been published") && !page.contains("<table"), "{page}");
+        assert_eq!(relative("a b/c:d?e#f\u{e9}.tar.gz").as_str().unwrap(), "./a%20b/c%3Ad%3Fe%23f%C3%A9.tar.gz");
+        assert_eq!(shell("it's"), "'it'\\''s'");
+    }
+
+    #[test]
+    fn it_follows_the_index_and_leaves_a_page_of_somebody_else_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, ctx) = (FolderStore::new(dir.path()), Ctx::silent());
+        let read = || fs::read_to_string(dir.path().join(KEY)).unwrap();
+        let path = "slurm/24.11/13.3.0/slurm-24.11.tar.gz";
+        index::update(&store, &ctx, |index| index.insert(&listed(path, "noble"))).unwrap();
+        write(&store, &ctx).unwrap();
+        assert!(read().contains(path) && !read().contains("spack install"), "{}", read());
+
+        let manifest = dir.path().join("slurm/24.11/13.3.0/buildcache").join(INDEX_MANIFEST);
+        fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+        fs::write(manifest, "{}").unwrap();
+        write(&store, &ctx).unwrap();
+        assert!(read().contains("spack install --cache-only slurm@24-11"), "{}", read());
+
+        fs::write(dir.path().join(KEY), "<h1>Our site</h1>").unwrap();
+        write(&store, &ctx).unwrap();
+        assert_eq!(read(), "<h1>Our site</h1>");
+    }
+}
