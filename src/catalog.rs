@@ -1,11 +1,12 @@
 //! Typed view of `assets/catalog.toml` and of `rootfs/<toolchain>/`: every version, toolchain and pin that
 //! the program knows, embedded at build time, widened by configuration.
 
-use include_dir::{Dir, include_dir};
 mod entries;
 
 pub use entries::{BinaryCache, Compiler, DerivedToolchain, Feature, Target};
 
+use crate::elf::{self, GlibcVersion};
+use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -62,9 +63,9 @@ fn hint(asked: &str, glibc: &str, toolchain: Option<&str>, known: &[String]) -> 
     }
 }
 
-/// A glibc's version as numbers that can be compared.
-fn glibc_number(version: &str) -> Vec<u32> {
-    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+/// glibc's version, `2.28`.
+pub fn glibc_number(text: &str) -> Option<GlibcVersion> {
+    elf::glibc_version(format!("GLIBC_{text}").as_bytes())
 }
 
 /// A Slurm release that can be built.
@@ -332,15 +333,27 @@ impl Catalog {
         self.distributions.clone().into_iter().chain(toolchains.map(|(glibc, name)| (name, glibc))).collect()
     }
 
+    /// The catalog's own toolchains with their glibc, the oldest first. Those of a site have the glibc of one of these.
+    pub fn by_glibc(&self) -> Vec<(GlibcVersion, String)> {
+        let known = self.toolchains.known.iter().filter_map(|name| self.own_toolchain(name).ok());
+        let mut known: Vec<_> = known.filter_map(|t| Some((glibc_number(&t.glibc)?, t.name))).collect();
+        known.sort();
+        known
+    }
+
+    /// The toolchain whose packages run with this glibc and whose own is the newest of those: its libraries and tools are the
+    /// youngest.
+    pub fn newest_for(&self, glibc: GlibcVersion) -> Option<(GlibcVersion, String)> {
+        self.by_glibc().into_iter().rfind(|(own, _)| *own <= glibc)
+    }
+
     /// What to say of a name that is no toolchain: for a distribution, the toolchain with the newest glibc that runs there.
     fn no_toolchain(&self, asked: &str) -> CatalogError {
         let known = self.toolchains();
         let Some(glibc) = self.distributions.get(&asked.to_lowercase()) else {
             return CatalogError::Unknown { what: "toolchain", asked: asked.to_owned(), known };
         };
-        let fits = self.toolchains.known.iter().filter_map(|name| self.own_toolchain(name).ok());
-        let fits = fits.filter(|t| glibc_number(&t.glibc) <= glibc_number(glibc));
-        let toolchain = fits.max_by_key(|t| glibc_number(&t.glibc)).map(|t| t.name);
+        let toolchain = glibc_number(glibc).and_then(|glibc| self.newest_for(glibc)).map(|(_, name)| name);
         CatalogError::Distribution { asked: asked.to_owned(), glibc: glibc.clone(), toolchain, known }
     }
 

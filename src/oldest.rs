@@ -5,8 +5,8 @@
 //! links against glibc 2.39 all the same. So the toolchain's image decides, and that is known before anything is built; the
 //! finished package shows what it came to ([`Oldest::admits`]), which may be less.
 
-use crate::catalog::{Catalog, CatalogError, Toolchain};
-use crate::elf::{GlibcVersion, glibc_version};
+use crate::catalog::{Catalog, CatalogError, Toolchain, glibc_number};
+use crate::elf::GlibcVersion;
 
 /// The system asked for, and its glibc.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +50,7 @@ pub enum OldestError {
 }
 
 fn version(of: &str, text: &str) -> Result<GlibcVersion, OldestError> {
-    glibc_version(format!("GLIBC_{text}").as_bytes())
-        .ok_or_else(|| OldestError::Version { of: of.to_owned(), version: text.to_owned() })
+    glibc_number(text).ok_or_else(|| OldestError::Version { of: of.to_owned(), version: text.to_owned() })
 }
 
 impl Oldest {
@@ -82,14 +81,7 @@ impl Oldest {
         if needed <= self.glibc {
             return Ok(());
         }
-        let mut known = Vec::new();
-        for name in catalog.toolchains() {
-            let toolchain = catalog.toolchain(&name)?;
-            known.push((version(&name, &toolchain.glibc)?, name));
-        }
-        known.sort();
-        // The newest that is old enough: its libraries and tools are the youngest.
-        let remedy = match (known.iter().rfind(|(glibc, _)| *glibc <= self.glibc), known.first()) {
+        let remedy = match (catalog.newest_for(self.glibc), catalog.by_glibc().first()) {
             (Some((glibc, name)), _) => format!("use --toolchain {name} (glibc {glibc})"),
             (None, Some((glibc, name))) => {
                 format!(

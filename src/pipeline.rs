@@ -6,12 +6,12 @@
 //! Resolved -> PulledImage -> Rootfs -> Installed -> Relocated -> Package + Signed -> Findings
 //! ```
 //!
-//! Every stage keeps its result in the cache, whole or not at all, so a run that was cut goes on from the last
-//! stage that was finished.
+//! Every stage keeps its result in the cache, whole or not at all: a run that was cut goes on from the last one finished.
 
 use crate::cache::{Cache, CacheError};
 use crate::config::Settings;
 use crate::image::{self, ImageError};
+use crate::oldest::Oldest;
 use crate::package::{self, Content, Package, PackageError, PackageName, Signed, Trust};
 use crate::plan::BuildPlan;
 use crate::relocate::verify::Findings;
@@ -24,7 +24,6 @@ use crate::sign::{Keyring, SigningKey};
 use crate::spack::{self, External, Installed, SpackError};
 use crate::workflows::publish::{self, PublishError};
 use crate::workflows::{buildcache, components, finished, payload, verify};
-use fs_err as fs;
 use humansize::{BINARY, format_size};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -74,17 +73,18 @@ pub struct Built {
 /// Opens the key that signs, and asks for its passphrase where somebody can answer. `None` when one is still to be made.
 pub type Key<'a> = &'a dyn Fn() -> Result<Option<SigningKey>, ResolveError>;
 
-/// Builds what was asked, or finds it. What `key` opens signs; without one the cache's own is made.
+/// Builds what was asked, or finds it. What `key` opens signs; without one the cache's own is made. `oldest` is the system on
+/// which it must run, whatever image stands for the toolchain: else nothing is packed or published.
 pub fn build(
     settings: &Settings,
     flags: Flags,
+    oldest: Option<&Oldest>,
     cache: &Cache,
     lookup: Lookup<'_>,
     key: Key<'_>,
     ctx: &Ctx,
 ) -> Result<Built, BuildError> {
-    // What costs nothing to find out comes first: a wrong name, before anybody is asked for a passphrase; a key that does not
-    // sign; a host on which nothing can be built.
+    // What costs nothing to find out comes first: a wrong name, a key that does not sign, a host on which nothing can be built.
     resolve::check(settings, flags, cache, lookup, ctx)?;
     let key = key()?;
     let target = publish::planned(settings, flags, key.as_ref(), lookup, false, ctx)?;
@@ -97,19 +97,17 @@ pub fn build(
     // The packages of Spack are those of an install tree, which a finished package does not have.
     if resolved.request.use_cache
         && !publish::wants_packages(target.as_ref())
-        && let Some(built) = finished::find(cache, plan, &key, ctx)?
+        && let Some(built) = finished::find(cache, plan, oldest, &key, ctx)?
     {
         publish::finish(target, &built.package, ctx)?;
         return Ok(built);
     }
     ctx.note(format!("sandbox: {}", spacks.why()));
-    for limit in sandbox.limits() {
-        ctx.note(format!("limit: {limit}"));
-    }
+    sandbox.limits().iter().for_each(|limit| ctx.note(format!("limit: {limit}")));
     let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
     let installed = install(&resolved, &rootfs, cache, &spacks, &key, ctx)?;
     let staging = cache.staging(&resolved.build_dir.join("staged"))?;
-    let (relocated, findings) = relocated(&resolved, &installed, staging.path(), ctx)?;
+    let (relocated, findings) = relocated(&resolved, oldest, &installed, staging.path(), ctx)?;
     let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: rootfs.meta().gcc.clone() };
     let (package, signed) = packaged(&resolved, &rootfs, &installed, &relocated, &findings, &name, &key, cache, ctx)?;
     verified(&package, &signed, &key, &resolved.rules, ctx)?;
@@ -171,6 +169,7 @@ fn install(
 /// A copy of the view that runs from any folder, looked at before anything is packed.
 fn relocated(
     resolved: &Resolved,
+    oldest: Option<&Oldest>,
     installed: &Installed,
     staging: &Path,
     ctx: &Ctx,
@@ -178,7 +177,8 @@ fn relocated(
     let timer = ctx.stage(Stage::Relocate, "the view");
     let origin = relocate::Origin::of_slot(installed.slot(), installed.view_inside());
     let relocated = relocate::relocate(&origin, &resolved.rules, &staging.join("view"), ctx)?;
-    let findings = verify::files(relocated.tree(), &resolved.rules, ctx)?;
+    let mut findings = verify::files(relocated.tree(), &resolved.rules, ctx)?;
+    verify::hold_to(&mut findings, oldest);
     if !findings.problems.is_empty() {
         return Err(BuildError::Unfit { findings: Box::new(findings) });
     }
@@ -244,6 +244,6 @@ pub fn plan(
     let key = key()?;
     publish::planned(settings, flags, key.as_ref(), lookup, true, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
-    let there = finished::recall(cache, &resolved.plan).filter(|path| fs::metadata(path).is_ok());
+    let there = finished::recall(cache, &resolved.plan).filter(|path| path.exists());
     Ok((resolved.plan, there))
 }

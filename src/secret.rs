@@ -4,7 +4,11 @@
 //! Reading it takes a call that can be searched for: [`Secret::expose`].
 
 use serde::{Deserialize, Deserializer};
+use std::io::{self, Read};
 use zeroize::{Zeroize, Zeroizing};
+
+/// The longest secret that is read, bytes: a file of many OpenPGP keys.
+pub const LONGEST: usize = 4 << 20;
 
 /// A value that is zeroed on drop and that cannot be printed by accident.
 pub struct Secret<T: Zeroize>(Zeroizing<T>);
@@ -23,6 +27,20 @@ impl<T: Zeroize> Secret<T> {
     /// The value itself, to be filled in.
     pub fn expose_mut(&mut self) -> &mut T {
         &mut self.0
+    }
+}
+
+impl Secret<Vec<u8>> {
+    /// Reads to the end, from wherever it comes; at most [`LONGEST`] bytes. Room is reserved at once, because growing would leave
+    /// copies of a secret in freed memory.
+    pub fn read(from: &mut dyn Read) -> io::Result<Self> {
+        let mut bytes = Self::new(Vec::with_capacity(LONGEST + 1));
+        from.take(LONGEST as u64 + 1).read_to_end(bytes.expose_mut())?;
+        if bytes.expose().len() > LONGEST {
+            let text = format!("it is longer than {LONGEST} bytes, which is no key");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(bytes)
     }
 }
 
@@ -47,5 +65,12 @@ mod tests {
         let secret = Secret::new(String::from("hunter2"));
         assert_eq!(format!("{secret:?}"), "Secret(..)");
         assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn what_never_ends_is_refused() {
+        assert_eq!(Secret::read(&mut &b"key"[..]).unwrap().expose(), b"key");
+        let error = Secret::read(&mut std::io::repeat(0)).unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
     }
 }

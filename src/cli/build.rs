@@ -97,31 +97,16 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
         print(&describe(&plan, there.as_deref()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let built = pipeline::build(&settings, flags, &cache, &variable, &key, ctx)?;
+    let built = pipeline::build(&settings, flags, oldest.as_ref(), &cache, &variable, &key, ctx)?;
     ctx.reporter.finish();
     let floor = built.package.manifest().facts.glibc.as_ref();
-    if let (Some(oldest), Some(floor)) = (oldest, floor)
-        && !oldest.admits(Some(&floor.version))
-    {
-        // An image of its own may be newer than the toolchain that it stands for.
-        return Err(exit::Unfit(format!(
-            "{} needs glibc {} ({} of {}), and {} has {}",
-            built.package.path().display(),
-            floor.version,
-            floor.symbol,
-            floor.file,
-            oldest.name,
-            oldest.glibc
-        ))
-        .into());
-    }
     let glibc = floor.map_or_else(|| "any".to_owned(), |f| f.version.clone());
     ctx.note(format!(
         "runs where glibc is {glibc} or newer; install with `slurm-factory install` or unpack it anywhere"
     ));
     if args.enable_hierarchy {
         let load = modulefile::load_in_hierarchy(&built.package.manifest().facts);
-        ctx.note(format!("in a hierarchy: `module use FOLDER/{}/Core`, `{load}`", layout::HIERARCHY));
+        ctx.note(format!("in a hierarchy: `module use FOLDER/{}`, `{load}`", layout::CORE));
     }
     ctx.reporter.finish();
     print(&format!("{}\n", built.package.path().display()))?;

@@ -34,15 +34,13 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         ctx.warn(format!("made for {target}: this machine's processor is older and does not run it"));
     }
     ctx.reporter.finish();
-    let core = installed.prefix.join(layout::HIERARCHY).join("Core");
-    let (modules, load) = if !args.enable_hierarchy {
-        (installed.modules(), format!("module load {}", layout::MODULE_NAME))
-    } else if core.is_dir() {
-        (core, modulefile::load_in_hierarchy(&installed.manifest.facts))
-    } else {
-        ctx.warn("this package was made before packages had modules for a hierarchy");
-        (installed.modules(), format!("module load {}", layout::MODULE_NAME))
-    };
+    let (mut modules, mut load) = (installed.modules(), format!("module load {}", layout::MODULE_NAME));
+    let core = installed.prefix.join(layout::CORE);
+    match (args.enable_hierarchy, core.is_dir()) {
+        (true, true) => (modules, load) = (core, modulefile::load_in_hierarchy(&installed.manifest.facts)),
+        (true, false) => ctx.warn("this package was made before packages had modules for a hierarchy"),
+        (false, _) => {}
+    }
     print(&format!("{}\nmodule use {}\n{load}\n", installed.prefix.display(), modules.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,13 +7,12 @@ use crate::config::Settings;
 use crate::report::Ctx;
 use crate::resolve::PASSPHRASE;
 use crate::secret::Secret;
-use crate::sign::{Algorithm, Fingerprint, KeyInfo, KeyStore, keep_private};
+use crate::sign::{Algorithm, Fingerprint, KeyInfo, KeyStore, day, keep_private};
 use anyhow::Result;
 use std::fmt::Write as _;
-use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 const DAY: u64 = 24 * 60 * 60;
 /// OpenPGP counts a key's life in seconds, in 32 bits (RFC 9580, section 5.2.3.13).
@@ -94,11 +93,10 @@ fn import(store: &KeyStore, file: &Path, ctx: &Ctx) -> Result<()> {
     keep_private()?;
     let failed = |e| exit::Usage(format!("key import: {e}"));
     let bytes = if file == Path::new("-") {
-        let mut bytes = Secret::new(Vec::with_capacity(1 << 20));
-        std::io::stdin().lock().read_to_end(bytes.expose_mut()).map_err(failed)?;
-        bytes
+        Secret::read(&mut std::io::stdin().lock()).map_err(failed)?
     } else {
-        Secret::new(fs_err::read(file).map_err(failed)?)
+        let mut file = fs_err::File::open(file).map_err(failed)?;
+        Secret::read(&mut file).map_err(failed)?
     };
     let imported = store.import(ctx, &file.display().to_string(), &bytes)?;
     let keys: Vec<KeyInfo> = store.list()?.into_iter().filter(|key| imported.contains(&key.fingerprint)).collect();
@@ -129,19 +127,15 @@ fn import(store: &KeyStore, file: &Path, ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn day(seconds: u64) -> String {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|s| jiff::Timestamp::from_second(s).ok())
-        .map_or_else(|| "?".to_owned(), |t| t.strftime("%Y-%m-%d").to_string())
-}
-
 /// A key a line: `*` for the one that signs, the fingerprint, the algorithm, until when, what it can do here, whose it is.
 fn table(keys: &[KeyInfo]) -> String {
     let mut text = String::new();
     for key in keys {
         let mark = if key.default { '*' } else { ' ' };
-        let expires = key.expires.map_or_else(|| "never expires".to_owned(), |t| format!("expires {}", day(t)));
+        let expires = key.expires.map_or_else(
+            || "never expires".to_owned(),
+            |t| format!("expires {}", day(UNIX_EPOCH + Duration::from_secs(t))),
+        );
         let can = match (key.can_sign, key.protected, key.has_secret) {
             (true, true, _) => "signs (passphrase)",
             (true, false, _) => "signs",

@@ -99,6 +99,15 @@ fn open(global: &Global, named: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<Pa
     }
 }
 
+/// A name under which an image can be pushed.
+fn registry_name(text: &str) -> Result<Reference> {
+    match text.parse() {
+        Ok(name @ Reference::Registry(_)) => Ok(name),
+        Ok(_) => Err(exit::Usage(format!("--name: `{text}` is no name of a registry")).into()),
+        Err(e) => Err(exit::Usage(format!("--name: {e}")).into()),
+    }
+}
+
 /// `package --oci`
 fn oci(global: &Global, args: &PackageArgs, target: &Path, ctx: &Ctx) -> Result<ExitCode> {
     let keyring;
@@ -108,17 +117,16 @@ fn oci(global: &Global, args: &PackageArgs, target: &Path, ctx: &Ctx) -> Result<
         keyring = args.trust.keyring(global, ctx)?;
         args.trust.trust(&keyring)
     };
+    // What was typed wrong is said before gigabytes are read.
+    image::check_target(target)?;
+    let name = args.name.as_deref().map(registry_name).transpose()?;
+    let settings = settings(global, Settings::default())?;
+    let reference = |text: &str| resolve::image_reference(text, &settings, &variable, ctx);
+    let base = args.base.as_deref().map(reference).transpose()?;
     let package = open(global, &args.package, trust, ctx)?;
     let facts = &package.manifest().facts;
-    let name = args.name.clone().unwrap_or_else(|| package_image::default_name(facts));
-    let name = match name.parse() {
-        Ok(name @ Reference::Registry(_)) => name,
-        Ok(_) => return Err(exit::Usage(format!("--name: `{name}` is no name of a registry")).into()),
-        Err(e) => return Err(exit::Usage(format!("--name: {e}")).into()),
-    };
-    let settings = settings(global, Settings::default())?;
-    let base = args.base.as_deref().unwrap_or(&facts.image.reference);
-    let (base, client) = resolve::image_reference(base, &settings, &variable, ctx)?;
+    let name = name.map_or_else(|| registry_name(&package_image::default_name(facts)), Ok)?;
+    let (base, client) = base.map_or_else(|| reference(&facts.image.reference), Ok)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let options = ResolveOptions { offline: args.offline, refresh: false };
     let base = super::image::pulled(&cache, &base, &client, options, ctx)?;

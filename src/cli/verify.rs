@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::oldest::Oldest;
 use crate::package::Difference;
 use crate::relocate::Rules;
-use crate::relocate::verify::{Findings, Needed, Problem};
+use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
 use crate::sign::Fingerprint;
 use crate::workflows::{processor, verify};
@@ -89,13 +89,7 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
         },
         (false, false) => check_package(global, args, &rules, ctx)?,
     };
-    if let Some(oldest) = oldest
-        && let Some(floor) = checked.findings.glibc.clone()
-        && !oldest.admits(Some(&floor.version))
-    {
-        let allowed = format!("{} ({})", oldest.glibc, oldest.name);
-        checked.findings.problems.push(Problem::Glibc { path: floor.path.clone(), floor, allowed });
-    }
+    verify::hold_to(&mut checked.findings, oldest.as_ref());
     if let Some(unsure) = checked.unsure {
         ctx.warn(unsure);
     }

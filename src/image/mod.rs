@@ -70,5 +70,5 @@ pub use reach::{Reached, reach};
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
 pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys, is_short_name};
 pub use resolve::{ResolveOptions, ResolvedImage, resolve};
-pub use save::{Name, save};
+pub use save::{Name, check_target, save};
 pub use tar::TarError;

@@ -108,16 +108,22 @@ pub fn save(image: &PulledImage, name: &Name, target: &Path, ctx: &Ctx) -> Resul
         ctx.note("its manifest is Docker's and is kept as it is, so that its digest stays the same: `image load`, oci: and oci-archive: read it, skopeo and umoci look for OCI manifests only");
     }
     let mut progress = Progress { ctx, done: 0, total: blobs.iter().map(|b| b.size).sum() };
+    check_target(target)?;
+    match packing(target) {
+        Some(packing) if !target.is_dir() => to_archive(&blobs, &entry, target, &packing, &mut progress),
+        _ => to_folder(&blobs, entry, target, &mut progress),
+    }
+}
+
+/// Refuses a name by which another kind of archive is meant: what is not one of ours becomes a folder.
+pub fn check_target(target: &Path) -> Result<(), ImageError> {
     let other = [".zip", ".tar.xz", ".tar.bz2", ".txz", ".tar.lz4"];
     let named = target.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if other.iter().any(|end| named.ends_with(end)) && !target.is_dir() {
         let reason = "archives are made as .tar, .tar.gz or .tar.zst".to_owned();
         return Err(ImageError::Target { path: target.to_owned(), reason });
     }
-    match packing(target) {
-        Some(packing) if !target.is_dir() => to_archive(&blobs, &entry, target, &packing, &mut progress),
-        _ => to_folder(&blobs, entry, target, &mut progress),
-    }
+    Ok(())
 }
 
 /// The image's line in index.json.

@@ -24,7 +24,7 @@ use crate::gzip::GzipWriter;
 use crate::report::{Ctx, Event, Stage};
 use crate::sign::{self, Others, SignError, SigningHasher, SigningKey, sign_reader};
 use fs_err as fs;
-use sha2::{Digest, Sha256};
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -453,9 +453,9 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn append(&mut self, member: &Member, content: &mut dyn Read) -> io::Result<String> {
-        let mut hashing = super::Hashing { inner: content, hash: Sha256::new(), length: 0 };
+        let mut hashing = super::Hashing::new(content);
         self.tar.append(member, &mut hashing)?;
-        Ok(hashing.finish().0)
+        Ok(hashing.finish())
     }
 
     fn write_manifest(&mut self, bytes: &[u8]) -> Result<(), PackageError> {

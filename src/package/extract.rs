@@ -127,7 +127,7 @@ fn walk<E: From<PackageError>>(
         io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(damaged)?;
     }
     io::copy(&mut hashing, &mut io::sink()).map_err(damaged)?;
-    Ok(hashing.finish().0)
+    Ok(hashing.finish())
 }
 
 fn read_error(path: &Path, source: io::Error) -> PackageError {
@@ -163,7 +163,7 @@ fn read_manifest(path: &Path, content: &mut dyn Read) -> Result<Manifest, Packag
 fn hash(path: &Path, content: &mut dyn Read) -> Result<String, PackageError> {
     let mut hashing = Hashing::new(content);
     io::copy(&mut hashing, &mut io::sink()).map_err(|e| read_error(path, e))?;
-    Ok(hashing.finish().0)
+    Ok(hashing.finish())
 }
 
 /// What was found in an archive, to be compared with what its manifest says.
@@ -349,7 +349,7 @@ fn feed(
                         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => read_error(path, e),
                         _ => told_to_stop(e, PackageError::Io),
                     })?;
-                    sum = hashing.finish().0;
+                    sum = hashing.finish();
                 }
                 if done - told >= SMALL {
                     told = done;

@@ -195,7 +195,7 @@ impl Tree {
             }
             let mut hashing = Hashing::new(fs::File::open(path)?);
             io::copy(&mut hashing, &mut io::sink())?;
-            Ok(hashing.finish().0)
+            Ok(hashing.finish())
         };
         match sum() {
             Ok(sum) if sum == sha256 => None,

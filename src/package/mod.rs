@@ -56,8 +56,10 @@ pub mod layout {
     pub const VIEW: &str = "view";
     /// What goes into `MODULEPATH`.
     pub const MODULES: &str = "modules";
-    /// What goes into `MODULEPATH`, with `/Core` behind it, at sites with a hierarchy of compilers and MPIs.
+    /// The modules for sites with a hierarchy of compilers and MPIs.
     pub const HIERARCHY: &str = "hierarchy";
+    /// What of them goes into `MODULEPATH`.
+    pub const CORE: &str = "hierarchy/Core";
     /// The module's name, and the folder that holds its versions.
     pub const MODULE_NAME: &str = "slurm";
     /// What administrators need beside the programs.
@@ -408,34 +410,49 @@ impl Package {
     pub fn open(path: &Path, trust: Trust<'_>, ctx: &Ctx) -> Result<(Self, Vec<GoodSignature>), PackageError> {
         let beside = Beside::of(path);
         let mut file = fs::File::open(path).map_err(PackageError::Io)?;
-        let mut hashing = Hashing::new(Checked::new(&mut file, ctx));
-        let good = match trust {
-            Trust::Skip => Vec::new(),
-            Trust::Require(keyring) | Trust::RequireAll(keyring) => {
-                let signature = match read_small(&beside.signature) {
-                    Ok(signature) => signature,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        return Err(PackageError::NotSigned { path: path.to_owned(), signature: beside.signature });
-                    }
-                    Err(error) => return Err(PackageError::Io(error)),
-                };
-                let what = format!("`{}`", path.display());
-                keyring.verify_signers(&what, &signature, &mut hashing, trust.signers()).map_err(
-                    |error| match error {
-                        SignError::Io(io) => told_to_stop(io, PackageError::Io),
-                        other => PackageError::Sign(other),
-                    },
-                )?
+        let size = file.metadata().map_err(PackageError::Io)?.len();
+        let mut good = Vec::new();
+        let mut signed = None;
+        if let Trust::Require(keyring) | Trust::RequireAll(keyring) = trust {
+            // Nothing in it is looked at before somebody who is trusted has vouched for it.
+            let mut hashing = Hashing::new(Checked::new(&mut file, ctx));
+            let signature = match read_small(&beside.signature) {
+                Ok(signature) => signature,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(PackageError::NotSigned { path: path.to_owned(), signature: beside.signature });
+                }
+                Err(error) => return Err(PackageError::Io(error)),
+            };
+            let what = format!("`{}`", path.display());
+            good = keyring.verify_signers(&what, &signature, &mut hashing, trust.signers()).map_err(
+                |error| match error {
+                    SignError::Io(io) => told_to_stop(io, PackageError::Io),
+                    other => PackageError::Sign(other),
+                },
+            )?;
+            let sha256 = hashing.drain()?;
+            check_sum(path, &beside.sums, &sha256)?;
+            file.rewind().map_err(PackageError::Io)?;
+            signed = Some(sha256);
+        }
+        let (manifest, sha256) = match extract::check(path, &mut file, ctx) {
+            Ok(read) => read,
+            Err(error) => {
+                if signed.is_none() && matches!(error, PackageError::Damaged { .. }) {
+                    // That the sum is wrong says more.
+                    file.rewind().map_err(PackageError::Io)?;
+                    check_sum(path, &beside.sums, &Hashing::new(Checked::new(&mut file, ctx)).drain()?)?;
+                }
+                return Err(error);
             }
         };
-        io::copy(&mut hashing, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;
-        let (sha256, size) = hashing.finish();
-        check_sum(path, &beside.sums, &sha256)?;
-        file.rewind().map_err(PackageError::Io)?;
-        let (manifest, read_sha256) = extract::check(path, file, ctx)?;
-        if read_sha256 != sha256 {
-            let source = io::Error::other("it changed between the check of its signature and the reading");
-            return Err(PackageError::Changed { path: path.to_owned(), source });
+        match signed {
+            None => check_sum(path, &beside.sums, &sha256)?,
+            Some(signed) if signed == sha256 => {}
+            Some(_) => {
+                let source = io::Error::other("it changed between the check of its signature and the reading");
+                return Err(PackageError::Changed { path: path.to_owned(), source });
+            }
         }
         attest::check(path, &sha256, trust)?;
         Ok((Self { path: path.to_owned(), sha256, size, manifest }, good))
@@ -504,16 +521,21 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
 struct Hashing<R: Read> {
     inner: R,
     hash: Sha256,
-    length: u64,
 }
 
 impl<R: Read> Hashing<R> {
     fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new(), length: 0 }
+        Self { inner, hash: Sha256::new() }
     }
 
-    fn finish(self) -> (String, u64) {
-        (hex::encode(self.hash.finalize()), self.length)
+    fn finish(self) -> String {
+        hex::encode(self.hash.finalize())
+    }
+
+    /// Reads what is left; the sum of everything.
+    fn drain(mut self) -> Result<String, PackageError> {
+        io::copy(&mut self, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;
+        Ok(self.finish())
     }
 }
 
@@ -521,7 +543,6 @@ impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(out)?;
         self.hash.update(out.get(..got).unwrap_or_default());
-        self.length += got as u64;
         Ok(got)
     }
 }

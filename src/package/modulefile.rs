@@ -76,11 +76,6 @@ pub fn load_in_hierarchy(facts: &Facts) -> String {
     format!("module load gcc/{gcc} {}/{slurm}", layout::MODULE_NAME)
 }
 
-/// The modulefile of a package, for Lmod.
-pub fn render(name: &PackageName, facts: &Facts) -> Result<String, PackageError> {
-    slurm_module(&environment()?, "lua", name, facts, &name.modulefile())
-}
-
 fn environment() -> Result<Environment<'static>, PackageError> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);

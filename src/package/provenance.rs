@@ -15,7 +15,7 @@
 //! of the archive from it.
 
 use super::manifest::{Manifest, Source};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
@@ -107,7 +107,7 @@ fn with_digest(mut entry: Value, revision: &str) -> Value {
     entry
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Statement {
     #[serde(rename = "_type")]
     kind: String,
@@ -116,10 +116,8 @@ struct Statement {
     subject: Vec<Subject>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Subject {
-    #[serde(default)]
-    name: String,
     digest: std::collections::BTreeMap<String, String>,
 }
 

@@ -132,12 +132,7 @@ fn percent(text: &str) -> String {
 
 /// Seconds since 1970 as SPDX and RFC 3339 write them.
 fn time(seconds: u64) -> String {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|s| jiff::Timestamp::from_second(s).ok())
-        .unwrap_or_default()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    i64::try_from(seconds).ok().and_then(|s| jiff::Timestamp::from_second(s).ok()).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]

@@ -280,6 +280,25 @@ mod tests {
     }
 
     #[test]
+    fn features_that_need_each_other_are_added_once() {
+        let mut catalog = Catalog::embedded().unwrap();
+        for (name, needed) in [("one", "two"), ("two", "one")] {
+            let needs = vec![needed.to_owned()];
+            let feature = Feature {
+                spec: String::new(),
+                needs,
+                roots: vec![name.to_owned()],
+                ..catalog.feature("rest").unwrap().clone()
+            };
+            catalog.features.insert(name.to_owned(), feature);
+        }
+        let choice = Choice { with: vec!["one".into()], ..Choice::default() };
+        let mut roots = choose("+lua", &choice, &catalog).unwrap().roots;
+        roots.sort();
+        assert_eq!(roots, ["one", "two"]);
+    }
+
+    #[test]
     fn a_level_is_written_into_slurms_files() {
         let catalog = Catalog::embedded().unwrap();
         let of = |target: &str| Choice { target: Some(target.into()), ..Choice::default() };

@@ -92,6 +92,13 @@ fn compile(pattern: &str) -> Result<GlobMatcher, RulesError> {
         .map_err(|source| RulesError::Pattern { pattern: pattern.to_owned(), source })
 }
 
+/// Reads our own file, which has one table more than a site's. Not by `flatten`, which takes a misspelt table for none.
+fn own(text: &str) -> Result<(Vec<String>, RelocateRules), RulesError> {
+    let mut table: toml::Table = toml::from_str(text).map_err(Box::new)?;
+    let libc = table.remove("libc").unwrap_or_else(|| toml::Value::Array(Vec::new()));
+    Ok((libc.try_into().map_err(Box::new)?, table.try_into().map_err(Box::new)?))
+}
+
 impl Rules {
     /// The embedded rules.
     pub fn embedded() -> Result<Self, RulesError> {
@@ -100,11 +107,7 @@ impl Rules {
 
     /// The embedded rules, and before them a site's.
     pub fn of_site(site: &RelocateRules) -> Result<Self, RulesError> {
-        // One table more than a site's file may have. Not by `flatten`, which takes a misspelt table for none.
-        let mut table: toml::Table = toml::from_str(RULES).map_err(Box::new)?;
-        let libc = table.remove("libc").unwrap_or_else(|| toml::Value::Array(Vec::new()));
-        let libc: Vec<String> = libc.try_into().map_err(Box::new)?;
-        let rules: RelocateRules = table.try_into().map_err(Box::new)?;
+        let (libc, rules) = own(RULES)?;
         let mut digest = Sha256::new_with_prefix(RULES);
         if *site != RelocateRules::default() {
             // A struct of strings always serialises.
@@ -154,6 +157,14 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_table_is_no_rule_that_is_missing() {
+        let rule = "glob = 'x'\nreason = 'y'\n";
+        assert_eq!(own(&format!("libc = ['libc.so.*']\n[[allow]]\n{rule}")).unwrap().1.allow.len(), 1);
+        let error = own(&format!("libc = ['libc.so.*']\n[[alow]]\n{rule}")).unwrap_err().to_string();
+        assert!(error.contains("alow"), "{error}");
+    }
 
     #[test]
     fn a_sites_rules_come_first_and_change_the_digest() {

@@ -15,6 +15,7 @@
 
 use super::agent::{Agent, AgentKey};
 use super::{Fingerprint, SignError, day, memory};
+use crate::fsutil;
 use crate::secret::Secret;
 use base64::Engine;
 use fs_err as fs;
@@ -33,7 +34,7 @@ use openpgp::policy::StandardPolicy;
 use openpgp::serialize::{Serialize, SerializeInto};
 use openpgp::types::{Curve, HashAlgorithm, KeyFlags, RevocationStatus, SignatureType, SymmetricAlgorithm};
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -297,10 +298,7 @@ pub(super) fn read_secret_file(path: &Path) -> Result<Secret<Vec<u8>>, SignError
     if mode & 0o077 != 0 {
         return Err(SignError::LoosePermissions { path: path.to_owned(), mode });
     }
-    // Reserved at once: growing would leave copies of a secret in freed memory.
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1));
-    file.read_to_end(&mut bytes).map_err(SignError::Io)?;
-    Ok(Secret::new(bytes))
+    Secret::read(&mut file).map_err(|e| SignError::Io(fsutil::with_path(&e, "read", path)))
 }
 
 /// Every certificate in armored (one block or many), binary or base64-wrapped bytes.

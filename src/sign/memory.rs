@@ -20,3 +20,15 @@ pub fn keep_private() -> Result<(), SignError> {
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(failed)?;
     setrlimit(Resource::RLIMIT_CORE, 0, hard).map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_process_looks_in_and_nothing_is_dumped() {
+        keep_private().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap().0, 0);
+    }
+}

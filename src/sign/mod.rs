@@ -332,7 +332,7 @@ impl fmt::Debug for Fingerprint {
 }
 
 /// A day as people write it, for messages.
-fn day(time: SystemTime) -> String {
+pub fn day(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "an unknown day".to_owned(), |t| t.strftime("%Y-%m-%d").to_string())
 }
 

@@ -125,8 +125,16 @@ mod tests {
             fs::write(path, vec![0; length]).unwrap();
         }
         fs::hard_link(a.join("lib/x.so"), a.join("lib/x.so.1")).unwrap();
+        // Of two names of one file only one is kept: whichever the folder gives first, it counts.
+        for (left_out, kept) in [("share/a", "share/z"), ("share/y", "share/b")] {
+            fs::create_dir_all(a.join("share")).unwrap();
+            fs::create_dir_all(tree.join("share")).unwrap();
+            fs::write(a.join(left_out), [0; 7]).unwrap();
+            fs::hard_link(a.join(left_out), a.join(kept)).unwrap();
+            fs::write(tree.join(kept), [0; 7]).unwrap();
+        }
         let mut claimed = HashSet::new();
-        assert_eq!(size(&a, &tree, &mut claimed).unwrap(), Size { installed: 1100, packaged: 80 });
+        assert_eq!(size(&a, &tree, &mut claimed).unwrap(), Size { installed: 1114, packaged: 94 });
         assert_eq!(size(&b, &tree, &mut claimed).unwrap(), Size { installed: 75, packaged: 5 });
     }
 

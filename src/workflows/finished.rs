@@ -6,11 +6,14 @@
 
 use crate::cache::Cache;
 use crate::fsutil;
+use crate::oldest::Oldest;
 use crate::package::{Package, Trust};
 use crate::pipeline::{BuildError, Built};
 use crate::plan::BuildPlan;
+use crate::relocate::verify::{Findings, Floor};
 use crate::report::{Ctx, Stage};
 use crate::sign::{Keyring, SigningKey};
+use crate::workflows::verify;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -66,8 +69,14 @@ pub fn by_plan(cache: &Cache, digits: &str) -> io::Result<Vec<(String, PathBuf)>
 }
 
 /// The package that a plan made, checked; `None` when there is none that is whole, of this plan, and signed by
-/// this key.
-pub fn find(cache: &Cache, plan: &BuildPlan, key: &SigningKey, ctx: &Ctx) -> Result<Option<Built>, BuildError> {
+/// this key. One that does not run on the `oldest` system is an error.
+pub fn find(
+    cache: &Cache,
+    plan: &BuildPlan,
+    oldest: Option<&Oldest>,
+    key: &SigningKey,
+    ctx: &Ctx,
+) -> Result<Option<Built>, BuildError> {
     let Some(path) = recall(cache, plan).filter(|path| path.is_file()) else { return Ok(None) };
     let timer = ctx.stage(Stage::Package, path.display().to_string());
     let keyring = Keyring::of(key);
@@ -82,6 +91,17 @@ pub fn find(cache: &Cache, plan: &BuildPlan, key: &SigningKey, ctx: &Ctx) -> Res
     if package.manifest().facts.plan_sha256 != plan.digest.to_string() {
         // Two plans may give a file the same name; the last one made is there.
         return Ok(None);
+    }
+    let glibc = package.manifest().facts.glibc.as_ref().map(|floor| Floor {
+        version: floor.version.clone(),
+        path: floor.file.clone().into(),
+        library: floor.library.clone(),
+        symbol: Some(floor.symbol.clone()).filter(|symbol| !symbol.is_empty()),
+    });
+    let mut findings = Findings { glibc, ..Findings::default() };
+    verify::hold_to(&mut findings, oldest);
+    if !findings.problems.is_empty() {
+        return Err(BuildError::Unfit { findings: Box::new(findings) });
     }
     timer.cached(format!("{} is already built", path.display()));
     Ok(Some(Built { package, cached: true }))

@@ -2,11 +2,12 @@
 //! library closure, leaked build paths, glibc floor.
 
 use crate::fsutil::{Packing, packing};
+use crate::oldest::Oldest;
 use crate::package::manifest::ManifestError;
 use crate::package::{Difference, Package, PackageError, Tree, Trust};
 use crate::plan::inside;
 use crate::relocate::Rules;
-use crate::relocate::verify::{Findings, Inspector, listed};
+use crate::relocate::verify::{Findings, Inspector, Problem, listed};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
 use crate::workflows::processor;
@@ -162,6 +163,16 @@ pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<VerifiedTree, Verify
         processor::check(&mut findings, &tree.manifest().facts.target);
     }
     Ok(VerifiedTree { findings, package, differences })
+}
+
+/// Adds a problem when more of glibc is needed than the system has that was asked for.
+pub fn hold_to(findings: &mut Findings, oldest: Option<&Oldest>) {
+    if let (Some(oldest), Some(floor)) = (oldest, findings.glibc.clone())
+        && !oldest.admits(Some(&floor.version))
+    {
+        let allowed = format!("{} ({})", oldest.glibc, oldest.name);
+        findings.problems.push(Problem::Glibc { path: floor.path.clone(), floor, allowed });
+    }
 }
 
 /// What the files below `root` do not find there, need of a host, and still say of the build.

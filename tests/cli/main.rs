@@ -490,6 +490,16 @@ fn keys_are_made_listed_exported_and_imported() {
     let other = World::new();
     let imported = other.run(&["key", "import", &file]);
     assert_eq!((imported.code, imported.out.trim()), (0, fingerprint.as_str()), "{}", imported.err);
+    assert!(other.run(&["key", "list"]).out.starts_with('*'), "one key is the default");
+
+    // The order of several in a file means nothing.
+    world.run(&["key", "generate"]);
+    let second = world.run(&["key", "export", "--secret"]).out;
+    let both = world.write("both.asc", &format!("{secret}{second}"));
+    let third = World::new();
+    let imported = third.run(&["key", "import", &both]);
+    assert!(imported.code == 0 && imported.err.contains("the default stays unset"), "{}", imported.err);
+    assert!(third.run(&["key", "list"]).out.lines().all(|line| line.starts_with(' ')));
 }
 
 #[test]

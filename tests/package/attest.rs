@@ -144,6 +144,24 @@ fn attestations_that_do_not_belong_to_the_archive_are_refused() {
     }
     open().unwrap();
     restore();
+    // All of it under another name.
+    let renamed = path.with_file_name("site.tar.gz");
+    let theirs = Beside::of(&renamed);
+    for (from, to) in [
+        (&path, &renamed),
+        (&beside.sums, &theirs.sums),
+        (&beside.signature, &theirs.signature),
+        (&beside.manifest, &theirs.manifest),
+        (&beside.sbom, &theirs.sbom),
+        (&beside.provenance, &theirs.provenance),
+        (&beside.provenance_signature, &theirs.provenance_signature),
+    ] {
+        std::fs::copy(from, to).unwrap();
+    }
+    Package::open(&renamed, Trust::Require(&trusted), &ctx).unwrap();
+    std::fs::write(&theirs.sbom, "{}").unwrap();
+    let changed = Package::open(&renamed, Trust::Require(&trusted), &ctx);
+    assert!(matches!(changed, Err(PackageError::Attestation { .. })));
     // Who signs the package signs the statement.
     let fresh = slurm_factory::sign::generate("Other", "", None, slurm_factory::sign::Algorithm::Ed25519).unwrap();
     let second = slurm_factory::sign::SigningKey::from_bytes("it", &fresh.secret, None).unwrap();
@@ -173,6 +191,23 @@ fn sizes_are_told_by_spack_package() {
     let json: serde_json::Value = serde_json::from_str(&ask(&["package", "--sizes", "--json", &path]).out).unwrap();
     assert_eq!(json["packages"][1]["packaged"], 200);
     assert_eq!(json["total"], made.package.manifest().totals.bytes);
+    // By its plan, and after another plan has put its own package under the same name.
+    let builds = home.path().join(".slurm-factory/builds");
+    std::fs::create_dir_all(builds.join(".plans")).unwrap();
+    for file in
+        std::fs::read_dir(made.path().parent().unwrap()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file())
+    {
+        std::fs::copy(&file, builds.join(file.file_name().unwrap())).unwrap();
+    }
+    let archive = made.path().file_name().unwrap().to_str().unwrap().to_owned();
+    for plan in ["4".repeat(64), "7".repeat(64)] {
+        let record = serde_json::json!({ "archive": archive }).to_string();
+        std::fs::write(builds.join(".plans").join(format!("{plan}.json")), record).unwrap();
+    }
+    let by_plan = ask(&["package", "--sizes", "444444"]);
+    assert_eq!((by_plan.code, &by_plan.out), (0, &table.out), "{}", by_plan.err);
+    let gone = ask(&["package", "--sizes", "777777"]);
+    assert!(gone.code == 2 && gone.err.contains("another plan"), "{} {}", gone.code, gone.err);
     let unknown = ask(&["package", "--sizes", "0123456789"]);
     assert!(unknown.code == 2 && unknown.err.contains("0123456789"), "{} {}", unknown.code, unknown.err);
 }
