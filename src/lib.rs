@@ -8,7 +8,7 @@
 //! L2  image rootfs sandbox spack relocate package sign
 //!     buildcache publish                                  the stages: typed values in, proof of work out
 //! L1  catalog config oldest plan elf                      pure: no I/O, no clock, no chance
-//! L0  cache fsutil gzip process report secret             leaves
+//! L0  cache fsutil gzip pax process report secret         leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
@@ -26,6 +26,7 @@ pub mod gzip;
 pub mod image;
 pub mod oldest;
 pub mod package;
+pub mod pax;
 pub mod pipeline;
 pub mod plan;
 pub mod process;

@@ -18,6 +18,7 @@ use super::classify::{Class, Classifier};
 use super::{BuildcacheError, InTree};
 use crate::fsutil;
 use crate::gzip::{GzipWriter, Pool};
+use crate::pax;
 use crate::report::Ctx;
 use fs_err as fs;
 use memchr::memmem::Finder;
@@ -246,15 +247,15 @@ impl<W: Write> Tar<W> {
         let long = |text: &[u8]| text.len() > 100 || !text.is_ascii();
         let texts = [("path", Some(name.as_slice())), ("linkpath", link)];
         if texts.iter().any(|(_, text)| text.is_some_and(|t| std::str::from_utf8(t).is_err())) {
-            record(&mut records, "hdrcharset", b"BINARY");
+            pax::record(&mut records, "hdrcharset", b"BINARY");
         }
         for (keyword, text) in texts {
             if let Some(text) = text.filter(|text| long(text)) {
-                record(&mut records, keyword, text);
+                pax::record(&mut records, keyword, text);
             }
         }
         if size > OCTAL_LIMIT {
-            record(&mut records, "size", size.to_string().as_bytes());
+            pax::record(&mut records, "size", size.to_string().as_bytes());
         }
         if !records.is_empty() {
             let length = records.len() as u64;
@@ -307,18 +308,6 @@ fn fill(field: &mut [u8; 100], text: &[u8]) {
     for (to, from) in field.iter_mut().zip(text) {
         *to = *from;
     }
-}
-
-/// `length keyword=value\n`, where the length counts itself (POSIX.1-2017, pax, "pax Extended Header").
-fn record(records: &mut Vec<u8>, keyword: &str, value: &[u8]) {
-    let rest = keyword.len() + value.len() + 3;
-    let mut length = rest + rest.to_string().len();
-    if length.to_string().len() != rest.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    records.extend(format!("{length} {keyword}=").as_bytes());
-    records.extend(value);
-    records.push(b'\n');
 }
 
 /// Hashes and counts what goes to a file.

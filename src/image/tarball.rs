@@ -3,6 +3,7 @@
 //! Headers are POSIX ustar; what does not fit (a long name or link target, a size above 8 GiB) goes into PAX records.
 //! Owners are 0 and have no names. Format: POSIX.1-2017 `pax`; drawn in [`super::tar`].
 
+use crate::pax;
 use std::io::{self, Read, Write};
 use tar::{EntryType, Header};
 
@@ -78,15 +79,15 @@ impl<W: Write> Writer<W> {
         }
         let mut header = header(kind, member.mode, member.mtime);
         if !fill(&mut header.as_old_mut().name, &name) {
-            pax_record(&mut records, "path", &name);
+            pax::record(&mut records, "path", &name);
         }
         if let Some(link) = link
             && !fill(&mut header.as_old_mut().linkname, link)
         {
-            pax_record(&mut records, "linkpath", link);
+            pax::record(&mut records, "linkpath", link);
         }
         if size > OCTAL_LIMIT {
-            pax_record(&mut records, "size", size.to_string().as_bytes());
+            pax::record(&mut records, "size", size.to_string().as_bytes());
         }
         header.set_size(size.min(OCTAL_LIMIT));
         if !records.is_empty() {
@@ -143,18 +144,6 @@ fn fill(field: &mut [u8], bytes: &[u8]) -> bool {
     let n = bytes.len().min(field.len());
     field[..n].copy_from_slice(&bytes[..n]);
     n == bytes.len()
-}
-
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn pax_record(out: &mut Vec<u8>, key: &str, value: &[u8]) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while rest + length.to_string().len() != length {
-        length = rest + length.to_string().len();
-    }
-    out.extend_from_slice(format!("{length} {key}=").as_bytes());
-    out.extend_from_slice(value);
-    out.push(b'\n');
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+#[path = "../common/prepared.rs"]
+mod prepared;
+
 use assert_cmd::Command;
-use slurm_factory::catalog::Catalog;
-use slurm_factory::rootfs::Recipe;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -634,29 +635,7 @@ fn a_loaded_prepared_rootfs_is_what_an_offline_build_uses() {
     let save = ["--cache-dir", "a", "image", "save", "--prepared", base, "prepared.tar.gz"];
     world.refuses(&save, 3, &[base, "slurm-factory build"]);
 
-    // As a build leaves it; what it is called follows from the image and the toolchain.
-    let toolchain = Catalog::embedded().unwrap().toolchain("debian12").unwrap();
-    let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
-    packages.sort();
-    packages.dedup();
-    let recipe = Recipe {
-        family: toolchain.family,
-        package_sources: None,
-        snapshot: None,
-        ids: slurm_factory::sandbox::Ids::Single,
-        toolchain: &toolchain.name,
-        image: base,
-        image_digest: &digest,
-        os_release: &toolchain.os_release,
-        packages: &packages,
-        requirements: &toolchain.requirements,
-        probes: &toolchain.external,
-    };
-    let entry = world.dir.path().join("a/rootfs").join(recipe.id());
-    fs_err::create_dir_all(entry.join("root/usr/bin")).unwrap();
-    let meta = serde_json::json!({"image_digest": digest, "gcc": "12.2.0", "versions": {}, "packages": {},
-        "glibc": "2.36", "unpacked": {}});
-    fs_err::write(entry.join("meta.json"), meta.to_string()).unwrap();
+    let entry = prepared::debian12(&world.dir.path().join("a"), base, &digest);
     assert_eq!(world.run(&save).code, 0);
 
     // Another site: no registry, no package mirror, Spack as trees. The build gets as far as Spack, which is none.
@@ -673,5 +652,5 @@ fn a_loaded_prepared_rootfs_is_what_an_offline_build_uses() {
     assert!(loaded.code == 0 && loaded.err.contains(base), "{}", loaded.err);
     let answer = world.run(&build);
     assert!(answer.code != 0 && answer.err.contains("unpacked as it was saved, GCC 12.2.0"), "{}", answer.err);
-    assert!(world.dir.path().join("b/rootfs").join(recipe.id()).join("root/usr/bin").is_dir());
+    assert!(world.dir.path().join("b/rootfs").join(entry.file_name().unwrap()).join("root/usr/bin").is_dir());
 }

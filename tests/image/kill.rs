@@ -2,12 +2,11 @@
 //! real registry: the next run goes on where the last one was, and nothing that was left can be taken for good.
 
 use crate::oci::{Blob, Member, Pack, archive, image};
+use crate::prepared;
 use crate::support::{Registry, Site, contains, count};
 use crate::user::User;
 use fs_err as fs;
-use slurm_factory::catalog::Catalog;
 use slurm_factory::image::Digest;
-use slurm_factory::rootfs::Recipe;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
@@ -241,25 +240,8 @@ fn unpacking_that_is_killed_is_begun_again() {
     run(&["-q", "image", "save", "dir:base", "base.tar", "--name", base]);
     run(&["-q", "image", "load", "base.tar"]);
     let digest = run(&["-q", "image", "pull", base, "--offline"]).trim().to_owned();
-    let toolchain = Catalog::embedded().unwrap().toolchain("debian12").unwrap();
-    let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
-    packages.sort();
-    packages.dedup();
-    let recipe = Recipe {
-        family: toolchain.family,
-        package_sources: None,
-        snapshot: None,
-        ids: slurm_factory::sandbox::Ids::Single,
-        toolchain: &toolchain.name,
-        image: base,
-        image_digest: &digest,
-        os_release: &toolchain.os_release,
-        packages: &packages,
-        requirements: &toolchain.requirements,
-        probes: &toolchain.external,
-    };
     let entries = home.join("cache/rootfs");
-    let entry = entries.join(recipe.id());
+    let entry = prepared::debian12(&home.join("cache"), base, &digest);
     for dir in 0..DIRS {
         let dir = entry.join(format!("root/d{dir:03}"));
         fs::create_dir_all(&dir).unwrap();
@@ -267,9 +249,6 @@ fn unpacking_that_is_killed_is_begun_again() {
             fs::write(dir.join(file.to_string()), noise(2000, u32::try_from(file).unwrap())).unwrap();
         }
     }
-    let meta = serde_json::json!({"image_digest": digest, "gcc": "12.2.0", "versions": {}, "packages": {},
-        "glibc": "2.36", "unpacked": {}});
-    fs::write(entry.join("meta.json"), meta.to_string()).unwrap();
     user.give(&home);
     run(&["-q", "image", "save", "--prepared", base, "prepared.tar"]);
     slurm_factory::fsutil::remove_tree(&entries).unwrap();
@@ -319,5 +298,5 @@ fn unpacking_that_is_killed_is_begun_again() {
     }
     // What the killed runs left is gone.
     let names: Vec<_> = fs::read_dir(&entries).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, [std::ffi::OsString::from(recipe.id())]);
+    assert_eq!(names, [entry.file_name().unwrap()]);
 }

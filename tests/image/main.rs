@@ -25,6 +25,8 @@ mod files;
 mod hostile;
 mod kill;
 mod oci;
+#[path = "../common/prepared.rs"]
+mod prepared;
 mod protocol;
 mod pull;
 mod random;

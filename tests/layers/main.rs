@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer.
-const LAYERS: [(&str, u8); 25] = [
+const LAYERS: [(&str, u8); 26] = [
     ("cache", 0),
     ("fsutil", 0),
     ("gzip", 0),
+    ("pax", 0),
     ("process", 0),
     ("report", 0),
     ("secret", 0),
