@@ -20,17 +20,19 @@
 //! - `raw`: the records of the format, in either class and byte order
 //! - `view`: one file, read and checked, borrowed; `parse`: the same for callers; `glibc`: version rules
 //! - `path`: the search path: what has to change in the dynamic section and its strings
-//! - `room`: moves tables aside, so that there is room for a longer string table
+//! - `room`: moves tables aside, so that there is room for a longer string table; `blocks`: which may go; `moves`: what follows
 //! - `strip`: drops debug information
 //! - `draft`: puts an edited file together; `check`: reads it again and compares
 //!
 //! Sources: System V gABI (chapters 4 and 5), `elf(5)`, `ld.so(8)`, glibc's `elf/dl-load.c`, Linux' `fs/binfmt_elf.c`.
 
+mod blocks;
 mod check;
 mod draft;
 mod edit;
 mod error;
 mod glibc;
+mod moves;
 mod parse;
 mod path;
 mod raw;

@@ -12,8 +12,8 @@ use super::edit::SearchPath;
 use super::error::ElfError;
 use super::parse::is_static;
 use super::raw::{Range, Symbol, slice_mut};
-use super::room;
 use super::view::{Dynamic, Entry, View};
+use super::{moves, room};
 
 /// What to do.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl Users {
                     | elf::DT_DEPAUDIT
                     | elf::DT_AUDIT
             );
-            if names || !room::is_known(entry.tag) {
+            if names || !moves::is_known(entry.tag) {
                 offsets.push(entry.value);
             }
         }
