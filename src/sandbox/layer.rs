@@ -70,8 +70,8 @@ const FUSE_PROGRAMS: [&str; 2] = ["/usr/bin/fuse-overlayfs", "/usr/local/bin/fus
 /// As long as a mount by fuse-overlayfs may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What `statfs(2)` says of a FUSE file system.
-const FUSE_MAGIC: i64 = 0x6573_5546;
+/// The most of what that program said that is told on. Bytes.
+const SAID: usize = 1000;
 
 /// All sandboxes with a read-only rootfs get a layer of their own, made this way.
 #[derive(Debug, Clone)]
@@ -353,8 +353,11 @@ fn fuse(program: &Path, rootfs: &Path, base: &OwnedFd, folders: [&OwnedFd; 3]) -
     keep(caps::CapSet::Inheritable, &none)?;
     let mut child = spawned.map_err(|e| said(&e))?;
     let start = Instant::now();
+    // Another file system than the lower layer's is there when it is mounted. Not that one of its kind is: the rootfs itself may
+    // lie on FUSE (sshfs, ceph-fuse), and would be written to before the layer covers it.
+    let below = rustix::fs::fstat(folders[0])?.st_dev;
     loop {
-        if rustix::fs::statfs(rootfs).is_ok_and(|found| found.f_type == FUSE_MAGIC) {
+        if rustix::fs::stat(rootfs).is_ok_and(|found| found.st_dev != below) {
             return Ok(child);
         }
         let ended = child.try_wait().map_err(|e| said(&e))?;

@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("layers_are_chosen_and_explained", chosen_and_explained),
     ("layers_in_memory", in_memory),
     ("layers_for_root", for_root),
+    ("layers_over_fuse", over_fuse),
 ];
 
 /// What only a layer that works can do: remove a folder of the rootfs, make it anew, rename, link, append.
@@ -185,4 +186,32 @@ fn for_root(world: &World) {
     let ended = sandbox.run(&Spec::build(&rootfs), &argv, Io::Capture, &Interrupt::new());
     assert!(matches!(ended, Err(SandboxError::DiskQuota { .. })), "{ended:?}");
     assert_eq!(fs::read_dir(dir.join("layers")).unwrap().count(), 0);
+}
+
+/// A rootfs on sshfs or ceph-fuse is of the same kind of file system as the layer over it, and must not be taken for it.
+fn over_fuse(world: &World) {
+    if !has_fuse() {
+        println!("layers_over_fuse: /dev/fuse is closed to {}, who then gets no such layer", world.who);
+        return;
+    }
+    let rootfs = rootfs(world, "over-fuse-rootfs");
+    // Mount points are made in it now, so that nothing is written to it later.
+    world.ok(&Spec::build(&rootfs), "true");
+    let dir = world.folder("over-fuse-shared");
+    for name in ["upper", "work", "seen"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
+    let line = "fuse-overlayfs -f -o lowerdir=$LOWER,upperdir=$SHARED/upper,workdir=$SHARED/work $SHARED/seen & serves=$!; \
+                until mountpoint -q $SHARED/seen; do kill -0 $serves || exit 99; sleep 0.01; done; \
+                \"$@\"; code=$?; kill $serves; wait $serves; exit $code";
+    let wrapper = within(&["--mount"], line);
+    let (lower, shared) = (format!("LOWER={}", rootfs.display()), format!("SHARED={}", dir.display()));
+    let wrapper: Vec<&str> = ["env", &lower, &shared].into_iter().chain(refs(&wrapper)).collect();
+    let call = |words: &[&str]| program(world, "over-fuse", &dir.join("seen"), &wrapper, words);
+    let script = "rm -r /opt/lower && touch /opt/new && echo done";
+    for _ in 0..5 {
+        let (code, out, err) = call(&["shell", "--writable=fuse-overlayfs", "--", "sh", "-c", script]);
+        assert!(code == 0 && out == "done\n", "{code} {out}{err}");
+        assert!(!dir.join("upper/opt").exists(), "the shared rootfs was written to");
+    }
 }
