@@ -39,8 +39,6 @@ pub mod inside {
     pub const MISC: &str = "/slurm-factory.build/misc";
     /// `SPACK_USER_CACHE_PATH`.
     pub const USER: &str = "/slurm-factory.build/user";
-    /// `SPACK_GNUPGHOME`.
-    pub const GNUPG: &str = "/slurm-factory.build/gnupg";
     /// `HOME`.
     pub const HOME: &str = "/slurm-factory.build/home";
     /// Spack itself, read-only.
@@ -55,6 +53,9 @@ pub mod inside {
     pub const MIRRORS: &str = "/var/cache/slurm-factory/mirror";
     /// Binary mirrors that lie on disk, read-only, numbered from 0.
     pub const BINARIES: &str = "/var/cache/slurm-factory/binary";
+    /// `SPACK_GNUPGHOME`: the keyring of one run, read-only, and not below [`ROOT`], which recipes write to. In memory, where a
+    /// mount point can always be made.
+    pub const GNUPG: &str = "/run/spack-gnupg";
     /// The source cache, writable.
     pub const SOURCE_CACHE: &str = "/var/cache/slurm-factory/sourcecache";
 }

@@ -13,7 +13,7 @@
 //! SLOT/scope/ID/*.yaml              configuration
 //! SLOT/stage/                       where Spack unpacks and builds
 //! SLOT/misc/KEY/                    Spack's index of recipes and compiled Python, see `index`
-//! SLOT/{user,gnupg,home}/           Spack's other caches, keyring, HOME
+//! SLOT/{user,home}/                 Spack's other caches, HOME
 //! ```
 
 mod index;
@@ -251,10 +251,9 @@ impl Session<'_> {
             return Err(SpackError::Compiler { asked: asked.clone(), found: self.gcc.to_owned() });
         }
         let slot = slot_dir(self.build_dir, self.rootfs_id, self.plan);
-        for folder in ["store", "env", "view", "scope", "stage", "misc", "user", "gnupg", "home"] {
+        for folder in ["store", "env", "view", "scope", "stage", "misc", "user", "home"] {
             fs::create_dir_all(slot.join(folder))?;
         }
-        fs::set_permissions(slot.join("gnupg"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let timer = ctx.stage(Stage::Sources, format!("Spack {}", shown(&self.plan.identity.spack)));
         let spec = self.spec(&slot, ctx)?;
         timer.done(format!(
@@ -275,8 +274,7 @@ impl Session<'_> {
         // for an archive.
         let from_network = self.plan.execution.binary_mirrors.iter().any(|m| m.contains("://"));
         if !from_network {
-            let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
-            cached.for_each(|mount| mount.access = Access::ReadOnly);
+            build = sources_read_only(build);
         }
         self.remember_for_shell(&build, &environment)?;
 
@@ -306,18 +304,26 @@ impl Session<'_> {
         let count = packages.iter().filter(|p| !p.external).count();
         let absent = missing(&slot, &packages)?;
         let mut binaries = if absent.is_empty() { Binaries::default() } else { (self.binaries)(&absent)? };
-        if (binaries.dir.is_some() || (from_network && !absent.is_empty()))
-            && let Err(e) = self.trust(&spec, &slot, &binaries.keys, ctx)
-        {
-            ctx.check()?;
-            ctx.warn(format!("binary caches are not used: {e}"));
-            binaries = Binaries::default();
+        // Deleted when this ends.
+        let mut keyring = None;
+        if binaries.dir.is_some() || (from_network && !absent.is_empty()) {
+            match self.trust(&spec, &binaries.keys, ctx) {
+                Ok(made) => {
+                    build = build.mount(made.path(), inside::GNUPG, Access::ReadOnly);
+                    keyring = Some(made);
+                }
+                Err(e) => {
+                    ctx.check()?;
+                    ctx.warn(format!("binary caches are not used, and everything is built: {e}"));
+                    binaries = Binaries::default();
+                    build = sources_read_only(build);
+                }
+            }
         }
+        let from_network = from_network && keyring.is_some();
+        self.name_mirrors(&slot, binaries.dir.is_some(), from_network)?;
         if let Some(dir) = &binaries.dir {
             build = build.mount(dir.path(), format!("{}/0", inside::BINARIES), Access::ReadOnly);
-            let text = render::mirrors_with_binaries(self.plan)?;
-            let scope = on_host(&slot, &render::scope_dir(self.plan));
-            fsutil::write_atomic(&scope.join(render::MIRRORS), text.as_bytes(), 0o644)?;
             ctx.note(format!("{} of {} packages are taken from binary caches", binaries.hashes.len(), absent.len()));
         }
         // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
@@ -433,23 +439,29 @@ impl Session<'_> {
         Ok(environment)
     }
 
-    /// Puts the keys into the keyring that Spack's gpg uses.
-    fn trust(&self, spec: &Spec, slot: &Path, keys: &str, ctx: &Ctx) -> Result<(), SpackError> {
-        let inside = format!("{}/trusted.asc", render::scope_dir(self.plan));
-        fsutil::write_atomic(&on_host(slot, &inside), keys.as_bytes(), 0o644)?;
-        let argv = ["gpg", "--homedir", inside::GNUPG, "--batch", "--import", &inside].map(OsString::from);
+    /// Says which mirrors Spack may ask, once it is known whether what they have can be checked.
+    fn name_mirrors(&self, slot: &Path, checked: bool, from_network: bool) -> Result<(), SpackError> {
+        let text = render::mirrors_file(self.plan, checked, from_network)?;
+        let scope = on_host(slot, &render::scope_dir(self.plan));
+        Ok(fsutil::write_atomic(&scope.join(render::MIRRORS), text.as_bytes(), 0o644)?)
+    }
+
+    /// A keyring of these keys alone, for Spack's gpg. It is made anew for each run and lies outside the slot, where no recipe
+    /// can add to it and nothing stays of a key that is trusted no more.
+    fn trust(&self, spec: &Spec, keys: &str, ctx: &Ctx) -> Result<Staging, SpackError> {
+        let keyring = self.cache.staging(&self.cache.dir("tmp"))?;
+        fs::set_permissions(keyring.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        fsutil::write_atomic(&keyring.path().join("trusted.asc"), keys.as_bytes(), 0o644)?;
+        let spec = spec.clone().mount(keyring.path(), inside::GNUPG, Access::ReadWrite);
+        let file = format!("{}/trusted.asc", inside::GNUPG);
+        let argv = ["gpg", "--homedir", inside::GNUPG, "--batch", "--import", &file].map(OsString::from);
         let mut said = Vec::new();
         let mut take = |line: &str| said.push(line.to_owned());
-        let exit = self.sandbox.run(spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
+        let exit = self.sandbox.run(&spec, &argv, Io::Lines(&mut take), &ctx.interrupt)?;
         if !exit.success() {
-            let error = format!(
-                "gpg cannot import the trusted keys into `{}`: {}",
-                on_host(slot, inside::GNUPG).display(),
-                said.join("; ")
-            );
-            return Err(io::Error::other(error).into());
+            return Err(io::Error::other(format!("gpg cannot import the trusted keys: {}", said.join("; "))).into());
         }
-        Ok(())
+        Ok(keyring)
     }
 
     /// Keeps the sandbox for `slurm-factory shell`, which begins in the environment's folder and has a `spack` that means
@@ -544,6 +556,13 @@ fn missing<'a>(slot: &Path, packages: &'a [LockedPackage]) -> io::Result<Vec<&'a
         }
     }
     Ok(packages.iter().filter(|p| !p.external && !there.contains(&p.hash)).collect())
+}
+
+/// The same with sources that are read and not written.
+fn sources_read_only(mut build: Spec) -> Spec {
+    let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
+    cached.for_each(|mount| mount.access = Access::ReadOnly);
+    build
 }
 
 /// The host's path for one inside the slot's mount.

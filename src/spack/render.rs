@@ -78,7 +78,8 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
         ("config.yaml", config(plan)),
         ("packages.yaml", packages(plan, gcc, externals)),
         ("repos.yaml", repos(plan)),
-        (MIRRORS, mirrors(plan, false)),
+        // Binary caches are named when there are keys to check them with.
+        (MIRRORS, mirrors(plan, false, false)),
         ("bootstrap.yaml", bootstrap()),
         ("concretizer.yaml", concretizer()),
     ];
@@ -92,9 +93,10 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
 /// The file of mirrors.
 pub const MIRRORS: &str = "mirrors.yaml";
 
-/// The file of mirrors once binaries were checked: they are mounted as the first of [`inside::BINARIES`].
-pub fn mirrors_with_binaries(plan: &BuildPlan) -> Result<String, RenderError> {
-    to_yaml(MIRRORS, &mirrors(plan, true))
+/// The file of mirrors for the installation. `checked`: binaries that were checked are mounted as the first of
+/// [`inside::BINARIES`]; `from_network`: Spack has the keys to check binaries of mirrors in the network itself.
+pub fn mirrors_file(plan: &BuildPlan, checked: bool, from_network: bool) -> Result<String, RenderError> {
+    to_yaml(MIRRORS, &mirrors(plan, checked, from_network))
 }
 
 fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
@@ -188,17 +190,18 @@ pub fn overlay_repo_dir(index: usize, namespace: &str) -> String {
 }
 
 /// Folders of binaries are not named: what is taken from them was checked, and lies in one place when there is any.
-fn mirrors(plan: &BuildPlan, binaries: bool) -> Value {
+fn mirrors(plan: &BuildPlan, checked: bool, from_network: bool) -> Value {
     let mut mirrors = Map::new();
     for (index, mirror) in plan.execution.source_mirrors.iter().enumerate() {
         let url = if mirror.contains("://") { mirror.clone() } else { format!("file://{}/{index}", inside::MIRRORS) };
         mirrors.insert(format!("source-{index}"), json!({"url": url, "source": true, "binary": false}));
     }
     let binary = |url: &str| json!({"url": url, "source": false, "binary": true, "signed": true});
-    if binaries {
+    if checked {
         mirrors.insert("checked".into(), binary(&format!("file://{}/0", inside::BINARIES)));
     }
-    for (index, url) in plan.execution.binary_mirrors.iter().enumerate().filter(|(_, m)| m.contains("://")) {
+    let in_network = |url: &str| from_network && url.contains("://");
+    for (index, url) in plan.execution.binary_mirrors.iter().enumerate().filter(|(_, m)| in_network(m)) {
         mirrors.insert(format!("binary-{index}"), binary(url));
     }
     json!({"mirrors:": mirrors})

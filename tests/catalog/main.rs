@@ -11,7 +11,7 @@ use slurm_factory::catalog::Catalog;
 use slurm_factory::plan::{
     BuildPlan, BuildRequest, Choice, Compression, Facts, Network, Publish, SourcePin, Variant, plan,
 };
-use slurm_factory::spack::render::{Rendered, render};
+use slurm_factory::spack::render::{MIRRORS, Rendered, mirrors_file, render};
 use slurm_factory::spack::{External, own_repo};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -357,4 +357,26 @@ fn the_document_is_what_the_catalog_says() {
         now,
         "docs/catalog.md is old: UPDATE_DOCS=1 cargo test --test catalog"
     );
+}
+
+/// Spack is told of binaries only when it has the keys to check them with.
+#[test]
+fn binary_caches_are_named_with_their_keys() {
+    let catalog = Catalog::embedded().unwrap();
+    let request = request("25.11", Variant::Minimal, "noble", Choice::default());
+    let facts = Facts {
+        source_mirrors: vec!["/srv/sources".into()],
+        binary_mirrors: vec!["/srv/binaries".into(), "https://site.test/binaries".into()],
+        ..facts(&catalog, "noble")
+    };
+    let plan = plan(&request, &catalog, facts).unwrap();
+    let before = render(&plan, "13.3.0", &externals(&catalog, "noble")).unwrap().scope[MIRRORS].clone();
+    assert_eq!(before, mirrors_file(&plan, false, false).unwrap(), "not before the keys are there");
+    for (checked, from_network) in [(false, false), (true, false), (false, true), (true, true)] {
+        let text = mirrors_file(&plan, checked, from_network).unwrap();
+        assert!(text.contains("source-0") && !text.contains("/srv/"), "{text}");
+        assert_eq!(text.contains("checked"), checked, "{text}");
+        assert_eq!(text.contains("https://site.test/binaries"), from_network, "{text}");
+        assert_eq!(text.matches("signed: true").count(), usize::from(checked) + usize::from(from_network), "{text}");
+    }
 }
