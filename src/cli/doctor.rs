@@ -60,7 +60,11 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     }
     if let Ok(cache) = &cache {
         let folder = folders.last().map_or(cache.root(), |(_, path)| path);
-        findings.extend(sandbox::layers(folder, cache)?);
+        findings.extend(sandbox::layers(folder, cache).unwrap_or_else(|error| {
+            // What is in the way of builds there is said by the folder's own rows.
+            let tried = format!("--writable in {}", folder.display());
+            vec![finding("writable", &tried, Outcome::Warn, error.to_string(), None)]
+        }));
     }
     findings.push(git(ctx));
     if let (true, Ok(cache)) = (args.online, &cache) {

@@ -376,6 +376,53 @@ fn doctor_answers_as_its_page_says() {
     }
 }
 
+/// As a user who may do nothing, which root becomes for it: the closed build folder is what doctor is asked about.
+#[test]
+fn doctor_tells_of_a_closed_build_folder_in_rows() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const NOBODY: u32 = 65534;
+    let world = World::new();
+    let mode = |name: &str, mode| fs_err::set_permissions(world.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    let folder = |name: &str| fs_err::create_dir_all(world.path(name)).unwrap();
+    ["home", "bin", "closed"].into_iter().for_each(folder);
+    // The target folder may be closed to others; and without podman, which would keep a process.
+    fs_err::copy(env!("CARGO_BIN_EXE_slurm-factory"), world.path("bin/slurm-factory")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/git", world.path("bin/git")).unwrap();
+    mode("", 0o755);
+    let program = world.path("bin/slurm-factory");
+    let mut words = vec![program.as_str()];
+    if nix::unistd::geteuid().is_root() {
+        chown(world.path("home"), Some(NOBODY), Some(NOBODY)).unwrap();
+        mode("closed", 0o711);
+        let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+        words = [&nobody, words.as_slice()].concat();
+    } else {
+        mode("closed", 0o511);
+    }
+    let build_dir = world.path("closed/work");
+    let doctor = |flags: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(["doctor", "--build-dir", &build_dir]).args(flags);
+        command.env_clear().env("PATH", world.path("bin")).env("HOME", world.path("home"));
+        let output = command.current_dir("/").timeout(std::time::Duration::from_mins(1)).output();
+        let output = output.expect("setpriv (package util-linux)");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{err}");
+        (String::from_utf8(output.stdout).unwrap(), err)
+    };
+    let (text, err) = doctor(&[]);
+    assert!(text.contains("FAIL") && text.contains("git") && text.contains("builds cannot run here"), "{text}{err}");
+    let (text, err) = doctor(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{err}"));
+    let outcomes = |id: &str| {
+        let rows = json["findings"].as_array().unwrap().iter();
+        rows.filter(|row| row["id"] == id).map(|row| row["outcome"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    for (id, outcome) in [("build-dir-write", "fail"), ("writable", "warn"), ("cache-rename", "ok"), ("git", "ok")] {
+        assert_eq!(outcomes(id), [outcome], "{id}: {json:#}");
+    }
+}
+
 /// Loopback ports that nobody listens on stand for an unreachable outside.
 #[test]
 fn doctor_online_names_what_does_not_answer() {
