@@ -5,7 +5,7 @@
 //! sandbox is started by `sandbox`, whose helper is our own program and is spawned through here too.
 
 use crate::report::Interrupt;
-use crate::secret::Secret;
+use crate::secret::{Secret, without_login};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
@@ -169,9 +169,9 @@ impl Program {
         self
     }
 
-    /// The command line for reading: never parsed again.
+    /// The command line for reading: never parsed again, and without logins in addresses.
     pub fn display(&self) -> String {
-        self.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        self.argv.iter().map(|a| without_login(&a.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
     fn command(&self) -> Command {

@@ -56,9 +56,21 @@ impl<T: Zeroize> std::fmt::Debug for Secret<T> {
     }
 }
 
+/// An address as it may be shown and kept: without user name and password (RFC 3986, "userinfo"). Of what does not parse as a
+/// URL nobody can say where a password ends, so all is cut that stands before its last `@`. What is no URL stays as it is.
+pub fn without_login(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let end = match reqwest::Url::parse(address) {
+        Ok(_) => rest.find(['/', '?', '#']).unwrap_or(rest.len()),
+        Err(_) => rest.len(),
+    };
+    let host = rest[..end].rfind('@').map_or(0, |at| at + 1);
+    format!("{scheme}://{}", &rest[host..])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::{Secret, without_login};
 
     #[test]
     fn debug_shows_nothing() {
@@ -72,5 +84,24 @@ mod tests {
         assert_eq!(Secret::read(&mut &b"key"[..]).unwrap().expose(), b"key");
         let error = Secret::read(&mut std::io::repeat(0)).unwrap_err().to_string();
         assert!(error.contains("longer than"), "{error}");
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_login() {
+        for (address, shown) in [
+            ("https://user:secret@host/x.git", "https://host/x.git"),
+            ("https://user:se@cret@host:8443/x.git", "https://host:8443/x.git"),
+            ("ssh://user:secret@host/x@y.git", "ssh://host/x@y.git"),
+            ("https://host/x@y.git?a=b@c", "https://host/x@y.git?a=b@c"),
+            ("s3://key:secret@bucket", "s3://bucket"),
+            // These are no URLs: what is before their `/`, `?` or `#` would be a port.
+            ("https://user:se/cret@host/", "https://host/"),
+            ("https://user:se?cr#et@host/x", "https://host/x"),
+            ("https://user:secret@host:port/x", "https://host:port/x"),
+            ("/srv/a@b", "/srv/a@b"),
+            ("git@host:x.git", "git@host:x.git"),
+        ] {
+            assert_eq!(without_login(address), shown);
+        }
     }
 }

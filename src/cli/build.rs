@@ -11,6 +11,7 @@ use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
 use crate::resolve::Flags;
+use crate::secret::without_login;
 use anyhow::Result;
 use humansize::{BINARY, format_size};
 use std::fmt::Write as _;
@@ -153,7 +154,7 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
         "system" => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
         own => format!("GCC {own}, which is the toolchain's own"),
     };
-    let pin = |pin: &crate::plan::SourcePin| format!("{} {} ({})", pin.source, pin.reference, pin.commit);
+    let pin = |pin: &crate::plan::SourcePin| format!("{} {} ({})", without_login(&pin.source), pin.reference, pin.commit);
     let rows = [
         ("plan", plan.digest.to_string()),
         ("slurm", format!("{} ({})", identity.slurm_version, identity.release.patch)),

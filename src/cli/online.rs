@@ -11,6 +11,7 @@ use crate::image::{self, Platform, Reached, Reference};
 use crate::report::Ctx;
 use crate::resolve;
 use crate::sandbox::{Finding, Outcome};
+use crate::secret::without_login;
 use crate::spack::source;
 use anyhow::Result;
 use jiff::Timestamp;
@@ -25,7 +26,7 @@ pub fn look(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Vec<Finding
     let git = |id, what, given: &Option<String>, reference: &Option<String>, pin: &GitPin| {
         let given = given.as_deref().unwrap_or(&pin.source);
         let reference = reference.as_deref().unwrap_or(&pin.reference);
-        let tried = format!("asking {given} for {reference}");
+        let tried = format!("asking {} for {reference}", without_login(given));
         match source::reach(what, given, reference, ctx) {
             Ok(true) => finding(id, &tried, Outcome::Ok, "answers".into(), None),
             Ok(false) => fail(id, &tried, format!("answers, and has no {reference}"), None),

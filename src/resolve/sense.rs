@@ -9,6 +9,7 @@ use crate::image::{Reference, ResolvedImage};
 use crate::plan::BuildRequest;
 use crate::report::Ctx;
 use crate::rootfs;
+use crate::secret::without_login;
 use fs_err as fs;
 use humansize::{BINARY, format_size};
 use jiff::Timestamp;
@@ -35,14 +36,6 @@ pub fn address(key: &'static str, text: &str) -> Result<(), ResolveError> {
         Ok(_) => Ok(()),
         Err(e) => refuse(e.to_string()),
     }
-}
-
-/// An address as it may be shown.
-fn without_login(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let end = rest.find('/').unwrap_or(rest.len());
-    let host = rest[..end].rfind('@').map_or(rest, |at| &rest[at + 1..]);
-    format!("{scheme}://{host}")
 }
 
 /// Refuses a folder of wheels that lacks one that the toolchain pins.
@@ -152,6 +145,7 @@ mod tests {
             ("pip-index", "https://", "host"),
             ("source-mirrors", "htps://mirror.site", "`htps`"),
             ("dnf-mirror", "https://mirror.site:notaport/", "port"),
+            ("dnf-mirror", "https://user:sec/secret@mirror.site/", "`https://mirror.site/`"),
         ] {
             let error = address(key, bad).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains(key) && !error.contains("secret"), "{error}");

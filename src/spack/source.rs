@@ -15,6 +15,7 @@ use crate::fsutil;
 use crate::plan::{RepoPin, SourcePin};
 use crate::process::{ProcessError, Program};
 use crate::report::{Ctx, Interrupted};
+use crate::secret::without_login;
 use fs_err as fs;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -105,7 +106,7 @@ fn kind_of(what: &'static str, source: &str) -> Result<Kind, SourceError> {
     if source.contains("://") || (source.contains('@') && source.contains(':')) {
         return Ok(Kind::Url);
     }
-    Err(SourceError::NotASource { what, source_name: source.to_owned() })
+    Err(SourceError::NotASource { what, source_name: without_login(source) })
 }
 
 fn git(git_dir: Option<&Path>) -> Program {
@@ -140,7 +141,7 @@ pub fn resolve(
 ) -> Result<SourcePin, SourceError> {
     let pin =
         |source: String, reference: &str, commit: String| SourcePin { source, reference: reference.to_owned(), commit };
-    let missing = || SourceError::NoReference { what, source_name: source.to_owned(), reference: reference.to_owned() };
+    let missing = || SourceError::NoReference { what, source_name: without_login(source), reference: reference.to_owned() };
     match kind_of(what, source)? {
         Kind::Tree(path) => Ok(pin(path.display().to_string(), "", tree_digest(&path)?)),
         Kind::GitDir(dir) => {
@@ -170,7 +171,7 @@ pub fn resolve(
             if offline {
                 return Err(SourceError::Offline {
                     what,
-                    source_name: source.to_owned(),
+                    source_name: without_login(source),
                     reference: reference.to_owned(),
                 });
             }
@@ -254,7 +255,7 @@ pub fn fetch(
         Kind::Url if offline => {
             return Err(SourceError::Offline {
                 what,
-                source_name: pin.source.clone(),
+                source_name: without_login(&pin.source),
                 reference: pin.reference.clone(),
             });
         }

@@ -6,6 +6,7 @@ use crate::plan::{BuildPlan, Compression, SourcePin, Variant};
 use crate::relocate::Report;
 use crate::relocate::text::PLACEHOLDER;
 use crate::relocate::verify::Findings;
+use crate::secret::without_login;
 use crate::spack::Installed;
 use fs_err as fs;
 use include_dir::{Dir, include_dir};
@@ -140,9 +141,8 @@ fn in_view(path: &Path) -> String {
 /// A URL without user name and password; a path is named by its last part, because where it lay on the builder's
 /// disk tells nothing to anyone else.
 pub(super) fn without_credentials(source: &str) -> String {
-    if let Some((scheme, rest)) = source.split_once("://") {
-        let host = rest.split_once('@').filter(|(user, _)| !user.contains('/')).map_or(rest, |(_, host)| host);
-        return format!("{scheme}://{host}");
+    if source.contains("://") {
+        return without_login(source);
     }
     Path::new(source).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn no_password_and_no_path_of_the_builder_in_a_manifest() {
         assert_eq!(without_credentials("https://user:secret@host/x.git"), "https://host/x.git");
-        assert_eq!(without_credentials("https://host/x@y.git"), "https://host/x@y.git");
+        assert_eq!(without_credentials("https://user:p@ss@host/x@y.git"), "https://host/x@y.git");
         assert_eq!(without_credentials("/home/me/spack"), "spack");
     }
 }
