@@ -120,12 +120,28 @@ fn unlocked(
     }
 }
 
-/// Reads a descriptor that we were started with. It is opened anew by its name in /proc, which needs no trust in the
+/// Whether we were started with this open descriptor. Those that we open ourselves are close-on-exec, all of them, and that
+/// those are not closed from here is why it is asked (proc(5), `fdinfo`; the flags are octal).
+fn was_given(number: i32) -> io::Result<bool> {
+    let text = fs::read_to_string(Path::new("/proc/self/fdinfo").join(number.to_string()))?;
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    Ok(flags.is_some_and(|flags| flags & nix::fcntl::OFlag::O_CLOEXEC.bits() == 0))
+}
+
+/// Reads a descriptor that we were started with, and closes it. It is opened anew by its name in /proc, which needs no trust in the
 /// number: one that is not open is an error like any other.
 fn read_descriptor(number: i32) -> Result<Secret<Vec<u8>>, ResolveError> {
     let failed = |source| ResolveError::KeyDescriptor { number, source };
     // Opened before the process is closed to others: /proc/self/fd then belongs to root.
     let file = fs::File::open(Path::new("/proc/self/fd").join(number.to_string())).map_err(failed)?;
+    if !was_given(number).map_err(failed)? {
+        return Err(failed(nix::errno::Errno::EBADF.into()));
+    }
+    // Every program that is started from now on would get it too. The standard streams stay.
+    if number > 2 {
+        nix::unistd::close(number).map_err(|e| failed(e.into()))?;
+    }
     keep_private()?;
     let mut bytes = Secret::new(Vec::with_capacity(LONGEST_KEY + 1));
     file.take(LONGEST_KEY as u64 + 1).read_to_end(bytes.expose_mut()).map_err(failed)?;

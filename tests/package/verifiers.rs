@@ -345,3 +345,28 @@ fn children_see_no_secret() {
     assert!(seen.contains("GNUPGHOME=") && seen.contains("gpg-connect-agent"), "{seen}");
     assert!(!seen.contains("correct horse") && !seen.contains("SLURM_FACTORY_"), "{seen}");
 }
+
+#[test]
+fn children_do_not_get_the_descriptor_of_the_key() {
+    // A git of ours writes down what it was given.
+    let home = tempfile::Builder::new().prefix("sf").tempdir_in("/tmp").unwrap();
+    let path = |name: &str| home.path().join(name);
+    for folder in ["bin", "packages/x", "base/usr/lib"] {
+        std::fs::create_dir_all(path(folder)).unwrap();
+    }
+    let fresh = generate("Fresh", "", None, Algorithm::Ed25519).unwrap();
+    std::fs::write(path("key.asc"), fresh.secret.expose()).unwrap();
+    std::fs::write(path("base/usr/lib/os-release"), "ID=ubuntu\nVERSION_ID=\"24.04\"\n").unwrap();
+    std::fs::write(path("bin/git"), format!("#!/bin/sh\nls -l /proc/$$/fd >>{}\nexit 1\n", path("seen").display()))
+        .unwrap();
+    std::fs::set_permissions(path("bin/git"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut sh = assert_cmd::Command::new("bash");
+    sh.env_clear().env("HOME", home.path()).env("PATH", format!("{}:/usr/bin:/bin", path("bin").display()));
+    // Port 9 (discard) of loopback; git never asks there.
+    let script = "exec \"$0\" plan --key-fd 7 --image dir:base --spack-source http://127.0.0.1:9/spack.git \
+                  --spack-packages packages 7<key.asc";
+    let out = answer(sh.current_dir(home.path()).args(["-c", script, env!("CARGO_BIN_EXE_slurm-factory")]));
+    assert!(out.code != 0 && out.err.contains("ls-remote"), "{} {}", out.code, out.err);
+    let seen = std::fs::read_to_string(path("seen")).unwrap();
+    assert!(seen.contains(" 0 -> ") && !seen.contains("key.asc"), "{seen}");
+}
