@@ -331,9 +331,7 @@ pub fn check(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let request = request(settings, flags, &catalog)?;
     plan::check(&request, &catalog)?;
-    backend(settings)?;
-    owners(settings)?;
-    writable(settings)?;
+    check_sandbox(settings)?;
     let build_dir = build_dir(settings, cache, lookup, ctx);
     sense::limits(&request, &build_dir, ctx);
     for path in [cache.root().to_owned(), build_dir] {
@@ -378,7 +376,7 @@ fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &C
 }
 
 /// Looks everything up and makes the plan. What is known to be impossible is refused before the network is
-/// asked anything.
+/// asked anything; [`check`] has been called.
 pub fn resolve(
     settings: &Settings,
     flags: Flags,
@@ -388,8 +386,6 @@ pub fn resolve(
 ) -> Result<Resolved, ResolveError> {
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let request = request(settings, flags, &catalog)?;
-    backend(settings)?;
-    owners(settings)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
     let local = local(settings, &toolchain, lookup, ctx)?;
     let rules = Rules::of_site(&settings.catalog.relocate)?;
@@ -493,6 +489,8 @@ fn as_set(sandbox: Sandbox, settings: &Settings, ctx: &Ctx) -> Result<Sandbox, R
 pub fn check_sandbox(settings: &Settings) -> Result<(), ResolveError> {
     backend(settings)?;
     confinement(settings)?;
+    owners(settings)?;
+    writable(settings)?;
     limits(settings)?;
     Ok(())
 }

@@ -128,6 +128,19 @@ fn usage_errors_list_what_is_known() {
     world.refuses(&["plan", "--toolchain", "debian12", "--image", &root], 2, &says);
     let rows = world.refuses(&["doctor", "--backend", "docker"], 2, &["docker", "userns", "podman"]);
     assert!(rows.out.is_empty(), "{}", rows.out);
+    let rows = world.refuses(&["doctor", "--writable=typo"], 2, &["typo", "fuse-overlayfs"]);
+    assert!(rows.out.is_empty(), "{}", rows.out);
+    for (name, value, says) in [
+        ("CONFINEMENT", "stict", "confinement: `stict` is not one of strict, relaxed"),
+        ("OWNERSHIP", "shared", "ownership: `shared` is not one of single, range"),
+        ("WRITABLE", "all", "writable: `all` is not one of none"),
+        ("NICE", "77", "nice: `77` is not one of 0 to 19"),
+    ] {
+        for verb in ["plan", "doctor"] {
+            let answer = world.run_env(&[verb], &[(&format!("SLURM_FACTORY_{name}"), value)]);
+            assert!(answer.code == 2 && answer.err.contains(says), "{verb}: {}", answer.err);
+        }
+    }
     let file = world.write("file", "");
     world.refuses(&["man", &format!("{file}/x")], 3, &[&file, "Not a directory"]);
     world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/none"], 2, &["/nonexistent"]);
@@ -159,12 +172,6 @@ fn what_is_not_done_yet_is_refused_at_planning() {
             world.refuses(&args, 2, &[says]);
         }
     }
-    let answer = world.run_env(&["plan"], &[("SLURM_FACTORY_OWNERSHIP", "shared")]);
-    assert!(
-        answer.code == 2 && answer.err.contains("ownership: `shared` is not one of single, range"),
-        "{}",
-        answer.err
-    );
     assert!(!Path::new(&world.path(".slurm-factory/blobs")).exists(), "refused before anything is fetched");
 }
 
