@@ -367,7 +367,7 @@ mod tests {
             (Try::FakeRoot, EINVAL, facts(|_| ()), Outcome::Fail, "filters do not work", "CONFIG_SECCOMP_FILTER"),
         ];
         for (step, errno, facts, outcome, meaning, remedy) in cases {
-            let finding = classify(&Trial { step, errno: Some(errno) }, &facts);
+            let finding = classify(&Trial::new(step, Some(errno)), &facts);
             assert_eq!((finding.outcome, finding.errno), (outcome, Some(errno)), "{finding}");
             assert!(finding.meaning.contains(meaning), "no `{meaning}` in: {finding}");
             assert!(finding.remedy.as_deref().is_some_and(|text| text.contains(remedy)), "no `{remedy}` in: {finding}");
@@ -376,11 +376,11 @@ mod tests {
 
     #[test]
     fn what_works_and_what_nothing_explains() {
-        let fine = classify(&Trial { step: USER, errno: None }, &facts(|_| ()));
+        let fine = classify(&Trial::new(USER, None), &facts(|_| ()));
         assert_eq!((fine.outcome, fine.remedy), (Outcome::Ok, None));
-        let unknown = classify(&Trial { step: USER, errno: Some(EPERM) }, &facts(|_| ()));
+        let unknown = classify(&Trial::new(USER, Some(EPERM)), &facts(|_| ()));
         assert!(unknown.meaning.contains("nothing that is known explains it"), "{unknown}");
-        let sys = classify(&Trial { step: Try::Sysfs, errno: Some(EPERM) }, &facts(|_| ()));
+        let sys = classify(&Trial::new(Try::Sysfs, Some(EPERM)), &facts(|_| ()));
         assert_eq!(sys.outcome, Outcome::Warn);
     }
 

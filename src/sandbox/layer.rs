@@ -238,8 +238,17 @@ fn attempted(way: &Way, folder: &Path) -> Result<Result<(), String>, SandboxErro
         Way::InMemory => "its upper layer in memory".to_owned(),
         _ => format!("its upper layer in {}", folder.parent().unwrap_or(folder).display()),
     };
-    let failure = trials.iter().find_map(|trial| Some((trial.step, trial.errno?)));
-    Ok(failure.map_or(Ok(()), |(_, errno)| Err(format!("{} with {place}: {}", way.name(), reason(errno)))))
+    Ok(answer(&trials).map_err(|why| format!("{} with {place}: {why}", way.name())))
+}
+
+/// What the trials say: the layer works when it was made and used, and not because nothing failed.
+fn answer(trials: &[Trial]) -> Result<(), String> {
+    match trials.iter().find_map(|trial| Some((trial.errno?, &trial.said))) {
+        Some((errno, said)) if said.is_empty() => Err(reason(errno)),
+        Some((errno, said)) => Err(format!("{}: {said}", reason(errno))),
+        None if trials.iter().any(|trial| trial.step == Try::Overlay) => Ok(()),
+        None => Err("the process that tried it ended without an answer".into()),
+    }
 }
 
 /// A layer that is tried: `folder` is empty, and gets a lower layer and what it is mounted on.
@@ -254,8 +263,9 @@ pub struct LayerTrial {
 /// In the helper.
 pub fn try_layer(trial: &LayerTrial) -> Vec<Trial> {
     attempt(&[Namespace::User, Namespace::Mount], &mut || {
-        let errno = removes_a_lower_folder(trial).err().map(|trouble| trouble.errno);
-        vec![Trial { step: Try::Overlay, errno }]
+        let trouble = removes_a_lower_folder(trial).err();
+        let errno = trouble.as_ref().map(|trouble| trouble.errno);
+        vec![Trial { said: trouble.map(|trouble| trouble.detail).unwrap_or_default(), ..Trial::new(Try::Overlay, errno) }]
     })
 }
 
@@ -363,11 +373,28 @@ fn fuse(program: &Path, rootfs: &Path, base: &OwnedFd, folders: [&OwnedFd; 3]) -
         let ended = child.try_wait().map_err(|e| said(&e))?;
         if ended.is_some() || start.elapsed() > PATIENCE {
             let _ = child.kill();
-            let mut text = [0; 4096];
+            let mut text = [0; SAID];
             let read = rustix::io::pread(&log, &mut text[..], 0).unwrap_or(0);
             let text = String::from_utf8_lossy(&text[..read]).trim().replace('\n', "; ");
             return Err(Trouble::why(Errno::EIO, format!("fuse-overlayfs did not mount it: {text}")));
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_without_an_answer_is_a_refusal() {
+        let made = [Trial::new(Try::Namespace(Namespace::User), None), Trial::new(Try::MapIds, None)];
+        assert!(answer(&made).unwrap_err().contains("without an answer"));
+        assert!(answer(&[]).is_err());
+        let with = |last| [made.as_slice(), &[last]].concat();
+        assert_eq!(answer(&with(Trial::new(Try::Overlay, None))), Ok(()));
+        let said = Trial { said: "no such option".into(), ..Trial::new(Try::Overlay, Some(Errno::EIO as i32)) };
+        let why = answer(&with(said)).unwrap_err();
+        assert!(why.contains("EIO") && why.ends_with(": no such option"), "{why}");
     }
 }

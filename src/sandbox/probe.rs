@@ -24,6 +24,16 @@ pub struct Trial {
     pub step: Try,
     /// The kernel's answer; none when it worked.
     pub errno: Option<i32>,
+    /// What a program said that was needed for it; empty when there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub said: String,
+}
+
+impl Trial {
+    /// What came of one thing.
+    pub fn new(step: Try, errno: Option<i32>) -> Self {
+        Self { step, errno, said: String::new() }
+    }
 }
 
 /// The things that are tried.
@@ -95,7 +105,7 @@ fn actions(trials: Vec<Trial>) -> impl Iterator<Item = Trial> {
 }
 
 fn tried(step: Try, result: Result<(), Errno>) -> Trial {
-    Trial { step, errno: result.err().map(|errno| errno as i32) }
+    Trial::new(step, result.err().map(|errno| errno as i32))
 }
 
 /// In new namespaces: does `action` and passes on what it found. A clone that fails is charged to the last
@@ -126,7 +136,7 @@ pub(super) fn attempt(kinds: &[Namespace], action: &mut dyn FnMut() -> Vec<Trial
     let own = |id| [IdMap { inside: id, outside: id, count: 1 }];
     let mapped = map_ids(child, &own(uid), &own(gid));
     let errno = mapped.err().map(|failure: Failure| failure.errno);
-    trials.push(Trial { step: Try::MapIds, errno });
+    trials.push(Trial::new(Try::MapIds, errno));
     let mut found = Vec::new();
     if errno.is_none() && socket.write_all(b"go").is_ok() {
         let _ = socket.read_to_end(&mut found);

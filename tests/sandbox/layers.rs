@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("layers_in_memory", in_memory),
     ("layers_for_root", for_root),
     ("layers_over_fuse", over_fuse),
+    ("layers_by_a_program_that_fails", by_a_program_that_fails),
 ];
 
 /// What only a layer that works can do: remove a folder of the rootfs, make it anew, rename, link, append.
@@ -214,4 +215,15 @@ fn over_fuse(world: &World) {
         assert!(code == 0 && out == "done\n", "{code} {out}{err}");
         assert!(!dir.join("upper/opt").exists(), "the shared rootfs was written to");
     }
+}
+
+/// A device that opens and is none: what the program says of it is passed on.
+fn by_a_program_that_fails(world: &World) {
+    let rootfs = rootfs(world, "failing-rootfs");
+    let wrapper = within(&["--mount"], "mount --bind /dev/null /dev/fuse && exec \"$@\"");
+    let words = ["shell", "--writable=fuse-overlayfs", "--", "true"];
+    let (code, _, err) = program(world, "failing", &rootfs, &refs(&wrapper), &words);
+    assert_eq!(code, 3, "{err}");
+    let said = err.split_once("fuse-overlayfs did not mount it: ").map(|(_, said)| said.trim());
+    assert!(said.is_some_and(|said| said.contains("fuse")), "{err}");
 }
