@@ -73,7 +73,8 @@ impl Index {
         }
         let kept = cache.staging(&cache.dir("spack")).and_then(|staging| {
             copy(&self.slot, staging.path()).map_err(CacheError::Io)?;
-            staging.commit(&self.shared)
+            // An entry is never changed: the copies that others are making of it now would be of two.
+            staging.commit_new(&self.shared)
         });
         if let Err(e) = kept {
             ctx.detail(format!("Spack's index of recipes is not kept for other build folders: {e}"));
