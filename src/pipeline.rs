@@ -89,7 +89,7 @@ pub fn build(
     let key = key()?;
     let target = publish::planned(settings, flags, key.as_ref(), lookup, false, ctx)?;
     let sandbox = resolve::sandbox(settings, ctx)?;
-    let spacks = resolve::layered(sandbox.clone(), settings, cache, lookup, ctx)?;
+    let spacks = resolve::layered(sandbox.clone(), settings, cache, lookup)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let plan = &resolved.plan;
     let _lock = cache.lock(ctx, &format!("plan-{}", plan.digest.short()), "the same build")?;

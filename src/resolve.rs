@@ -332,7 +332,13 @@ pub fn check(
     let request = request(settings, flags, &catalog)?;
     plan::check(&request, &catalog)?;
     check_sandbox(settings)?;
-    let build_dir = build_dir(settings, cache, lookup, ctx);
+    let build_dir = build_dir(settings, cache, lookup);
+    if let (None, Some(name)) = (&settings.build_dir, fsutil::shared_file_system(cache.root())) {
+        ctx.note(format!(
+            "the cache is on {name}; store and stages go to the local folder {} (--build-dir names another)",
+            build_dir.display()
+        ));
+    }
     sense::limits(&request, &build_dir, ctx);
     for path in [cache.root().to_owned(), build_dir] {
         // The build folder may not be there yet; what holds it is mounted the same.
@@ -389,7 +395,7 @@ pub fn resolve(
     let (release, toolchain) = plan::check(&request, &catalog)?;
     let local = local(settings, &toolchain, lookup, ctx)?;
     let rules = Rules::of_site(&settings.catalog.relocate)?;
-    let build_dir = build_dir(settings, cache, lookup, ctx);
+    let build_dir = build_dir(settings, cache, lookup);
 
     let (reference, client) =
         image_reference(settings.image.as_deref().unwrap_or(&toolchain.image), settings, lookup, ctx)?;
@@ -456,10 +462,9 @@ pub fn layered(
     settings: &Settings,
     cache: &Cache,
     lookup: Lookup<'_>,
-    ctx: &Ctx,
 ) -> Result<Sandbox, ResolveError> {
     let Some(wanted) = writable(settings)? else { return Ok(sandbox) };
-    let folder = build_dir(settings, cache, lookup, ctx).join(LAYERS);
+    let folder = build_dir(settings, cache, lookup).join(LAYERS);
     Ok(sandbox.writable(wanted, &folder, cache)?)
 }
 
@@ -538,22 +543,15 @@ fn folders_or_urls(key: &'static str, given: &[String]) -> Result<Vec<String>, R
 }
 
 /// Store and stages belong on a local disk: Spack's locks and many small files do badly on a shared one.
-pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>, ctx: &Ctx) -> PathBuf {
+pub fn build_dir(settings: &Settings, cache: &Cache, lookup: Lookup<'_>) -> PathBuf {
     if let Some(dir) = &settings.build_dir {
         return dir.clone();
     }
-    match fsutil::shared_file_system(cache.root()) {
-        None => cache.dir("work"),
-        Some(name) => {
-            let parent = lookup("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-            let dir = parent.join(format!("slurm-factory-{}", nix::unistd::getuid()));
-            ctx.note(format!(
-                "the cache is on {name}; store and stages go to the local folder {} (--build-dir names another)",
-                dir.display()
-            ));
-            dir
-        }
+    if fsutil::shared_file_system(cache.root()).is_none() {
+        return cache.dir("work");
     }
+    let parent = lookup("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    parent.join(format!("slurm-factory-{}", nix::unistd::getuid()))
 }
 
 #[cfg(test)]

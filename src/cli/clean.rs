@@ -20,7 +20,7 @@ pub fn run(global: &Global, args: &CleanArgs, ctx: &Ctx) -> Result<ExitCode> {
         older_than: args.older_than.map(|days| Duration::from_secs(days * 24 * 60 * 60)),
         dry_run: args.dry_run,
     };
-    let build_dir = resolve::build_dir(&settings, &cache, &variable, ctx);
+    let build_dir = resolve::build_dir(&settings, &cache, &variable);
     let cleaned = clean(&cache, &build_dir, scope, ctx)?;
     for path in &cleaned.paths {
         print(&format!("{}\n", path.display()))?;

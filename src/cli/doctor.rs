@@ -43,7 +43,7 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     }
     if let Ok(cache) = &cache {
         folders.push(("cache", cache.root().to_owned()));
-        let build_dir = resolve::build_dir(&settings, cache, &variable, ctx);
+        let build_dir = resolve::build_dir(&settings, cache, &variable);
         if let Some(there) = existing(&build_dir).filter(|there| there != cache.root()) {
             folders.push(("build-dir", there));
         }

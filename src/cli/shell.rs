@@ -31,7 +31,7 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
         spec = as_root(spec);
     }
     let sandbox = resolve::known_sandbox(&settings, &cache, ctx)?;
-    let sandbox = resolve::layered(sandbox, &settings, &cache, &variable, ctx)?;
+    let sandbox = resolve::layered(sandbox, &settings, &cache, &variable)?;
     if settings.writable.as_deref().is_some_and(|how| how != "none") {
         ctx.note(format!("sandbox: {}", sandbox.why()));
     }
