@@ -72,7 +72,7 @@ pub fn classify(trial: &Trial, facts: &Facts) -> Finding {
         Try::Proc
         | Try::Sysfs
         | Try::Nested
-        | Try::Overlay
+        | Try::Layer
         | Try::Deny
         | Try::Namespace(Namespace::Pid | Namespace::Net) => Outcome::Warn,
         _ => Outcome::Fail,
@@ -91,7 +91,7 @@ fn names(step: Try) -> (String, String) {
         Try::Sysfs => ("mount-sysfs".into(), "mounting a new /sys".into()),
         Try::FakeRoot => ("seccomp-fake-root".into(), "the system call filter that stands in for root".into()),
         Try::Deny => ("seccomp-deny".into(), "the system call filter that refuses dangerous calls".into()),
-        Try::Overlay => ("mount-overlay".into(), "an overlay, and removing a folder of its lower layer".into()),
+        Try::Layer => ("layer".into(), "a layer, and removing a folder of what is below".into()),
         Try::Nested => ("nested-user-namespace".into(), "a user namespace in a user namespace".into()),
     }
 }
@@ -117,10 +117,6 @@ fn explain(step: Try, errno: Errno, facts: &Facts) -> Cause {
         },
         (Try::Sysfs, Errno::EPERM) if facts.apparmor_restrict != Some(1) => Cause {
             meaning: "parts of /sys are masked here; the host's /sys is shown read-only instead".into(),
-            remedy: None,
-        },
-        (Try::Overlay, _) => Cause {
-            meaning: "not to be had in a user namespace here, and not needed: the rootfs is bound read-only".into(),
             remedy: None,
         },
         (Try::FakeRoot | Try::Deny, _) => cause(

@@ -246,7 +246,7 @@ fn answer(trials: &[Trial]) -> Result<(), String> {
     match trials.iter().find_map(|trial| Some((trial.errno?, &trial.said))) {
         Some((errno, said)) if said.is_empty() => Err(reason(errno)),
         Some((errno, said)) => Err(format!("{}: {said}", reason(errno))),
-        None if trials.iter().any(|trial| trial.step == Try::Overlay) => Ok(()),
+        None if trials.iter().any(|trial| trial.step == Try::Layer) => Ok(()),
         None => Err("the process that tried it ended without an answer".into()),
     }
 }
@@ -265,7 +265,7 @@ pub fn try_layer(trial: &LayerTrial) -> Vec<Trial> {
     attempt(&[Namespace::User, Namespace::Mount], &mut || {
         let trouble = removes_a_lower_folder(trial).err();
         let errno = trouble.as_ref().map(|trouble| trouble.errno);
-        vec![Trial { said: trouble.map(|trouble| trouble.detail).unwrap_or_default(), ..Trial::new(Try::Overlay, errno) }]
+        vec![Trial { said: trouble.map(|trouble| trouble.detail).unwrap_or_default(), ..Trial::new(Try::Layer, errno) }]
     })
 }
 
@@ -392,8 +392,8 @@ mod tests {
         assert!(answer(&made).unwrap_err().contains("without an answer"));
         assert!(answer(&[]).is_err());
         let with = |last| [made.as_slice(), &[last]].concat();
-        assert_eq!(answer(&with(Trial::new(Try::Overlay, None))), Ok(()));
-        let said = Trial { said: "no such option".into(), ..Trial::new(Try::Overlay, Some(Errno::EIO as i32)) };
+        assert_eq!(answer(&with(Trial::new(Try::Layer, None))), Ok(()));
+        let said = Trial { said: "no such option".into(), ..Trial::new(Try::Layer, Some(Errno::EIO as i32)) };
         let why = answer(&with(said)).unwrap_err();
         assert!(why.contains("EIO") && why.ends_with(": no such option"), "{why}");
     }

@@ -60,8 +60,8 @@ pub enum Try {
     Deny,
     /// A user namespace in a user namespace.
     Nested,
-    /// An overlay in which a folder of the lower layer can be removed. For information: nothing here needs one.
-    Overlay,
+    /// A layer over a folder, in which a folder of the lower one can be removed. Only `--writable` asks for it.
+    Layer,
 }
 
 const NONE: Option<&str> = None;
@@ -91,8 +91,6 @@ pub fn full() -> Vec<Trial> {
     trials.extend(actions(attempt(&kinds, &mut mounts_and_filters)));
     let kinds = [Namespace::User, Namespace::Mount, Namespace::Net];
     trials.extend(actions(attempt(&kinds, &mut || vec![tried(Try::Sysfs, mount_at("sysfs", "/sys"))])));
-    let kinds = [Namespace::User, Namespace::Mount];
-    trials.extend(actions(attempt(&kinds, &mut || vec![tried(Try::Overlay, overlay())])));
     trials
 }
 
@@ -168,18 +166,6 @@ fn mount_at(kind: &str, at: &str) -> Result<(), Errno> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let options = (kind == "devpts").then_some("newinstance,ptmxmode=0666,mode=620");
     mount(Some(kind), at, Some(kind), flags, options)
-}
-
-/// Without `userxattr` the mount works, and only removing what is below fails: so that is what is tried.
-fn overlay() -> Result<(), Errno> {
-    use nix::sys::stat::Mode;
-    mount_at("tmpfs", "/dev")?;
-    for dir in ["/dev/lower", "/dev/lower/folder", "/dev/upper", "/dev/work", "/dev/merged"] {
-        nix::unistd::mkdir(dir, Mode::S_IRWXU)?;
-    }
-    let options = "lowerdir=/dev/lower,upperdir=/dev/upper,workdir=/dev/work,userxattr";
-    mount(Some("overlay"), "/dev/merged", Some("overlay"), MsFlags::empty(), Some(options))?;
-    nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, "/dev/merged/folder", nix::unistd::UnlinkatFlags::RemoveDir)
 }
 
 fn nested() -> Result<(), Errno> {

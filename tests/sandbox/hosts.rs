@@ -182,7 +182,6 @@ fn the_doctor_here(world: &World) {
         "folder-flock",
         "folder-rename",
         "folder-link",
-        "mount-overlay",
         "memory",
         "processors",
         "limit-memory",
