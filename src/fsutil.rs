@@ -166,6 +166,30 @@ pub fn file_system(path: &Path) -> String {
     known.map_or_else(|| format!("of type {magic:#x}"), |(_, name)| (*name).into())
 }
 
+/// What the file system that holds a folder has left for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and folders; none when the file system counts none, because it makes inodes as they are needed.
+    pub inodes: Option<u64>,
+}
+
+/// The room that is left where `path` is, by statvfs(3).
+pub fn room(path: &Path) -> io::Result<Room> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    Ok(Room {
+        bytes: stat.fragment_size().saturating_mul(stat.blocks_available()),
+        inodes: (stat.files() > 0).then(|| stat.files_available()),
+    })
+}
+
+/// The folder `path`, or the nearest above it that is there: what holds it tells how it will be.
+pub fn existing(path: &Path) -> Option<&Path> {
+    let named = |path| if path == Path::new("") { Path::new(".") } else { path };
+    path.ancestors().map(named).find(|path| path.is_dir())
+}
+
 /// Whether programs in `path` cannot be run because its file system is mounted `noexec` (mount(8)).
 pub fn mounted_noexec(path: &Path) -> bool {
     use nix::sys::statvfs::{FsFlags, statvfs};
@@ -251,6 +275,18 @@ mod tests {
         remove_tree(&dir.path().join("t")).unwrap();
         assert!(!dir.path().join("t").exists());
         remove_tree(&dir.path().join("t")).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_where_its_parent_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(existing(dir.path()), Some(dir.path()));
+        assert_eq!(existing(&dir.path().join("a/b")), Some(dir.path()));
+        assert_eq!(existing(&dir.path().join("file/b")), Some(dir.path()));
+        assert_eq!(existing(Path::new("not/there")), Some(Path::new(".")));
+        assert!(room(dir.path()).unwrap().bytes > 0);
+        room(&dir.path().join("a")).unwrap_err();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::args::{DoctorArgs, Global};
 use super::{online, print, print_json, settings, variable};
 use crate::cache::Cache;
 use crate::config::Settings;
+use crate::fsutil;
 use crate::process::Program;
 use crate::report::Ctx;
 use crate::resolve;
@@ -37,7 +38,7 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     let cache = Cache::open(&dir);
     let mut folders = Vec::new();
     // A folder may not be there yet, or not be to be had; what holds it tells the same.
-    let existing = |path: &Path| path.ancestors().find(|p| p.is_dir()).map(Path::to_owned);
+    let existing = |path: &Path| fsutil::existing(path).map(Path::to_owned);
     if let (Err(_), Some(there)) = (&cache, existing(&dir)) {
         folders.push(("cache", there));
     }

@@ -10,7 +10,6 @@ use crate::report::Interrupt;
 use fs_err as fs;
 use humansize::{BINARY, format_size};
 use nix::errno::Errno;
-use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 use rustix::fs::{FlockOperation, OFlags, XattrFlags};
 use std::io::{self, Write};
@@ -126,10 +125,9 @@ fn operations(what: &str, dir: &Path, path: &Path) -> Vec<Finding> {
 fn space(what: &str, path: &Path) -> Finding {
     let id = format!("{what}-disk");
     let tried = format!("the room in {}", path.display());
-    let Ok(stat) = statvfs(path) else { return row(&id, tried, Outcome::Warn, "not told by its file system") };
-    let free = stat.fragment_size().saturating_mul(stat.blocks_available());
-    // Some file systems make inodes as they are needed and count none.
-    let inodes = (stat.files() > 0).then(|| stat.files_available());
+    let Ok(fsutil::Room { bytes: free, inodes }) = fsutil::room(path) else {
+        return row(&id, tried, Outcome::Warn, "not told by its file system");
+    };
     let inodes_shown = inodes.map_or("inodes not counted".into(), |n| format!("{n} inodes"));
     let meaning = format!("{} and {inodes_shown} free", format_size(free, BINARY));
     let few = inodes.is_some_and(|n| n < INODES_NEEDED);

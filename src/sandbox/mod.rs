@@ -77,6 +77,7 @@ pub use limits::{LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
 pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
 pub use probe::{Trial, Try};
+pub use resources::machine_memory;
 pub use run::{Ended, Exit, Io};
 pub use spec::{
     Access, BUILD_ID_FOR_ROOT, CA_BUNDLE_INSIDE, Confinement, Content, FILES_INSIDE, Identity, Layer, Mount, Network,

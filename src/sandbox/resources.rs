@@ -46,13 +46,22 @@ pub(super) fn whose(dir: &Path) -> &'static str {
     }
 }
 
+/// The line of /proc/meminfo with all that the machine has (proc_meminfo(5)).
+const ALL: &str = "MemTotal:";
+
+/// The machine's memory in bytes; none where it is not told.
+pub fn machine_memory() -> Option<u64> {
+    bytes_of(&fs::read_to_string("/proc/meminfo").ok()?, ALL)
+}
+
+fn bytes_of(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn memory(meminfo: &str, limit: Option<(u64, std::path::PathBuf)>) -> Finding {
-    let kib = |key: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    let free = kib("MemAvailable:").unwrap_or(0) << 10;
-    let all = kib("MemTotal:").unwrap_or(0) << 10;
+    let free = bytes_of(meminfo, "MemAvailable:").unwrap_or(0);
+    let all = bytes_of(meminfo, ALL).unwrap_or(0);
     let mut meaning = format!("{} free of {}", format_size(free, BINARY), format_size(all, BINARY));
     let limit = limit.filter(|(limit, _)| *limit < all);
     if let Some((limit, dir)) = &limit {
@@ -123,6 +132,11 @@ fn clock(now: Duration) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(machine_memory().unwrap() > 64 << 20);
+    }
 
     #[test]
     fn little_memory_and_who_says_so() {
