@@ -37,7 +37,7 @@ const DEEPEST: usize = 4;
 
 /// Where the builtin recipes of a pin are in the cache.
 pub fn builtin_dir(cache: &Cache, pin: &SourcePin) -> PathBuf {
-    cache.dir("spack").join(format!("tree-{}", pin.commit)).join("repos/spack_repo/builtin/packages")
+    super::source::tree_dir(cache, pin).join("repos/spack_repo/builtin/packages")
 }
 
 /// What the recipe of an installed package says, and where it says nothing, the builtin one that it stands on.
@@ -90,9 +90,9 @@ fn parse(text: &str, version: &str) -> (Recipe, Option<String>) {
     if let [arguments] = licenses.as_slice()
         && keyword(arguments, "when").is_none()
     {
-        recipe.license = positional(arguments);
+        recipe.license = string(arguments);
     }
-    let ours = calls(text, "version").into_iter().find(|arguments| positional(arguments).as_deref() == Some(version));
+    let ours = calls(text, "version").into_iter().find(|arguments| string(arguments).as_deref() == Some(version));
     if let Some(arguments) = ours {
         recipe.sha256 = keyword(arguments, "sha256").and_then(string).filter(|s| s.len() == 64);
         recipe.commit = keyword(arguments, "commit").and_then(string);
@@ -164,10 +164,6 @@ fn string(text: &str) -> Option<String> {
     // `"a" "b"`, `"a" + b`, `"{}".format(..)`: no plain string.
     let ends = after.trim_start().chars().next().is_none_or(|c| matches!(c, ',' | ')' | '#'));
     (ends && !content.contains('\\') && !content.is_empty()).then(|| content.to_owned())
-}
-
-fn positional(arguments: &str) -> Option<String> {
-    string(arguments)
 }
 
 /// What follows `name=` among the arguments.

@@ -228,6 +228,11 @@ impl Tree {
     }
 }
 
+/// Where the tree of a resolved source is in the cache, once it was fetched.
+pub fn tree_dir(cache: &Cache, pin: &SourcePin) -> PathBuf {
+    cache.dir("spack").join(format!("tree-{}", pin.commit))
+}
+
 /// The tree of a resolved source, from the cache or brought there now.
 pub fn fetch(
     what: &'static str,
@@ -236,8 +241,8 @@ pub fn fetch(
     cache: &Cache,
     ctx: &Ctx,
 ) -> Result<Tree, SourceError> {
-    let parent = cache.dir("spack");
-    let path = parent.join(format!("tree-{}", pin.commit));
+    let path = tree_dir(cache, pin);
+    let parent = fsutil::parent_of(&path);
     if path.is_dir() {
         return Ok(Tree { path });
     }
@@ -245,8 +250,8 @@ pub fn fetch(
     if path.is_dir() {
         return Ok(Tree { path });
     }
-    cache.sweep(&parent)?;
-    let staging = cache.staging(&parent)?;
+    cache.sweep(parent)?;
+    let staging = cache.staging(parent)?;
     let tree = staging.path().join("tree");
     fs::create_dir(&tree)?;
     match kind_of(what, &pin.source)? {
@@ -275,7 +280,7 @@ pub fn fetch(
             fsutil::remove_tree(&bare)?;
         }
     }
-    let committed = cache.staging(&parent)?;
+    let committed = cache.staging(parent)?;
     // The entry is the tree alone; what else was needed goes with its own staging folder.
     fs::remove_dir(committed.path())?;
     fs::rename(&tree, committed.path())?;
