@@ -25,7 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Images have ids up to 65534 (`nobody`): with fewer, some files could not be given to their owners.
-pub const LEAST_RANGE: u32 = 65_534;
+const LEAST_RANGE: u32 = 65_534;
 
 /// More than 16 bits are never used: an id is the same in every range that is large enough.
 const MOST: u32 = 65_536;

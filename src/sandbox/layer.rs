@@ -20,6 +20,7 @@ use super::run;
 use super::spec::{Access, Identity, Layer, Spec};
 use super::tend::Task;
 use crate::cache::{Cache, CacheError, Staging};
+use crate::fsutil;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use rustix::fd::OwnedFd;
@@ -61,6 +62,11 @@ impl Way {
             Self::Fuse(_) => "fuse-overlayfs",
             Self::Copy => "copy",
         }
+    }
+
+    /// Where its layers are, when they are made in `folder`.
+    fn place(&self, folder: &Path) -> String {
+        if *self == Self::InMemory { "memory".to_owned() } else { folder.display().to_string() }
     }
 }
 
@@ -104,8 +110,7 @@ impl Layered {
             }
             match attempted(&way, staging.path())? {
                 Ok(()) => {
-                    let place = if way == Way::InMemory { "memory".into() } else { folder.display().to_string() };
-                    let mut why = format!("the rootfs can be written: {} in {place}", way.name());
+                    let mut why = format!("the rootfs can be written: {} in {}", way.name(), way.place(folder));
                     if !refused.is_empty() {
                         why = format!("{why} ({})", refused.join("; "));
                     }
@@ -168,8 +173,7 @@ pub fn layers(folder: &Path, cache: &Cache) -> Result<Vec<Finding>, SandboxError
             Way::InMemory => "writable-overlay-memory".to_owned(),
             _ => format!("writable-{}", way.name()),
         };
-        let place = if way == Way::InMemory { "memory".to_owned() } else { folder.display().to_string() };
-        let tried = format!("--writable {} in {place}", way.name());
+        let tried = format!("--writable {} in {}", way.name(), way.place(folder));
         let (outcome, meaning) = match attempted(&way, staging.path())? {
             Ok(()) if way == Way::Copy && !shares_blocks(staging.path()) => {
                 (Outcome::Ok, "works; each copy takes the space and the time of the whole rootfs".to_owned())
@@ -234,11 +238,8 @@ fn attempted(way: &Way, folder: &Path) -> Result<Result<(), String>, SandboxErro
         Way::Copy => return Ok(Ok(())),
     };
     let trials = run::try_layer(trial)?;
-    let place = match way {
-        Way::InMemory => "its upper layer in memory".to_owned(),
-        _ => format!("its upper layer in {}", folder.parent().unwrap_or(folder).display()),
-    };
-    Ok(answer(&trials).map_err(|why| format!("{} with {place}: {why}", way.name())))
+    let place = way.place(fsutil::parent_of(folder));
+    Ok(answer(&trials).map_err(|why| format!("{} with its upper layer in {place}: {why}", way.name())))
 }
 
 /// What the trials say: the layer works when it was made and used, and not because nothing failed.

@@ -71,7 +71,7 @@ pub use error::SandboxError;
 pub use facts::Facts;
 pub use findings::{Finding, Outcome, classify};
 pub use helper::init_if_helper;
-pub use ids::{Ids, LEAST_RANGE, SubIds};
+pub use ids::{Ids, SubIds};
 pub use layer::{Writable, as_root, layers};
 pub use limits::{LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
@@ -130,7 +130,6 @@ impl Sandbox {
     /// [`Backend::Auto`] where that works, it takes a few milliseconds, with podman a second.
     pub fn open(backend: Backend, interrupt: &Interrupt) -> Result<Self, SandboxError> {
         let facts = Facts::read();
-        let confinement = Confinement::Strict;
         let mut findings = Vec::new();
         let mut host = Host { uid: facts.uid, gid: facts.gid, own_proc: true, ids: Ids::Single };
         if backend != Backend::Podman {
@@ -143,7 +142,7 @@ impl Sandbox {
                 let why = findings.first().map_or("user namespaces: they work".into(), |finding: &Finding| {
                     format!("user namespaces, with one restriction: {}", finding.meaning)
                 });
-                return Ok(Self { host, podman: None, why, kept: None, confinement, limited: None, layered: None });
+                return Ok(Self { why, ..Self::remembered(host) });
             }
         }
         if backend != Backend::Userns {
@@ -154,15 +153,7 @@ impl Sandbox {
                         .first()
                         .map_or(asked, |finding| format!("{} fails: {}", finding.tried, finding.meaning));
                     let why = format!("{}: {why}", podman.describe());
-                    return Ok(Self {
-                        host,
-                        why,
-                        podman: Some(podman),
-                        kept: None,
-                        confinement,
-                        limited: None,
-                        layered: None,
-                    });
+                    return Ok(Self { why, podman: Some(podman), ..Self::remembered(host) });
                 }
                 Err(finding) => findings.push(finding),
             }
@@ -178,17 +169,7 @@ impl Sandbox {
         let Some(known) = known else { return Self::open(backend, interrupt) };
         if known.worked() {
             let host = Host { uid: geteuid().as_raw(), gid: getegid().as_raw(), own_proc: true, ids: Ids::Single };
-            let confinement = Confinement::Strict;
-            let kept = Some((known, backend));
-            return Ok(Self {
-                host,
-                podman: None,
-                why: WORKED.into(),
-                kept,
-                confinement,
-                limited: None,
-                layered: None,
-            });
+            return Ok(Self { kept: Some((known, backend)), ..Self::remembered(host) });
         }
         let sandbox = Self::open(backend, interrupt)?;
         // With a restriction or under podman it is asked anew each time: a host may have been mended.
@@ -202,8 +183,15 @@ impl Sandbox {
     /// boot of the same host. Should it no longer hold, [`Sandbox::run`] says so, as the failure of the step
     /// that does not work.
     pub fn remembered(host: Host) -> Self {
-        let confinement = Confinement::Strict;
-        Self { host, podman: None, why: WORKED.into(), kept: None, confinement, limited: None, layered: None }
+        Self {
+            host,
+            podman: None,
+            why: WORKED.into(),
+            kept: None,
+            confinement: Confinement::Strict,
+            limited: None,
+            layered: None,
+        }
     }
 
     /// The same with limits, which hold for everything that it runs; how they are enforced here is found out now, by
