@@ -2,7 +2,7 @@
 
 use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
 use super::signer::signing_key;
-use super::{exit, features, open_cache, print, print_json, settings, variable};
+use super::{catalog, exit, features, open_cache, print, print_json, settings, variable};
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::oldest::Oldest;
@@ -75,7 +75,7 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
 /// The system that the package is for, when the toolchain can do it.
 fn oldest(args: &WhatArgs, settings: &Settings) -> Result<Option<Oldest>> {
     let Some(asked) = &args.oldest else { return Ok(None) };
-    let catalog = Catalog::embedded()?.with(settings.catalog.clone());
+    let catalog = catalog(settings)?;
     let usage = |error: &dyn std::fmt::Display| exit::Usage(format!("--for: {error}"));
     let oldest = Oldest::parse(asked, &catalog).map_err(|e| usage(&e))?;
     let toolchain = settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain);
@@ -95,7 +95,7 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     if args.dry_run {
         let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
         ctx.reporter.finish();
-        print(&describe(&plan, there.as_deref()))?;
+        print(&describe(&plan, there.as_deref(), &catalog(&settings)?))?;
         return Ok(ExitCode::SUCCESS);
     }
     let built = pipeline::build(&settings, flags, oldest.as_ref(), &cache, &variable, &key, ctx)?;
@@ -127,7 +127,7 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     if args.json {
         print_json(&plan)?;
     } else {
-        print(&describe(&plan, there.as_deref()))?;
+        print(&describe(&plan, there.as_deref(), &catalog(&settings)?))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -146,7 +146,7 @@ fn limits(execution: &Execution) -> String {
     )
 }
 
-fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
+fn describe(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) -> String {
     let identity = &plan.identity;
     let execution = &plan.execution;
     let mut text = String::new();
@@ -167,7 +167,7 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>) -> String {
         ("spec", identity.spec.clone()),
         ("beside", identity.roots.join(", ")),
         ("features", features::listed(&identity.features)),
-        ("target", features::target(&identity.target)),
+        ("target", features::target(&identity.target, catalog)),
         ("glibc", format!("needs {} at the most, which the toolchain has", identity.toolchain.glibc)),
         ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
         ("limits", limits(execution)),

@@ -42,7 +42,7 @@ pub fn listed(features: &[String]) -> String {
 }
 
 /// A target and what it means for old nodes.
-pub fn target(name: &str) -> String {
-    let known = Catalog::embedded().ok().and_then(|c| c.target.into_iter().find(|t| t.name == name));
+pub fn target(name: &str, catalog: &Catalog) -> String {
+    let known = catalog.target.iter().find(|t| t.name == name);
     known.map_or_else(|| name.to_owned(), |t| format!("{name}: {}", t.runs))
 }

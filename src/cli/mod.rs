@@ -23,6 +23,7 @@ mod signer;
 mod verify;
 
 use crate::cache::{Cache, Lock};
+use crate::catalog::Catalog;
 use crate::config::{Merged, Origin, Settings};
 use crate::report::{self, Ctx, Interrupt};
 use crate::resolve;
@@ -156,6 +157,11 @@ fn default_files() -> Vec<(PathBuf, bool)> {
         .flatten()
         .map(|path| (path, false))
         .collect()
+}
+
+/// The catalog, with what settings add to it.
+fn catalog(settings: &Settings) -> Result<Catalog> {
+    Ok(Catalog::embedded()?.with(settings.catalog.clone()))
 }
 
 /// The cache, held so that `clean` leaves it alone while we work in it.

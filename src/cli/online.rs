@@ -3,7 +3,7 @@
 //! What does not answer is no obstacle when the cache has what would be fetched from there.
 
 use super::doctor::{fail, finding};
-use super::variable;
+use super::{catalog, variable};
 use crate::cache::Cache;
 use crate::catalog::{Catalog, GitPin};
 use crate::config::Settings;
@@ -21,7 +21,7 @@ const SKEW: i64 = 300;
 
 /// The rows.
 pub fn look(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Vec<Finding>> {
-    let catalog = Catalog::embedded()?.with(settings.catalog.clone());
+    let catalog = catalog(settings)?;
     let mut rows = registry(settings, &catalog, cache, ctx)?;
     let git = |id, what, given: &Option<String>, reference: &Option<String>, pin: &GitPin| {
         let given = given.as_deref().unwrap_or(&pin.source);

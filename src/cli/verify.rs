@@ -1,8 +1,7 @@
 //! `verify`
 
 use super::args::{Global, VerifyArgs};
-use super::{exit, print, print_json, settings};
-use crate::catalog::Catalog;
+use super::{catalog, exit, print, print_json, settings};
 use crate::config::Settings;
 use crate::oldest::Oldest;
 use crate::package::Difference;
@@ -76,8 +75,10 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
 
 /// `verify`
 pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let rules = Rules::of_site(&settings(global, Settings::default())?.catalog.relocate)?;
-    let oldest = args.oldest.as_deref().map(|asked| Oldest::parse(asked, &Catalog::embedded()?));
+    let settings = settings(global, Settings::default())?;
+    let rules = Rules::of_site(&settings.catalog.relocate)?;
+    let catalog = catalog(&settings)?;
+    let oldest = args.oldest.as_deref().map(|asked| Oldest::parse(asked, &catalog));
     let oldest = oldest.transpose().map_err(|e| exit::Usage(format!("--for: {e}")))?;
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();
     let mut checked = match (is_tree, args.foreign) {

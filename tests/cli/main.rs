@@ -156,6 +156,21 @@ fn usage_errors_list_what_is_known() {
     }
 }
 
+/// The catalog that a site adds to counts for every verb, not for builds alone.
+#[test]
+fn verify_knows_the_systems_of_a_site() {
+    let world = World::new();
+    fs_err::create_dir(world.path("tree")).unwrap();
+    // `alma9` itself is among the distributions that are known.
+    world.refuses(&["verify", "--for", "site9", "tree"], 2, &["site9", "rhel8"]);
+    let page = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")).unwrap();
+    let (_, table) = page.split_once("[catalog.toolchains.alma9]").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let file = world.write("site.toml", &format!("[catalog.toolchains.site9]{table}\n"));
+    let answer = world.run(&["--config", &file, "verify", "--for", "site9", "tree"]);
+    assert_eq!(answer.code, 0, "{}{}", answer.out, answer.err);
+}
+
 #[test]
 fn what_is_not_done_yet_is_refused_at_planning() {
     let world = World::new();
