@@ -154,7 +154,8 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog
         "system" => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
         own => format!("GCC {own}, which is the toolchain's own"),
     };
-    let pin = |pin: &crate::plan::SourcePin| format!("{} {} ({})", without_login(&pin.source), pin.reference, pin.commit);
+    let pin =
+        |pin: &crate::plan::SourcePin| format!("{} {} ({})", without_login(&pin.source), pin.reference, pin.commit);
     let rows = [
         ("plan", plan.digest.to_string()),
         ("slurm", format!("{} ({})", identity.slurm_version, identity.release.patch)),

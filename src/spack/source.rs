@@ -141,7 +141,8 @@ pub fn resolve(
 ) -> Result<SourcePin, SourceError> {
     let pin =
         |source: String, reference: &str, commit: String| SourcePin { source, reference: reference.to_owned(), commit };
-    let missing = || SourceError::NoReference { what, source_name: without_login(source), reference: reference.to_owned() };
+    let missing =
+        || SourceError::NoReference { what, source_name: without_login(source), reference: reference.to_owned() };
     match kind_of(what, source)? {
         Kind::Tree(path) => Ok(pin(path.display().to_string(), "", tree_digest(&path)?)),
         Kind::GitDir(dir) => {
