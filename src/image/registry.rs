@@ -6,6 +6,9 @@
 //! 401 WWW-Authenticate: Bearer|Basic    a token for `repository:NAME:pull`, then the same request again
 //! ```
 //!
+//! A 401 counts only when it comes from the registry itself: one from a place that it redirects to could name a token
+//! server of its own, and be sent the registry's login.
+//!
 //! Layers are fetched side by side with one token. When it expires they all learn it at once: the first asks for
 //! a new one, the others wait for it. A token is given up only when a request that has just got it is refused.
 //!
@@ -262,6 +265,12 @@ impl Registry {
                     offset = 0;
                     continue;
                 }
+                Ok(response)
+                    if response.status() == StatusCode::UNAUTHORIZED && !is_same_place(&url, response.url()) =>
+                {
+                    // Whoever the registry sent us to gets no login of it, nor does a token server of their choice.
+                    return Err(self.asked_elsewhere(&url, response.url()));
+                }
                 Ok(response) if response.status() == StatusCode::UNAUTHORIZED && fresh != Some(granted.number) => {
                     // No token yet, or one that has expired.
                     fresh = self.authorise(&url, granted.number, response).await?;
@@ -454,6 +463,16 @@ impl Registry {
         }
     }
 
+    /// A 401 of a place that a redirect led to. Its address is told without the path, which may hold a signature.
+    fn asked_elsewhere(&self, url: &str, place: &Url) -> ImageError {
+        ImageError::Unauthorized {
+            reference: self.reference.clone(),
+            url: url.to_owned(),
+            reason: format!("it leads to {}, which asks for a login of its own", place.origin().ascii_serialization()),
+            hint: "a registry's login is sent to the registry alone: its storage must take whom it sends there; try again, use a mirror, or tell those who run it",
+        }
+    }
+
     async fn refusal(&self, url: &str, what: &str, response: Response) -> ImageError {
         let status = response.status();
         let after = retry_after(response.headers());
@@ -467,6 +486,11 @@ impl Registry {
             _ => ImageError::Server { reference, url, status: status.as_u16(), reason },
         }
     }
+}
+
+/// Whether the answer came from whom we asked: scheme, host and port are the same, whatever redirects there were.
+fn is_same_place(asked: &str, answered: &Url) -> bool {
+    Url::parse(asked).is_ok_and(|asked| asked.origin() == answered.origin())
 }
 
 /// `Content-Range: bytes 100-199/200` must begin where we asked.
@@ -559,6 +583,16 @@ mod tests {
         assert_eq!(explain(StatusCode::BAD_GATEWAY, b""), "502 Bad Gateway");
         assert_eq!(explain(StatusCode::BAD_GATEWAY, b"<html>\x1b[31m\n"), "<html> [31m");
         assert!(explain(StatusCode::BAD_GATEWAY, &[b'x'; 5000]).len() < 300);
+    }
+
+    #[test]
+    fn a_place_is_scheme_host_and_port() {
+        let same = |answered: &str| is_same_place("https://r.site/v2/a", &answered.parse().unwrap());
+        assert!(same("https://r.site:443/other?x") && same("https://R.SITE/v2/a"));
+        for other in ["http://r.site/v2/a", "https://r.site:444/v2/a", "https://a.r.site/v2/a", "https://x@s.site/v2/a"]
+        {
+            assert!(!same(other), "{other}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The registry is a few lines of HTTP/1.1 with one connection a request; what it answers is a function of the
 //! request, so each test reads as the conversation it is about.
 
-use crate::support::{Site, architecture, make_image, make_layer, quick, small_image};
+use crate::support::{Site, architecture, contains, make_image, make_layer, quick, small_image};
 use fs_err as fs;
 use slurm_factory::image::{
     self, ClientConfig, Credentials, ImageError, Login, Registries, ResolveOptions, UnknownKeys,
@@ -618,6 +618,39 @@ fn a_redirect_to_another_host_gets_no_credentials() {
     let stored = stored.lock().unwrap();
     assert_eq!(stored.len(), 3);
     assert!(stored.iter().all(|r| r.header("authorization").is_none()), "{stored:?}");
+}
+
+/// A storage that says 401 itself, and names a token server of its own: neither of them is sent anything.
+#[test]
+fn a_place_that_a_redirect_leads_to_is_given_no_login_when_it_asks_for_one() {
+    for scheme in ["Bearer", "Basic"] {
+        for what in ["/blobs/", "/manifests/"] {
+            let site = Site::new();
+            let content = Content::new(&site);
+            let (realm, asked) = serve(|_| answer("200 OK", &[], r#"{"token": "opaque"}"#));
+            let (storage, stored) = serve(move |_| {
+                let challenge = format!("WWW-Authenticate: {scheme} realm=\"http://{realm}/token\",service=\"s\"");
+                answer("401 Unauthorized", &[challenge], "")
+            });
+            let (address, _) = serve({
+                let storage = storage.clone();
+                move |request| {
+                    if request.target.contains(what) {
+                        let place = format!("Location: http://{storage}{}?signature=s3cret", request.target);
+                        return answer("307 Temporary Redirect", &[place], "");
+                    }
+                    content.honest(request)
+                }
+            });
+            let error = site.pull_with(&format!("{address}/small:t"), &login(&address, "me", "pass")).unwrap_err();
+            assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
+            contains(&error, &[&format!("leads to http://{storage}, which asks"), "to the registry alone"]);
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+            assert!(asked.lock().unwrap().is_empty(), "{asked:?}");
+            let stored = stored.lock().unwrap();
+            assert!(!stored.is_empty() && stored.iter().all(|r| r.header("authorization").is_none()), "{stored:?}");
+        }
+    }
 }
 
 #[test]
