@@ -64,11 +64,13 @@ impl BlobStore {
         self.whole.join(digest.hex())
     }
 
-    /// Whether the blob is there with this size. One of another size is damaged, and is deleted.
+    /// Whether the blob is there with this size. One of another size stays: the size is a manifest's word, which may lie
+    /// about a good blob of another image. If it is damaged, the right one takes its place, see [`Partial::commit`].
     pub fn has(&self, digest: &Digest, size: u64) -> Result<bool, ImageError> {
         let path = self.path(digest);
         match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() == size => Ok(true),
+            Ok(meta) if meta.is_file() => Ok(meta.len() == size),
+            // No blob, and in the way of one.
             Ok(_) => {
                 fsutil::remove_tree(&path).map_err(ImageError::Io)?;
                 Ok(false)
@@ -98,7 +100,8 @@ impl BlobStore {
     }
 
     /// Reads a small blob whole and checks its digest; `None` when it is not there or is damaged (then it is
-    /// deleted, so that it is fetched again).
+    /// deleted, so that it is fetched again). One that is larger than `max` is not what is looked for, and stays: it may
+    /// be a good layer, which a name or a manifest calls a document.
     pub fn read(&self, digest: &Digest, max: u64) -> Result<Option<Vec<u8>>, ImageError> {
         let path = self.path(digest);
         let file = match fs::File::open(&path) {
@@ -108,7 +111,10 @@ impl BlobStore {
         };
         let mut bytes = Vec::new();
         file.take(max + 1).read_to_end(&mut bytes).map_err(ImageError::Io)?;
-        if bytes.len() as u64 > max || Digest::of(&bytes) != *digest {
+        if bytes.len() as u64 > max {
+            return Ok(None);
+        }
+        if Digest::of(&bytes) != *digest {
             self.remove(digest)?;
             return Ok(None);
         }
@@ -362,8 +368,32 @@ mod tests {
         fs::write(store.path(&digest), "{]").unwrap();
         assert!(store.read(&digest, 100).unwrap().is_none());
         assert!(!store.path(&digest).exists());
+        // Of the wrong size, it is there until the right one takes its place.
         store.put(b"{}").unwrap();
         fs::write(store.path(&digest), "").unwrap();
         assert!(!store.has(&digest, 2).unwrap());
+        let mut partial = ours(&store, &wanted(b"{}"));
+        partial.write(b"{}", "x").unwrap();
+        partial.commit("x").unwrap();
+        assert!(store.has(&digest, 2).unwrap());
+        fs::write(store.path(&digest), "{").unwrap();
+        assert_eq!(store.put(b"{}").unwrap(), digest);
+        assert!(store.has(&digest, 2).unwrap());
+        // A folder in its place is none.
+        fs::remove_file(store.path(&digest)).unwrap();
+        fs::create_dir(store.path(&digest)).unwrap();
+        assert!(!store.has(&digest, 2).unwrap());
+        store.put(b"{}").unwrap();
+    }
+
+    #[test]
+    fn a_good_blob_outlives_what_is_said_of_it() {
+        let (_dir, store) = store();
+        let digest = store.put(b"hello world").unwrap();
+        for size in [0, 5, 12, u64::MAX] {
+            assert!(!store.has(&digest, size).unwrap());
+        }
+        assert!(store.read(&digest, 5).unwrap().is_none());
+        assert_eq!(store.read(&digest, 11).unwrap().unwrap(), b"hello world");
     }
 }

@@ -4,10 +4,10 @@
 use crate::hostile::{Ground, seen};
 use crate::oci::{Blob, INDEX, Layout, MANIFEST, Member, PACKS, Pack, archive, image};
 use crate::protocol::{answer, serve};
-use crate::support::{Registry, contains, count, place_for, run};
+use crate::support::{OFFLINE, Registry, contains, count, place_for, run};
 use fs_err as fs;
 use serde_json::json;
-use slurm_factory::image::{Digest, ImageError};
+use slurm_factory::image::{Digest, ImageError, PulledImage};
 use slurm_factory::rootfs::Limits;
 
 /// What a document says wrongly; it may use the digest of something else.
@@ -66,6 +66,54 @@ fn documents_that_lie_about_a_layer() {
         contains(&ground.unpack(&reference, &Limits::default()).unwrap_err(), &[part]);
         ground.assert_goes_on();
     }
+}
+
+/// What is cached of one image is no other's to delete: neither by a manifest that lies about its size, nor by a name or a
+/// manifest that calls it a document.
+#[test]
+fn a_lie_about_a_layer_leaves_it_to_the_images_that_have_it() {
+    let ground = Ground::new();
+    let site = &ground.site;
+    // Larger than any manifest.
+    let noise: Vec<u8> = (0..5_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content = archive(&[Member::file("f", &noise)]);
+    let good = || Blob::new(Pack::Plain, &content);
+    let name = image(&site.path("good"), &[good()]);
+    let digest = *site.pull(&name).unwrap().layers()[0].digest();
+    fs::remove_dir_all(site.path("good")).unwrap();
+    let open = || {
+        let resolved = site.resolve(&name, OFFLINE).unwrap();
+        PulledImage::open(&site.cache, &resolved).unwrap();
+    };
+    open();
+
+    let lies: [fn(&mut Blob); 2] = [|b| b.size -= 1, |b| b.size += 1];
+    for lie in lies {
+        let mut blob = good();
+        lie(&mut blob);
+        contains(&site.pull(&image(&site.path("lie"), &[blob])).unwrap_err(), &["wrong size"]);
+        open();
+    }
+
+    // As a configuration, and as a manifest: in a manifest, by an index, by a name.
+    let dir = site.path("lie");
+    let layout = Layout::new(&dir);
+    layout.store(&digest, &good().bytes);
+    for (kind, size) in [("config", 100), ("config", content.len()), ("manifest", 100), ("index", content.len())] {
+        let mut entry = json!({"mediaType": MANIFEST, "digest": digest, "size": size});
+        if kind == "config" {
+            entry["mediaType"] = json!("application/vnd.oci.image.config.v1+json");
+            entry = layout.document(MANIFEST, &json!({"schemaVersion": 2, "config": entry, "layers": []}));
+        } else if kind == "index" {
+            entry = layout.document(INDEX, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}));
+        }
+        site.pull(&layout.tag(entry)).unwrap_err();
+        open();
+    }
+    let (address, _) = serve(|_| answer("404 Not Found", &[], ""));
+    let error = site.pull(&format!("{address}/some@{digest}")).unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error}");
+    open();
 }
 
 #[test]
