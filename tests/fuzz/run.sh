@@ -6,8 +6,11 @@
 #   FUZZ_SEED                        another seed than 1: a test that runs with every change should not differ between two runs
 #
 # libFuzzer on a stable compiler: the flags are those of `cargo fuzz run --sanitizer none`, which works on this folder too
-# (--fuzz-dir tests/fuzz). What is found new goes to the corpus beside the build, not into the project; what crashes is
-# left in tests/fuzz/artifacts and named.
+# (--fuzz-dir tests/fuzz). Each target begins with the small files of tests/fuzz/corpus/TARGET: those that together reach most
+# of what long runs have found, and for `document` an index, a manifest and a configuration of each kind. What is found new goes to
+# the corpus beside the build, not into the project; to keep the best of it: BUILD/.../TARGET -set_cover_merge=1 NEW BUILD/corpus/TARGET,
+# which writes the most useful files first. What crashes is left in tests/fuzz/artifacts and named; its cause mended, it belongs into
+# the corpus.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 seconds=${1:-20}
@@ -54,10 +57,12 @@ fi
 for target in "${targets[@]}"; do
     found=$build/corpus/$target
     mkdir -p "$found" "$here/artifacts/$target"
-    corpora=("$found")
-    for folder in "$here/corpus/$target" "$seeds/$target"; do
-        if [[ -d $folder ]]; then corpora+=("$folder"); fi
-    done
+    [[ -d $here/corpus/$target ]] || {
+        printf 'fuzz: %s has no corpus: tests/fuzz/corpus/%s is missing\n' "$target" "$target" >&2
+        exit 1
+    }
+    corpora=("$found" "$here/corpus/$target")
+    if [[ -d $seeds/$target ]]; then corpora+=("$seeds/$target"); fi
     log=$build/$target.log
     if ! "$build/$host/release/$target" "${corpora[@]}" -seed="${FUZZ_SEED:-1}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=262144 \
         -artifact_prefix="$here/artifacts/$target/" -print_final_stats=1 >"$log" 2>&1; then
