@@ -61,12 +61,11 @@ impl Default for ClientConfig {
 }
 
 impl ClientConfig {
-    /// The proxies as curl and wget read them from the environment: lower case first; `HTTP_PROXY` in upper
-    /// case is left out, as a CGI request could set it.
+    /// The proxies as curl reads them from the environment: lower case first, and one that is empty is not set;
+    /// `HTTP_PROXY` in upper case is left out, as a CGI request could set it.
     pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let first = |names: &[&str]| {
-            names.iter().find_map(|name| lookup(name)).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
-        };
+        let set = |name: &&str| lookup(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let first = |names: &[&str]| names.iter().find_map(set);
         Self {
             https_proxy: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]).map(Secret::new),
             http_proxy: first(&["http_proxy", "all_proxy", "ALL_PROXY"]).map(Secret::new),
@@ -91,5 +90,18 @@ mod tests {
         assert!(config.https_proxy.is_some() && config.http_proxy.is_none());
         assert_eq!(config.no_proxy.as_deref(), Some(".site"));
         assert!(!format!("{config:?}").contains("u:p"));
+
+        // What is empty hides nothing.
+        let lookup = |name: &str| match name {
+            "https_proxy" | "HTTPS_PROXY" | "http_proxy" | "no_proxy" => Some(" ".to_owned()),
+            "all_proxy" => Some("http://all:1".to_owned()),
+            "NO_PROXY" => Some("a.site".to_owned()),
+            _ => None,
+        };
+        let config = ClientConfig::from_environment(lookup);
+        let text = |proxy: Option<Secret<String>>| proxy.map(|p| p.expose().clone());
+        assert_eq!(text(config.https_proxy).as_deref(), Some("http://all:1"));
+        assert_eq!(text(config.http_proxy).as_deref(), Some("http://all:1"));
+        assert_eq!(config.no_proxy.as_deref(), Some("a.site"));
     }
 }

@@ -29,6 +29,8 @@ const USER_AGENT: &str = concat!("slurm-factory/", env!("CARGO_PKG_VERSION"));
 /// Always reached directly: a proxy cannot know this machine's own services.
 const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
 
+const PROXY_SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
+
 const EVERY_HOST: &str = "*,0.0.0.0/0,::/0";
 
 /// How one registry is reached.
@@ -179,13 +181,22 @@ impl Way {
             .redirect(redirects(unverified))
             // Both proxies are set below; none is read from the environment.
             .no_proxy();
-        let proxies = [
-            self.https_proxy.as_ref().map(|p| reqwest::Proxy::https(p.expose())),
-            self.http_proxy.as_ref().map(|p| reqwest::Proxy::http(p.expose())),
+        let proxies: [(_, fn(&str) -> reqwest::Result<reqwest::Proxy>); 2] = [
+            (&self.https_proxy, |address| reqwest::Proxy::https(address)),
+            (&self.http_proxy, |address| reqwest::Proxy::http(address)),
         ];
-        for proxy in proxies.into_iter().flatten() {
+        for (address, proxy) in proxies {
+            let Some(address) = address.as_ref().map(Secret::expose) else { continue };
             // The address is not quoted: it may hold a password.
-            let proxy = proxy.map_err(|_| client_error("the proxy's address", "it is not a URL".to_owned()))?;
+            let fault = || {
+                let reason = format!("it is not a URL that begins with one of {}", PROXY_SCHEMES.join("://, ") + "://");
+                client_error("the proxy's address", reason)
+            };
+            // What it does not know the HTTP client passes over, and goes directly. Without a scheme it is http.
+            if address.split_once("://").is_some_and(|(scheme, _)| !is_proxy_scheme(scheme)) {
+                return Err(fault());
+            }
+            let proxy = proxy(address).map_err(|_| fault())?;
             http = http.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(&self.no_proxy)));
         }
         if !self.identities.is_empty() {
@@ -200,6 +211,10 @@ impl Way {
         }
         Ok(if unverified { http.tls_danger_accept_invalid_certs(true) } else { http })
     }
+}
+
+fn is_proxy_scheme(scheme: &str) -> bool {
+    PROXY_SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
 fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, ImageError> {

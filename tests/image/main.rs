@@ -8,6 +8,7 @@
 //! | travel.rs   | saved and loaded, listed and removed, while others pull                          |
 //! | arriving.rs | layers unpacked while they and later ones still come, and what may happen then |
 //! | protocol.rs  | tokens, retries, cut connections, redirects: a registry that misbehaves on purpose |
+//! | proxies.rs   | `*_proxy` and `no_proxy` in the program's environment, and what the proxies are asked   |
 //! | registries.rs | registries.conf, certs.d, logins and helpers: the program beside skopeo, same files   |
 //! | hostile.rs   | layers that no honest tool writes: refused or right, nothing outside               |
 //! | bounds.rs    | what must have an end: indexes, sizes that lie, bombs, a million files             |
@@ -28,6 +29,7 @@ mod oci;
 #[path = "../common/prepared.rs"]
 mod prepared;
 mod protocol;
+mod proxies;
 mod pull;
 mod random;
 mod registries;

@@ -73,6 +73,10 @@ pub fn serve(respond: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (S
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut reader = BufReader::new(stream);
+    // Whoever tries TLS first is not kept waiting.
+    if reader.fill_buf().ok()?.first() == Some(&0x16) {
+        return None;
+    }
     let mut lines = reader.by_ref().lines();
     let first = lines.next()?.ok()?;
     let target = first.split(' ').nth(1)?.to_owned();
