@@ -709,6 +709,26 @@ fn an_interrupt_ends_a_pull_at_once_and_the_next_one_goes_on() {
     assert_eq!(starts, [0, 6000]);
 }
 
+/// The promise of docs/images.md: what is there is asked for once when it shall be as new as the tag, and else not at all.
+#[test]
+fn a_second_pull_is_one_request_or_none() {
+    let site = Site::new();
+    let content = Content::new(&site);
+    let manifest = content.manifest.clone();
+    let (address, log) = serve(move |request| content.honest(request));
+    let name = format!("{address}/small:t");
+    site.pull(&name).unwrap();
+    let again = |options: ResolveOptions| {
+        log.lock().unwrap().clear();
+        let resolved = site.resolve(&name, options).unwrap();
+        assert_eq!(resolved.digest().to_string(), manifest);
+        image::pull(&resolved, &site.cache, &quick(), false, &Ctx::silent()).unwrap();
+        log.lock().unwrap().iter().map(|r| r.target.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(again(ResolveOptions { refresh: true, ..ResolveOptions::default() }), ["/v2/small/manifests/t"]);
+    assert_eq!(again(ResolveOptions::default()), [""; 0]);
+}
+
 #[test]
 fn two_pulls_at_once_fetch_each_blob_once() {
     let site = Site::new();
