@@ -532,24 +532,27 @@ impl<'a> Unpacker<'a> {
             return self.whiteout(parent, name);
         }
         self.enter(parent)?;
+        let mut is_device = false;
         match entry.kind {
             Kind::File => self.file(name, entry, reader)?,
             Kind::Directory => self.directory(name, entry)?,
             Kind::Symlink => self.symlink(name, entry)?,
-            Kind::HardLink => self.hard_link(name, entry)?,
+            Kind::HardLink => is_device = self.hard_link(name, entry)?,
             Kind::Fifo => self.fifo(name, entry)?,
-            Kind::Device => {
-                self.clear(name)?;
-                self.report.skipped_devices += 1;
-            }
+            Kind::Device => is_device = true,
+        }
+        if is_device {
+            // It is left out, but it takes the place of what was there all the same.
+            self.clear(name)?;
+            self.report.skipped_devices += 1;
         }
         if self.limits.owners.is_some() && !matches!(entry.kind, Kind::Device | Kind::HardLink) {
             let made = rustix::fs::statat(&self.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at")?;
             self.owned(made.st_ino, entry)?;
         }
-        if entry.kind == Kind::Device && self.devices.len() < MAX_DEVICES {
+        if is_device && self.devices.len() < MAX_DEVICES {
             self.devices.insert(path.clone());
-        } else if !self.devices.is_empty() && entry.kind != Kind::HardLink {
+        } else if !self.devices.is_empty() {
             self.devices.remove(&path);
         }
         self.mark(name);
@@ -772,11 +775,11 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn hard_link(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+    /// True when it is another name of a device that was left out: then nothing is made.
+    fn hard_link(&mut self, name: &[u8], entry: &Entry) -> Result<bool, Fault> {
         let target = normal(&entry.link)?;
         if self.devices.contains(&target) {
-            self.report.skipped_devices += 1;
-            return Ok(());
+            return Ok(true);
         }
         let (target_dir, target_name) = split(&target);
         let missing = || Fault::Refused(format!("is a hard link to `{}`, which is not there", show(&entry.link)));
@@ -813,7 +816,7 @@ impl<'a> Unpacker<'a> {
             other => other?,
         }
         self.report.hardlinks += 1;
-        Ok(())
+        Ok(false)
     }
 
     fn fifo(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {

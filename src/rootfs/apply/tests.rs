@@ -309,6 +309,20 @@ fn devices_are_left_out_and_pipes_made() {
         assert_eq!((names(&dest.join("dev")), names(dest)), (vec![], vec!["dev".into(), "pipe".into()]));
         assert_eq!((report.skipped_devices, report.fifos), (3, 1));
     });
+    // A link to one replaces what is there too, and is itself one for the next; a name that is used for something else no more.
+    let below = [Member::file("one", "in the way"), Member::file("two", "in the way"), Member::file("file", "f")];
+    let members = [
+        Member::new(b'3', "null"),
+        Member::hard_link("one", "null"),
+        Member::hard_link("two", "one"),
+        Member::hard_link("null", "file"),
+        Member::hard_link("again", "null"),
+    ];
+    good(&[&below, &members], |report, dest| {
+        assert_eq!(names(dest), ["again", "file", "null"]);
+        assert_eq!((report.skipped_devices, report.hardlinks), (3, 2));
+        assert_eq!(text(dest.join("again")), "f");
+    });
 }
 
 #[test]
