@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::report::Ctx;
 use jiff::Timestamp;
 
-/// Indexes may hold indexes; none that is honest goes deeper.
+/// Indexes may hold indexes, so many one inside the other, and then there is a manifest; none that is honest goes deeper.
 pub(super) const MAX_DEPTH: usize = 4;
 
 /// How to resolve.
@@ -128,7 +128,7 @@ async fn find(
         (Reference::Registry(_), Some(digest)) => *digest,
         _ => source.insert(Source::open(reference, cache, client, ctx)?).start(platform, store).await?,
     };
-    for _ in 0..MAX_DEPTH {
+    for _ in 0..=MAX_DEPTH {
         let bytes = match store.read(&next, MAX_MANIFEST)? {
             Some(bytes) => bytes,
             None if offline && matches!(reference, Reference::Registry(_)) => {
@@ -159,7 +159,7 @@ pub(super) async fn follow(
     name: &str,
 ) -> Result<Digest, ImageError> {
     let mut next = start;
-    for _ in 0..MAX_DEPTH {
+    for _ in 0..=MAX_DEPTH {
         let bytes = match store.read(&next, MAX_MANIFEST)? {
             Some(bytes) => bytes,
             None => source.manifest(&next, store).await?,
