@@ -109,13 +109,7 @@ pub struct GzipWriter<W: Write> {
 impl<W: Write> GzipWriter<W> {
     /// `level` is libdeflate's, 1 to 12; `threads` of 0 means all.
     pub fn new(inner: W, level: u8, threads: usize) -> io::Result<Self> {
-        Ok(Self {
-            inner,
-            level: valid(level)?,
-            block: Vec::with_capacity(BLOCK),
-            blocks: 0,
-            work: Ordered::new(threads)?,
-        })
+        Self::shared(inner, level, &Pool::new(threads, 1)?)
     }
 
     /// As [`Self::new`], with threads that other writers use as well.

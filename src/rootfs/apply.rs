@@ -230,20 +230,11 @@ pub enum UnpackError {
 
 /// Unpacks all layers of `image` into `dest`, an empty directory that the caller drops on any error.
 pub fn unpack(image: &PulledImage, dest: &Path, limits: &Limits, ctx: &Ctx) -> Result<UnpackReport, UnpackError> {
-    unpack_arriving(image.clone().into(), dest, limits, ctx).map(|(_, report)| report)
+    unpack_owned(image.clone().into(), dest, limits, ctx).map(|(_, report, _)| report)
 }
 
-/// Like [`unpack`], while the image's layers still come; returns when it is whole in the cache too.
-pub fn unpack_arriving(
-    image: Arriving,
-    dest: &Path,
-    limits: &Limits,
-    ctx: &Ctx,
-) -> Result<(PulledImage, UnpackReport), UnpackError> {
-    unpack_owned(image, dest, limits, ctx).map(|(image, report, _)| (image, report))
-}
-
-/// Like [`unpack_arriving`], and with [`Limits::owners`] returns who owns what is not root's: inode, uid, gid.
+/// Like [`unpack`], while the image's layers still come; returns when it is whole in the cache too. With [`Limits::owners`]
+/// it says who owns what is not root's: inode, uid, gid.
 pub fn unpack_owned(
     image: Arriving,
     dest: &Path,

@@ -15,6 +15,6 @@ mod travel;
 mod tree;
 
 pub use crate::image::TarError;
-pub use apply::{Limits, UnpackError, UnpackReport, unpack, unpack_arriving, unpack_owned};
+pub use apply::{Limits, UnpackError, UnpackReport, unpack, unpack_owned};
 pub use prepare::{Meta, PrepareError, Recipe, Rootfs, check_distribution, prepare};
 pub use travel::{adopt, as_image, restore};

@@ -27,7 +27,7 @@ mod elf;
 use slurm_factory::cache::Cache;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
 use slurm_factory::report::Ctx;
-use slurm_factory::rootfs::{Limits, unpack_arriving};
+use slurm_factory::rootfs::{Limits, unpack_owned};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ fn ours_image(reference: &str, cache: &Path, dest: &Path) {
     let resolved = image::resolve(&reference, platform, &cache, &client, ResolveOptions::default(), &ctx).unwrap();
     let arriving = image::begin(&resolved, &cache, &client, false, &ctx).unwrap();
     fs_err::create_dir_all(dest).unwrap();
-    unpack_arriving(arriving, dest, &Limits::default(), &ctx).unwrap();
+    unpack_owned(arriving, dest, &Limits::default(), &ctx).unwrap();
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
     println!("{}", usage.max_rss());
 }

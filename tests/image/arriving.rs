@@ -6,7 +6,7 @@ use crate::support::{Site, architecture, contains, make_image, make_layer, quick
 use fs_err as fs;
 use slurm_factory::image::{self, ClientConfig, ResolveOptions};
 use slurm_factory::report::Ctx;
-use slurm_factory::rootfs::{Limits, UnpackError, UnpackReport, unpack_arriving};
+use slurm_factory::rootfs::{Limits, UnpackError, UnpackReport, unpack_owned};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -56,7 +56,7 @@ fn take_until(
     let resolved = site.resolve(name, ResolveOptions::default()).unwrap();
     fs::create_dir_all(dest).unwrap();
     let arriving = image::begin(&resolved, &site.cache, client, false, ctx)?;
-    let (pulled, report) = unpack_arriving(arriving, dest, &Limits::default(), ctx)?;
+    let (pulled, report, _) = unpack_owned(arriving, dest, &Limits::default(), ctx)?;
     assert_eq!(pulled.layers().len(), 3);
     Ok(report)
 }
