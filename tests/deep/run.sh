@@ -11,6 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # Empty files in one layer, in one directory of the next, and as many directories; memory stays below 200 MiB.
 export SLURM_FACTORY_TEST_EMPTY_FILES=${SLURM_FACTORY_TEST_EMPTY_FILES:-1000000}
+# Mebibytes in one layer, packed with gzip and with zstd; memory stays below 200 MiB. Three times as much room is needed in TMPDIR.
+export SLURM_FACTORY_TEST_LAYER_MEBIBYTES=${SLURM_FACTORY_TEST_LAYER_MEBIBYTES:-4096}
 # Images of random layers, compared with umoci's trees. SLURM_FACTORY_TEST_RANDOM_SEED begins with another seed.
 export SLURM_FACTORY_TEST_RANDOM_IMAGES=${SLURM_FACTORY_TEST_RANDOM_IMAGES:-200}
 # Pulls killed at any time.

@@ -4,11 +4,14 @@
 use crate::hostile::{Ground, seen};
 use crate::oci::{Blob, INDEX, Layout, MANIFEST, Member, PACKS, Pack, archive, image};
 use crate::protocol::{answer, serve};
-use crate::support::{OFFLINE, Registry, contains, count, place_for, run};
+use crate::support::{OFFLINE, Registry, Site, contains, count, place_for, quick, run};
 use fs_err as fs;
 use serde_json::json;
-use slurm_factory::image::{Digest, ImageError, PulledImage};
-use slurm_factory::rootfs::Limits;
+use slurm_factory::image::{self, Digest, ImageError, PulledImage, ResolveOptions, Sha256};
+use slurm_factory::report::Ctx;
+use slurm_factory::rootfs::{Limits, unpack_owned};
+use std::io::Write;
+use std::path::Path;
 
 /// What a document says wrongly; it may use the digest of something else.
 type Lie = fn(&mut Blob, Digest);
@@ -129,7 +132,7 @@ fn indexes_without_an_end() {
     for depth in 1..=6 {
         entry = layout.document(INDEX, &index_of(&entry));
         let result = ground.unpack(&layout.tag(entry.clone()), &Limits::default());
-        if depth <= 3 {
+        if depth <= 4 {
             result.unwrap();
         } else {
             contains(&result.unwrap_err(), &["indexes inside indexes", "more than 4"]);
@@ -200,7 +203,6 @@ fn indexes_of_a_registry_without_an_end() {
 /// 1 GiB of one byte, packed without holding it.
 fn bomb(pack: Pack) -> (Vec<u8>, Digest) {
     use sha2::Digest as _;
-    use std::io::Write;
     let size: u64 = 1 << 30;
     let header = Member { size: Some(size), ..Member::file("zeros", "") }.bytes();
     let end = vec![0; 1024];
@@ -306,6 +308,70 @@ fn zstd_chunked_layers() {
         contains(&error, &["cannot be decompressed", "zstd"]);
     }
     ground.assert_goes_on();
+}
+
+/// Mebibytes in one layer, which packs to half of that or more: both are more than the memory that may be used. `tests/deep` says 4096.
+const MEBIBYTES: &str = "SLURM_FACTORY_TEST_LAYER_MEBIBYTES";
+
+/// A layer with one large file, written as it is made: the same packed mebibyte again and again.
+fn large_image(dir: &Path, pack: Pack, mebibytes: usize) -> String {
+    let layout = Layout::new(dir);
+    // Half of each byte is chance (xorshift).
+    let mut state = 0x9e37_79b9_u32;
+    let mut chance = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 24) as u8 & 0xf
+    };
+    let block: Vec<u8> = (0..1 << 20).map(|_| chance()).collect();
+    let header = Member { size: Some((mebibytes as u64) << 20), ..Member::file("large", "") }.bytes();
+    let parts = [header, block, vec![0; 1024]].map(|part| (pack.pack(&part), part));
+    let mut file = fs::File::create(dir.join("blob")).unwrap();
+    let (mut blob, mut content, mut size) = (Sha256::new(), Sha256::new(), 0);
+    for part in std::iter::once(0).chain(std::iter::repeat_n(1, mebibytes)).chain([2]) {
+        let (packed, plain) = &parts[part];
+        file.write_all(packed).unwrap();
+        blob.update(packed);
+        content.update(plain);
+        size += packed.len() as u64;
+    }
+    assert!((mebibytes as u64) << 18 < size && size < (mebibytes as u64) << 20, "packed to {size} bytes");
+    let (digest, diff_id) = (Digest::finish(blob), Digest::finish(content));
+    let image = layout.image(&[Blob { pack, bytes: Vec::new(), digest, size, diff_id }]);
+    fs::rename(dir.join("blob"), dir.join("blobs/sha256").join(digest.hex())).unwrap();
+    layout.tag(image)
+}
+
+#[test]
+fn a_large_layer_in_bounded_memory() {
+    let site = Site::new();
+    for pack in [Pack::Gzip, Pack::Zstd] {
+        let dir = site.path("image");
+        let reference = large_image(&dir, pack, count(MEBIBYTES, 512));
+        // Each in a process of its own, whose memory is that of this image alone.
+        crate::support::again_in_a_process("bounds::one_large_layer", &[("TEST_LARGE_LAYER", &reference)], &[]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+/// Run by the test above: unpacked while it comes, and once more from the cache.
+#[test]
+fn one_large_layer() {
+    let Ok(reference) = std::env::var("TEST_LARGE_LAYER") else { return };
+    let site = Site::new();
+    let (client, ctx) = (quick(), Ctx::silent());
+    let resolved = site.resolve(&reference, ResolveOptions::default()).unwrap();
+    for again in [false, true] {
+        let dest = site.path("tree");
+        fs::create_dir(&dest).unwrap();
+        let arriving = image::begin(&resolved, &site.cache, &client, again, &ctx).unwrap();
+        unpack_owned(arriving, &dest, &Limits::default(), &ctx).unwrap();
+        assert_eq!(fs::metadata(dest.join("large")).unwrap().len(), (count(MEBIBYTES, 512) as u64) << 20);
+        fs::remove_dir_all(&dest).unwrap();
+        println!("{} MiB, again: {again}: {} MiB of memory", count(MEBIBYTES, 512), peak() >> 20);
+        assert!(peak() < 200 << 20, "{} bytes of memory", peak());
+    }
 }
 
 /// How many empty files; `tests/deep` says a million.
