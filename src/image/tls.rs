@@ -181,11 +181,7 @@ impl Way {
             .redirect(redirects(unverified))
             // Both proxies are set below; none is read from the environment.
             .no_proxy();
-        let proxies: [(_, fn(&str) -> reqwest::Result<reqwest::Proxy>); 2] = [
-            (&self.https_proxy, |address| reqwest::Proxy::https(address)),
-            (&self.http_proxy, |address| reqwest::Proxy::http(address)),
-        ];
-        for (address, proxy) in proxies {
+        for (address, is_for_tls) in [(&self.https_proxy, true), (&self.http_proxy, false)] {
             let Some(address) = address.as_ref().map(Secret::expose) else { continue };
             // The address is not quoted: it may hold a password.
             let fault = || {
@@ -196,7 +192,8 @@ impl Way {
             if address.split_once("://").is_some_and(|(scheme, _)| !is_proxy_scheme(scheme)) {
                 return Err(fault());
             }
-            let proxy = proxy(address).map_err(|_| fault())?;
+            let proxy = if is_for_tls { reqwest::Proxy::https(address) } else { reqwest::Proxy::http(address) };
+            let proxy = proxy.map_err(|_| fault())?;
             http = http.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(&self.no_proxy)));
         }
         if !self.identities.is_empty() {
