@@ -1,11 +1,15 @@
-//! apt: the archive as it was at a time, from a mirror that keeps it in several states.
+//! apt: the archive as it was at a time, from a mirror that keeps it in several states; a site's sources with its key in them.
 
 use crate::Test;
 use crate::world::{Asked, World};
+use fs_err as fs;
 use slurm_factory::catalog::Family;
 use slurm_factory::plan::HostAccess;
 
-pub const TESTS: &[Test] = &[("apt_takes_the_archive_as_it_was", takes_the_archive_as_it_was)];
+pub const TESTS: &[Test] = &[
+    ("apt_takes_the_archive_as_it_was", takes_the_archive_as_it_was),
+    ("apt_takes_a_key_inside_the_sources_and_no_other", takes_a_key_inside_the_sources_and_no_other),
+];
 
 const OLD: &str = "20200101T000000Z";
 const NEW: &str = "20260101T000000Z";
@@ -34,4 +38,24 @@ fn takes_the_archive_as_it_was(world: &World) {
     assert_eq!(rootfs.meta().packages["dated"], "2.0");
     let error = world.prepare(&dated(None), &mirrored(world, "stale/debian")).unwrap_err().to_string();
     assert!(error.contains("apt-get update") && error.contains("expired"), "{error}");
+}
+
+/// A site's archive and its key in one file (deb822), which the image knows nothing of.
+fn keyed(world: &World, key: &str) -> Asked {
+    let key = fs::read_to_string(world.dir.join(key)).unwrap();
+    let lines: String = key.lines().map(|line| format!(" {}\n", if line.is_empty() { "." } else { line })).collect();
+    let address = &world.https.address;
+    let text = format!(
+        "Types: deb\nURIs: {address}/now/debian\nSuites: stable\nComponents: main\nSigned-By:\n{lines}"
+    );
+    Asked { sources: Some(text), ..dated(None) }
+}
+
+fn takes_a_key_inside_the_sources_and_no_other(world: &World) {
+    let rootfs = world.prepare(&keyed(world, "site.asc"), &world.trusting()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(rootfs.meta().packages["dated"], "2.0");
+    let error = world.prepare(&keyed(world, "other.asc"), &world.trusting()).unwrap_err().to_string();
+    for part in ["apt-get update", "NO_PUBKEY", "Signed-By: in apt's sources"] {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
 }

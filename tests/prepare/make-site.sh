@@ -9,6 +9,7 @@
 #     OUTDIR/site/snap/debian/   an archive for apt as it was at two times; the older one has run out (Valid-Until)
 #     OUTDIR/site/simple/        a Python package index with the pinned wheels of rootfs/debian12
 #     OUTDIR/ca.pem, server.pem, server-key.pem
+#     OUTDIR/site.asc, other.asc the key that signs the archives for apt and dnf, and one that signs nothing
 #
 # A real Rocky image is in no package registry. rpm, dnf, createrepo_c, gpg and apt are the real ones. Runs as root.
 set -euo pipefail
@@ -209,7 +210,10 @@ authority() {
     openssl x509 -req -in server.csr -CA ca.pem -CAkey ca-key.pem -days 2 -extfile server.ext -out server.pem 2>/dev/null
 }
 
-gpg --quiet --batch --passphrase '' --quick-generate-key 'site <site@localhost>' rsa2048 sign never 2>/dev/null
+for name in site other; do
+    gpg --quiet --batch --passphrase '' --quick-generate-key "$name <$name@localhost>" rsa2048 sign never 2>/dev/null
+    gpg --armor --export "$name" >"$out/$name.asc"
+done
 rpms
 base_tree
 debs
