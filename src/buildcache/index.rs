@@ -24,6 +24,7 @@ const TRIES: u32 = 1000;
 /// The index in memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Index {
+    /// Hash to record; every record is an object.
     installs: Map<String, Value>,
 }
 
@@ -51,7 +52,13 @@ impl Index {
             return Err(format!("it is of version {version}, and version 8 is read and written"));
         }
         match json.pointer_mut("/database/installs").map(Value::take) {
-            Some(Value::Object(installs)) => Ok(Self { installs }),
+            Some(Value::Object(installs)) => match installs.iter().find(|(_, record)| !record.is_object()) {
+                None => Ok(Self { installs }),
+                Some((hash, _)) => Err(format!(
+                    "what it says of `{}` is no object: `buildcache index` makes a new one",
+                    hash.escape_debug()
+                )),
+            },
             _ => Err("it has no `installs`".into()),
         }
     }
@@ -217,4 +224,22 @@ pub fn rebuild(
         }
     }
     Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_with_a_record_that_is_no_object_is_refused() {
+        for record in ["1", "\"x\"", "[]", "null", "true"] {
+            let text = format!(r#"{{"database": {{"version": "8", "installs": {{"a\u001b": {record}}}}}}}"#);
+            let reason = Index::parse(text.as_bytes()).map(|mut index| index.remove("a\u{1b}")).unwrap_err();
+            assert!(reason.contains("`buildcache index`") && !reason.contains('\u{1b}'), "{record}: {reason}");
+        }
+        let mut index = Index::parse(br#"{"database": {"version": "8", "installs": {"a": {}}}}"#).unwrap();
+        index.remove("a");
+        index.settle();
+        assert_eq!(index, Index::default());
+    }
 }
