@@ -10,6 +10,7 @@ use crate::sign::{Fingerprint, Keyring};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// What kind of fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,24 +72,22 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// What is asked of a check.
-#[derive(Debug, Clone, Default)]
-pub struct Ask {
-    /// Only these packages; that one is not there is no fault. All when `None`.
-    pub only: Option<BTreeSet<String>>,
-    /// Leave tarballs unread: that they are whole is not known then.
-    pub without_tarballs: bool,
-}
-
-/// Follows, for each package, everything that Spack would follow, and what it does not.
-pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Result<Report, BuildcacheError> {
+/// Follows, for each package, everything that Spack would follow, and what it does not. `scratch` is a folder of this host for
+/// copies of tarballs, which are looked into when they are whole, a few at a time; without it tarballs stay unread, and that
+/// they are right is not known.
+pub fn check(
+    store: &dyn Store,
+    keyring: &Keyring,
+    scratch: Option<&Path>,
+    ctx: &Ctx,
+) -> Result<Report, BuildcacheError> {
     if read::only_older_layout(store, ctx)? {
         return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
     }
     let mut report = Report::default();
     let index = match index::read(store, ctx) {
         Ok((index, version)) => {
-            if version.is_none() && ask.only.is_none() {
+            if version.is_none() {
                 report.faults.push(Fault::new(Kind::BadIndex, INDEX_MANIFEST, "there is no index".into()));
             }
             index
@@ -100,11 +99,8 @@ pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Resu
         Err(e) => return Err(e),
     };
     let (there, misnamed) = read::manifests(store, ctx)?;
-    let wanted = |hash: &str| ask.only.as_ref().is_none_or(|only| only.contains(hash));
-    if ask.only.is_none() {
-        report.faults.extend(misnamed);
-    }
-    for entry in index.entries().iter().filter(|e| wanted(&e.hash) && !there.contains_key(&e.hash)) {
+    report.faults.extend(misnamed);
+    for entry in index.entries().iter().filter(|e| !there.contains_key(&e.hash)) {
         let key = manifest::spec_key(&entry.name, &entry.version, &entry.hash)?;
         report.faults.push(Fault::new(
             Kind::MissingManifest,
@@ -112,7 +108,7 @@ pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Resu
             "the index names it, and it is not there".into(),
         ));
     }
-    let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted(hash)).collect();
+    let chosen: Vec<(&String, &Key)> = there.iter().collect();
     report.packages = chosen.len();
     let answers: Vec<_> = chosen
         .par_iter()
@@ -121,8 +117,8 @@ pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Resu
                 Ok(found) => found,
                 Err(fault) => return Ok(Err(fault)),
             };
-            if !ask.without_tarballs
-                && let Some(fault) = read::tarball(store, &found, ctx)?
+            if let Some(scratch) = scratch
+                && let Some(fault) = read::tarball(store, &found, &mut tempfile::tempfile_in(scratch)?, ctx)?
             {
                 return Ok(Err(fault));
             }
@@ -137,7 +133,7 @@ pub fn check(store: &dyn Store, keyring: &Keyring, ask: &Ask, ctx: &Ctx) -> Resu
             }
             Err(fault) => report.faults.push(fault),
         }
-        if ask.only.is_none() && !index.has(hash) {
+        if !index.has(hash) {
             report.notes.push(format!("{key} is not in the index: it is being pushed, or `buildcache index` is due"));
         }
     }
@@ -155,12 +151,12 @@ pub(super) fn specs(
     let there: Vec<(String, Key)> = there.into_iter().collect();
     let read: Vec<_> = there
         .par_iter()
-        .map(|(hash, key)| read::package(store, keyring, key, hash, ctx))
+        .map(|(hash, key)| Ok(read::package(store, keyring, key, hash, ctx)?.map(|found| found.spec)))
         .collect::<Result<_, BuildcacheError>>()?;
     let mut specs = Vec::new();
     for found in read {
         match found {
-            Ok(found) => specs.push(found.spec),
+            Ok(spec) => specs.push(spec),
             Err(fault) => faults.push(fault),
         }
     }

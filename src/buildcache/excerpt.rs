@@ -1,77 +1,94 @@
 //! A part of a cache as a cache of its own, in a folder: only what was asked for, and only what is right.
 //!
 //! Spack is given nothing else. What it reads is then what was checked, whoever may write to the cache that it came from, and
-//! however that changes meanwhile.
+//! however that changes meanwhile: it is the copy that is looked at, so everything is read once.
 
+use super::check::Fault;
 use super::manifest::{self, Blob};
+use super::spec::Spec;
 use super::{BuildcacheError, index, read};
 use crate::fsutil;
 use crate::publish::{FolderStore, Key, Store};
 use crate::report::Ctx;
 use crate::sign::Keyring;
 use fs_err as fs;
-use sha2::{Digest, Sha256};
+use rayon::prelude::*;
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
-/// Copies these packages to `to` and writes an index of them, added to what is there. Each is checked again on the way; only
-/// what lies inside of tarballs is not looked at again.
+/// What came of copying.
+#[derive(Debug, Default)]
+pub struct Excerpt {
+    /// Hashes of what was right, and was copied.
+    pub taken: BTreeSet<String>,
+    /// What was asked for, is there, and is not right.
+    pub faults: Vec<Fault>,
+}
+
+/// Copies of these packages those that are there and right to `to`, and writes an index of them, added to what is there. Each
+/// is followed from its hash to what its tarball holds. That one is not there is no fault.
 pub fn excerpt(
     store: &dyn Store,
     keyring: &Keyring,
-    hashes: &BTreeSet<String>,
+    wanted: &BTreeSet<String>,
     to: &Path,
     ctx: &Ctx,
-) -> Result<(), BuildcacheError> {
+) -> Result<Excerpt, BuildcacheError> {
+    if read::only_older_layout(store, ctx)? {
+        return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
+    }
     let (there, _) = read::manifests(store, ctx)?;
+    let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted.contains(*hash)).collect();
+    let copied: Vec<_> = chosen
+        .par_iter()
+        .map(|(hash, at)| one(store, keyring, at, hash, to, ctx))
+        .collect::<Result<_, BuildcacheError>>()?;
+    let mut excerpt = Excerpt::default();
     let mut specs = Vec::new();
-    for (hash, at) in there.iter().filter(|(hash, _)| hashes.contains(*hash)) {
-        let found = match read::package(store, keyring, at, hash, ctx)? {
-            Ok(found) => found,
-            Err(fault) => return Err(changed(store, at, &fault.detail)),
-        };
-        for blob in [&found.tarball, &found.spec_blob] {
-            copy(store, blob, to, ctx)?;
+    for ((hash, _), answer) in chosen.into_iter().zip(copied) {
+        match answer {
+            Ok(spec) => {
+                excerpt.taken.insert(hash.clone());
+                specs.push(spec);
+            }
+            Err(fault) => excerpt.faults.push(fault),
         }
-        fsutil::write_atomic(&to.join(at.as_str()), found.signed.as_bytes(), 0o644)?;
-        specs.push(found.spec);
     }
-    fsutil::write_atomic(&to.join(manifest::LAYOUT), br#"{"signing": "gpg"}"#, 0o644)?;
-    index::update(&FolderStore::new(to), ctx, |index| specs.iter().for_each(|spec| index.add(spec)))?;
-    Ok(())
+    excerpt.faults.sort();
+    if !specs.is_empty() {
+        fsutil::write_atomic(&to.join(manifest::LAYOUT), manifest::LAYOUT_TEXT, 0o644)?;
+        index::update(&FolderStore::new(to), ctx, |index| specs.iter().for_each(|spec| index.add(spec)))?;
+    }
+    Ok(excerpt)
 }
 
-fn changed(store: &dyn Store, key: &Key, reason: &str) -> BuildcacheError {
-    let reason = format!("it changed while it was read: {reason}");
-    BuildcacheError::Format { address: store.address().to_owned(), key: key.clone(), reason }
-}
-
-fn copy(store: &dyn Store, blob: &Blob, to: &Path, ctx: &Ctx) -> Result<(), BuildcacheError> {
-    let at = blob.key()?;
-    let path = to.join(at.as_str());
-    fs::create_dir_all(fsutil::parent_of(&path))?;
-    let mut out = Hashing { inner: fs::File::create(&path)?, hasher: Sha256::new() };
-    let size = store.download(&at, &mut out, ctx)?;
-    if size != Some(blob.content_length) || hex::encode(out.hasher.finalize()) != blob.checksum {
-        return Err(changed(store, &at, "it is not what its manifest says"));
+/// One package: blobs, then the manifest that names them.
+fn one(
+    store: &dyn Store,
+    keyring: &Keyring,
+    at: &Key,
+    hash: &str,
+    to: &Path,
+    ctx: &Ctx,
+) -> Result<Result<Spec, Fault>, BuildcacheError> {
+    let found = match read::package(store, keyring, at, hash, ctx)? {
+        Ok(found) => found,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let place = |blob: &Blob| -> Result<PathBuf, BuildcacheError> { Ok(to.join(blob.key()?.as_str())) };
+    let path = place(&found.tarball)?;
+    let parent = fsutil::parent_of(&path);
+    fs::create_dir_all(parent)?;
+    let mut copy = tempfile::Builder::new()
+        .prefix(fsutil::TEMPORARY)
+        .permissions(std::fs::Permissions::from_mode(0o644))
+        .tempfile_in(parent)?;
+    if let Some(fault) = read::tarball(store, &found, copy.as_file_mut(), ctx)? {
+        return Ok(Err(fault));
     }
-    Ok(())
-}
-
-struct Hashing<W> {
-    inner: W,
-    hasher: Sha256,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hasher.update(bytes.get(..written).unwrap_or_default());
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
+    copy.persist(&path).map_err(|e| fsutil::with_path(&e.error, "rename into place", &path))?;
+    fsutil::write_atomic(&place(&found.spec_blob)?, &found.spec_bytes, 0o644)?;
+    fsutil::write_atomic(&to.join(at.as_str()), found.signed.as_bytes(), 0o644)?;
+    Ok(Ok(found.spec))
 }

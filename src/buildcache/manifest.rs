@@ -44,6 +44,8 @@ pub const KEYS: &str = "v3/manifests/key/";
 pub const KEY_SUFFIX: &str = ".key.manifest.json";
 /// Says which layout this is.
 pub const LAYOUT: &str = "v3/layout.json";
+/// What stands there: manifests are signed by OpenPGP keys.
+pub const LAYOUT_TEXT: &[u8] = br#"{"signing": "gpg"}"#;
 
 /// No manifest of ours or of Spack's is larger.
 pub(super) const LIMIT: u64 = 1 << 20;

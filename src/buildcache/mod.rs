@@ -36,7 +36,7 @@ pub mod spec;
 mod tarball;
 mod tree;
 
-pub use excerpt::excerpt;
+pub use excerpt::{Excerpt, excerpt};
 pub use index::Entry;
 pub use push::{Done, Pushed, Request, Undone, push};
 pub use tree::{InTree, Selection, Tree};

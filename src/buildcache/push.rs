@@ -126,7 +126,7 @@ pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushe
     }
     if !missing.is_empty() {
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition: Condition::Absent };
-        store.put(&key(manifest::LAYOUT.to_owned())?, br#"{"signing": "gpg"}"#, &how, ctx)?;
+        store.put(&key(manifest::LAYOUT.to_owned())?, manifest::LAYOUT_TEXT, &how, ctx)?;
     }
     pushed.pushed = all(store, request, &missing, ctx)?;
     keys::publish(store, request.key, ctx)?;

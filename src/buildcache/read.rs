@@ -11,7 +11,8 @@ use crate::report::Ctx;
 use crate::sign::{GoodSignature, Keyring, SignError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
 /// Specs are hundreds of kilobytes at most; `binary_distribution` is a list of file names.
@@ -23,6 +24,8 @@ pub(super) struct Found {
     pub spec: Spec,
     pub tarball: Blob,
     pub spec_blob: Blob,
+    /// What `spec_blob` names, as it lies there.
+    pub spec_bytes: Vec<u8>,
     /// The manifest as it lies there.
     pub signed: String,
 }
@@ -129,50 +132,58 @@ pub(super) fn package(
             ),
         );
     }
-    Ok(Ok(Found { signer, spec, tarball, spec_blob, signed }))
+    Ok(Ok(Found { signer, spec, tarball, spec_blob, spec_bytes: bytes, signed }))
 }
 
-/// Reads the tarball once: digest and size, and what is in it.
-pub(super) fn tarball(store: &dyn Store, found: &Found, ctx: &Ctx) -> Result<Option<Fault>, BuildcacheError> {
+/// Copies the tarball to `copy`, an empty file, and looks into the copy, once its size and digest are what the manifest says:
+/// what nobody signed is not unpacked, and no more of it is written than the manifest says.
+pub(super) fn tarball(
+    store: &dyn Store,
+    found: &Found,
+    copy: &mut File,
+    ctx: &Ctx,
+) -> Result<Option<Fault>, BuildcacheError> {
     let blob = &found.tarball;
     let at = blob.key()?;
     let fault = |kind, detail: String| Ok(Some(Fault::new(kind, at.as_str(), detail)));
-    let (reader, writer) = io::pipe()?;
-    let (got, looked) = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| look(reader, &found.spec));
-        let mut tee = Tee { hasher: Sha256::new(), pipe: Some(writer) };
-        let got =
-            store.download(&at, &mut tee, ctx).map(|size| size.map(|size| (size, hex::encode(tee.hasher.finalize()))));
-        drop(tee.pipe);
-        let looked = looking.join().unwrap_or_else(|_| Err("the reader of the archive died".to_owned()));
-        (got, looked)
-    });
-    let Some((size, sha256)) = got? else {
+    let mut out = Measured { inner: &mut *copy, hasher: Sha256::new(), left: blob.content_length, over: false };
+    let got = store.download(&at, &mut out, ctx);
+    let (over, sha256) = (out.over, hex::encode(out.hasher.finalize()));
+    if over {
+        return fault(Kind::ChangedBlob, format!("it has more than the {} bytes that the manifest says", blob.content_length));
+    }
+    let Some(size) = got? else {
         return fault(Kind::MissingBlob, "a manifest names it as the package, and it is not there".into());
     };
     if let Some(reason) = differs_by(blob, size, &sha256) {
         return fault(Kind::ChangedBlob, reason);
     }
-    match looked {
+    copy.rewind()?;
+    match look(&*copy, &found.spec) {
         Ok(()) => Ok(None),
         Err(reason) => fault(Kind::BadTarball, reason),
     }
 }
 
-/// Everything that is downloaded is hashed; it is looked into as long as that makes sense.
-struct Tee {
+/// Takes so many bytes and no more, and hashes them.
+struct Measured<'f> {
+    inner: &'f mut File,
     hasher: Sha256,
-    pipe: Option<io::PipeWriter>,
+    left: u64,
+    /// More came.
+    over: bool,
 }
 
-impl Write for Tee {
+impl Write for Measured<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        if let Some(pipe) = &mut self.pipe
-            && pipe.write_all(bytes).is_err()
-        {
-            self.pipe = None;
+        let length = bytes.len() as u64;
+        if length > self.left {
+            self.over = true;
+            return Err(io::Error::other("there is more than was said"));
         }
+        self.inner.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.left -= length;
         Ok(bytes.len())
     }
 

@@ -4,9 +4,8 @@ use super::args::Global;
 use super::publish::BucketArgs;
 use super::signer::{KeyArgs, KeysArgs, signing_key};
 use super::{exit, open_cache, print, print_json, settings, variable};
-use crate::buildcache::check::{self, Ask};
-use crate::buildcache::{self, Selection, index, keys, prune};
-use crate::cache::Cache;
+use crate::buildcache::{self, Selection, check, index, keys, prune};
+use crate::cache::{self, Cache};
 use crate::config::Settings;
 use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Stage};
@@ -175,8 +174,8 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
         }
         BuildcacheVerb::Check { place, trust, quick, json } => {
             let (store, keyring) = (store(place.at.as_deref(), &settings, &cache, ctx)?, keyring(&cache, trust)?);
-            let ask = Ask { only: None, without_tarballs: *quick };
-            let report = check::check(&*store, &keyring, &ask, ctx)?;
+            let scratch = if *quick { None } else { Some(cache.staging(&cache.dir("tmp"))?) };
+            let report = check::check(&*store, &keyring, scratch.as_ref().map(cache::Staging::path), ctx)?;
             ctx.reporter.finish();
             if *json {
                 print_json(&report)?;

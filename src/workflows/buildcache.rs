@@ -1,6 +1,5 @@
 //! What the `buildcache` verbs and the build share: which install tree is meant, and pushing of it.
 
-use crate::buildcache::check::{self, Ask};
 use crate::buildcache::{self, BuildcacheError, Pushed, Selection, Tree};
 use crate::cache::Cache;
 use crate::plan::inside;
@@ -180,16 +179,19 @@ fn offered(
             continue;
         }
         let store = FolderStore::new(&folder);
-        let ask = Ask { only: Some(wanted.clone()), without_tarballs: false };
-        let report = match check::check(&store, &keyring, &ask, ctx) {
-            Ok(report) => report,
+        let to = match &mut binaries.dir {
+            Some(to) => to,
+            none => none.insert(cache.staging(&cache.dir("tmp"))?),
+        };
+        let excerpt = match buildcache::excerpt(&store, &keyring, &wanted, to.path(), ctx) {
+            Ok(excerpt) => excerpt,
             Err(e) => {
                 ctx.check().map_err(BuildcacheError::from)?;
                 ctx.warn(format!("the binary cache `{}` is not used: {e}", folder.display()));
                 continue;
             }
         };
-        for fault in &report.faults {
+        for fault in &excerpt.faults {
             ctx.warn(format!(
                 "not taken from the binary cache `{}`: {}: {}",
                 folder.display(),
@@ -197,16 +199,11 @@ fn offered(
                 fault.detail
             ));
         }
-        if report.good.is_empty() {
-            continue;
-        }
-        let to = match &mut binaries.dir {
-            Some(to) => to,
-            none => none.insert(cache.staging(&cache.dir("tmp"))?),
-        };
-        buildcache::excerpt(&store, &keyring, &report.good, to.path(), ctx)?;
-        wanted.retain(|hash| !report.good.contains(hash));
-        binaries.hashes.extend(report.good);
+        wanted.retain(|hash| !excerpt.taken.contains(hash));
+        binaries.hashes.extend(excerpt.taken);
+    }
+    if binaries.hashes.is_empty() {
+        binaries.dir = None;
     }
     Ok(binaries)
 }

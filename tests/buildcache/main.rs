@@ -6,8 +6,8 @@
 
 mod support;
 
-use slurm_factory::buildcache::check::{self, Ask, Kind};
-use slurm_factory::buildcache::{Selection, index, prune};
+use slurm_factory::buildcache::check::{self, Kind};
+use slurm_factory::buildcache::{Selection, excerpt, index, prune};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
@@ -21,7 +21,8 @@ use support::World;
 
 /// What is wrong with a cache.
 fn kinds(cache: &Path, keyring: &Keyring) -> Vec<Kind> {
-    let report = check::check(&FolderStore::new(cache), keyring, &Ask::default(), &Ctx::silent()).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let report = check::check(&FolderStore::new(cache), keyring, Some(scratch.path()), &Ctx::silent()).unwrap();
     report.faults.iter().map(|f| f.kind).collect()
 }
 
@@ -158,6 +159,9 @@ fn every_fault_is_named() {
     };
     assert_eq!(spoilt("tarball", &|c| flip(&blob(c, "app", 1), 300)), [Kind::ChangedBlob]);
     assert_eq!(spoilt("short", &|c| fs::write(blob(c, "app", 1), b"").unwrap()), [Kind::ChangedBlob]);
+    // A terabyte that takes no room: what the manifest says is read of it, and no more.
+    let large = |c: &Path| fs::OpenOptions::new().write(true).open(blob(c, "app", 1)).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(spoilt("large", &large), [Kind::ChangedBlob]);
     assert_eq!(spoilt("spec", &|c| flip(&blob(c, "app", 2), 40)), [Kind::ChangedBlob]);
     assert_eq!(spoilt("gone", &|c| fs::remove_file(blob(c, "lib", 1)).unwrap()), [Kind::MissingBlob]);
     assert_eq!(spoilt("index", &|c| fs::remove_file(manifest(c, "lib")).unwrap()), [Kind::MissingManifest]);
@@ -186,6 +190,26 @@ fn every_fault_is_named() {
     // Another's key: every package is foreign.
     let other = World::new();
     assert_eq!(kinds(&good, &other.keyring()), [Kind::ForeignKey, Kind::ForeignKey]);
+}
+
+#[test]
+fn an_excerpt_has_what_is_right_and_names_what_is_not() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    let all = Selection { build_dependencies: true, ..Selection::default() };
+    world.push(&cache, &all);
+    world.lie(&cache);
+    let store = FolderStore::new(&cache);
+    let to = world.dir.path().join("excerpt");
+    fs::create_dir(&to).unwrap();
+    let wanted: BTreeSet<String> = ["app", "lib"].map(|name| world.hash(name)).into_iter().chain(["0".repeat(32)]).collect();
+    let excerpt = excerpt(&store, &world.keyring(), &wanted, &to, &Ctx::silent()).unwrap();
+    assert_eq!(excerpt.taken, BTreeSet::from([world.hash("lib")]));
+    assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::BadTarball]);
+    assert_eq!(kinds(&to, &world.keyring()), []);
+    let there = objects(&to);
+    assert_eq!(there.keys().filter(|k| k.starts_with("v3/manifests/spec/")).count(), 1, "nothing else: {there:?}");
+    assert!(there.keys().all(|k| !k.contains(".tmp-")), "a copy that was not right is left");
 }
 
 #[test]
@@ -272,7 +296,7 @@ fn an_older_layout_is_left_alone() {
     assert_eq!(objects(&cache).len(), 1);
     let store = FolderStore::new(&cache);
     assert!(store.address().starts_with("file://"));
-    assert!(check::check(&store, &world.keyring(), &Ask::default(), &Ctx::silent()).is_err());
+    assert!(check::check(&store, &world.keyring(), None, &Ctx::silent()).is_err());
 }
 
 #[test]
