@@ -101,12 +101,12 @@ pub fn check(
     let (there, misnamed) = read::manifests(store, ctx)?;
     report.faults.extend(misnamed);
     for entry in index.entries().iter().filter(|e| !there.contains_key(&e.hash)) {
-        let key = manifest::spec_key(&entry.name, &entry.version, &entry.hash)?;
-        report.faults.push(Fault::new(
-            Kind::MissingManifest,
-            key.as_str(),
-            "the index names it, and it is not there".into(),
-        ));
+        report.faults.push(match manifest::spec_key(&entry.name, &entry.version, &entry.hash) {
+            Ok(key) => {
+                Fault::new(Kind::MissingManifest, key.as_str(), "the index names it, and it is not there".into())
+            }
+            Err(e) => Fault::new(Kind::BadIndex, INDEX_MANIFEST, format!("it names what cannot be there: {e}")),
+        });
     }
     let chosen: Vec<(&String, &Key)> = there.iter().collect();
     report.packages = chosen.len();

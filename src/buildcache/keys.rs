@@ -78,9 +78,13 @@ pub fn offered(store: &dyn Store, ctx: &Ctx) -> Result<Vec<(String, Option<Strin
     for fingerprint in listed(store, ctx)?.0.keys() {
         let Ok(at) = key(format!("{KEYS}{fingerprint}{KEY_SUFFIX}")) else { continue };
         let mut armored = None;
-        if let Some((manifest, _)) = manifest::read_plain(store, at.as_str(), ctx)?
+        let manifest = match manifest::read_plain(store, at.as_str(), ctx) {
+            Err(BuildcacheError::Format { .. }) => None,
+            other => other?,
+        };
+        if let Some((manifest, _)) = manifest
             && let Ok(blob) = manifest.blob(PUBLIC_KEY)
-            && let Some((bytes, _)) = store.read(&blob.key()?, manifest::LIMIT, ctx)?
+            && let Ok(Some((bytes, _))) = super::read::small(store, &blob.key()?, manifest::LIMIT, ctx)?
             && super::read::differs(blob, &bytes).is_none()
         {
             armored = String::from_utf8(bytes).ok();

@@ -6,7 +6,7 @@ use super::spec::Spec;
 use super::tarball::{DISTRIBUTION, Distribution};
 use super::{BuildcacheError, key};
 use crate::gzip;
-use crate::publish::{Key, Store};
+use crate::publish::{Key, Store, StoreError, Version};
 use crate::report::Ctx;
 use crate::sign::{GoodSignature, Keyring, SignError};
 use sha2::{Digest, Sha256};
@@ -42,6 +42,21 @@ fn differs_by(blob: &Blob, size: u64, sha256: &str) -> Option<String> {
     (*sha256 != blob.checksum).then(|| format!("its SHA-256 is {sha256}, and the manifest says {}", blob.checksum))
 }
 
+/// A small object, or why it cannot be one: that one is too large is its own fault, and does not end what is done with others.
+pub(super) fn small(
+    store: &dyn Store,
+    at: &Key,
+    limit: u64,
+    ctx: &Ctx,
+) -> Result<Result<Option<(Vec<u8>, Version)>, String>, BuildcacheError> {
+    match store.read(at, limit, ctx) {
+        Err(StoreError::TooLarge { size, limit, .. }) => {
+            Ok(Err(format!("it has {size} bytes, and at most {limit} are read")))
+        }
+        other => Ok(Ok(other?)),
+    }
+}
+
 /// A signed manifest whose signature is good, and which Spack would read as what was signed.
 pub(super) struct Signed {
     pub manifest: Manifest,
@@ -58,8 +73,10 @@ pub(super) fn signed(
     ctx: &Ctx,
 ) -> Result<Result<Signed, Fault>, BuildcacheError> {
     let fault = |kind, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
-    let Some((bytes, _)) = store.read(at, manifest::LIMIT, ctx)? else {
-        return fault(Kind::MissingManifest, "it is not there".into());
+    let bytes = match small(store, at, manifest::LIMIT, ctx)? {
+        Ok(Some((bytes, _))) => bytes,
+        Ok(None) => return fault(Kind::MissingManifest, "it is not there".into()),
+        Err(reason) => return fault(Kind::BadManifest, reason),
     };
     let Ok(text) = String::from_utf8(bytes) else { return fault(Kind::BadManifest, "it is not UTF-8".into()) };
     let seen = match as_spack_reads(&text) {
@@ -106,8 +123,12 @@ pub(super) fn package(
         Err(reason) => return fault(Kind::BadManifest, at, reason),
     };
     let blob_at = spec_blob.key()?;
-    let Some((bytes, _)) = store.read(&blob_at, SPEC_LIMIT, ctx)? else {
-        return fault(Kind::MissingBlob, &blob_at, format!("{at} names it as the spec, and it is not there"));
+    let bytes = match small(store, &blob_at, SPEC_LIMIT, ctx)? {
+        Ok(Some((bytes, _))) => bytes,
+        Ok(None) => {
+            return fault(Kind::MissingBlob, &blob_at, format!("{at} names it as the spec, and it is not there"));
+        }
+        Err(reason) => return fault(Kind::ChangedBlob, &blob_at, reason),
     };
     if let Some(reason) = differs(&spec_blob, &bytes) {
         return fault(Kind::ChangedBlob, &blob_at, reason);
@@ -122,7 +143,9 @@ pub(super) fn package(
         Err(e) => return fault(Kind::BadSpec, &blob_at, e.to_string()),
     };
     let root = spec.root();
-    if root.hash != hash || manifest::spec_key(&root.name, &root.version, &root.hash)? != *at {
+    // A name that no manifest can lie under is another's too.
+    let place = manifest::spec_key(&root.name, &root.version, &root.hash);
+    if root.hash != hash || place.ok().as_ref() != Some(at) {
         return fault(
             Kind::Substituted,
             at,

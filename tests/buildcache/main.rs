@@ -7,7 +7,9 @@
 mod support;
 
 use slurm_factory::buildcache::check::{self, Kind};
+use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest};
 use slurm_factory::buildcache::{Selection, excerpt, index, prune};
+use sha2::{Digest, Sha256};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
@@ -187,6 +189,42 @@ fn every_fault_is_named() {
         }),
         [Kind::NotSigned]
     );
+    // Objects of any size, and names in the unsigned index that nothing can have, do not hide the other faults.
+    let grow = |path: &Path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
+    let lost = |c: &Path| fs::remove_file(blob(c, "lib", 1)).unwrap();
+    assert_eq!(
+        spoilt("large-manifest", &|c| {
+            lost(c);
+            grow(&manifest(c, "app"));
+        }),
+        [Kind::MissingBlob, Kind::BadManifest]
+    );
+    assert_eq!(
+        spoilt("large-spec", &|c| {
+            lost(c);
+            grow(&blob(c, "app", 2));
+        }),
+        [Kind::MissingBlob, Kind::ChangedBlob]
+    );
+    assert_eq!(
+        spoilt("large-index", &|c| {
+            lost(c);
+            grow(&c.join("v3/manifests/index/index.manifest.json"));
+        }),
+        [Kind::MissingBlob, Kind::BadIndex]
+    );
+    let named = |c: &Path| {
+        lost(c);
+        let record = serde_json::json!({"spec": {"name": "../x", "version": "1"}, "in_buildcache": true});
+        let index = serde_json::json!({"database": {"version": "8", "installs": {"0".repeat(32): record}}}).to_string();
+        let sum = hex::encode(Sha256::digest(&index));
+        let at = c.join("blobs/sha256").join(&sum[..2]).join(&sum);
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::write(at, &index).unwrap();
+        let text = Manifest::new(vec![Blob::new(INDEX, "none", index.len() as u64, sum)]).text();
+        fs::write(c.join("v3/manifests/index/index.manifest.json"), text).unwrap();
+    };
+    assert_eq!(spoilt("odd-name", &named), [Kind::MissingBlob, Kind::BadIndex]);
     // Another's key: every package is foreign.
     let other = World::new();
     assert_eq!(kinds(&good, &other.keyring()), [Kind::ForeignKey, Kind::ForeignKey]);
