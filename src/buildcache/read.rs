@@ -308,8 +308,8 @@ pub(super) fn manifests(
 
 /// Whether an older layout is there and this one is not.
 pub(super) fn only_older_layout(store: &dyn Store, ctx: &Ctx) -> Result<bool, BuildcacheError> {
-    if store.read(&key(manifest::LAYOUT.to_owned())?, manifest::LIMIT, ctx)?.is_some() {
+    if store.size(&key(manifest::LAYOUT.to_owned())?, ctx)?.is_some() {
         return Ok(false);
     }
-    Ok(store.read(&key("build_cache/index.json".to_owned())?, 1 << 30, ctx)?.is_some())
+    Ok(store.size(&key("build_cache/index.json".to_owned())?, ctx)?.is_some())
 }

@@ -78,7 +78,7 @@ pub struct PublishArgs {
     /// Read everything back and compare it with what was sent
     #[arg(long, conflicts_with = "dry_run")]
     pub verify_upload: bool,
-    /// Put it in the place of another package of the same name
+    /// Put it in the place of another package of the same name, or of the same package with another signature
     #[arg(long)]
     pub replace: bool,
     /// As JSON
@@ -96,8 +96,8 @@ pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
         // Before gigabytes are read and hashed.
         store.check(ctx).map_err(PublishError::from)?;
     }
-    let outgoing = publish::look(&args.package, &keyring, store.as_ref(), ctx)?;
     let options = Options { replace: args.replace, verify: args.verify_upload };
+    let outgoing = publish::look(&args.package, &keyring, store.as_ref(), options, ctx)?;
     if !args.dry_run {
         publish::send(&outgoing, store.as_ref(), options, ctx)?;
     }

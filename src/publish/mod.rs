@@ -91,15 +91,6 @@ pub enum StoreError {
     Interrupted(#[from] Interrupted),
 }
 
-/// What is there under a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stat {
-    /// In bytes.
-    pub size: u64,
-    /// Changes whenever the bytes change.
-    pub version: Version,
-}
-
 /// Names one state of an object: an ETag, or the digest of its bytes. Only for comparing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version(pub String);
@@ -192,8 +183,8 @@ pub trait Store: Send + Sync {
         holds_by_reading(self, key, source, ctx)
     }
 
-    /// What is there; `None` when nothing is.
-    fn stat(&self, key: &Key, ctx: &Ctx) -> Result<Option<Stat>, StoreError>;
+    /// The size in bytes of what is there, which is not read for that; `None` when nothing is.
+    fn size(&self, key: &Key, ctx: &Ctx) -> Result<Option<u64>, StoreError>;
 
     /// A small object, whole, with the version that was read; at most `limit` bytes.
     fn read(&self, key: &Key, limit: u64, ctx: &Ctx) -> Result<Option<(Vec<u8>, Version)>, StoreError>;
@@ -217,7 +208,7 @@ pub trait Store: Send + Sync {
 
 /// Reads an object and compares its SHA-256.
 fn holds_by_reading(store: &(impl Store + ?Sized), key: &Key, source: &Source, ctx: &Ctx) -> Result<bool, StoreError> {
-    if store.stat(key, ctx)?.is_none_or(|stat| stat.size != source.size) {
+    if store.size(key, ctx)? != Some(source.size) {
         return Ok(false);
     }
     Ok(sum(store, key, ctx)?.is_some_and(|sum| sum == source.sha256))

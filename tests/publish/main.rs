@@ -11,4 +11,5 @@ mod program;
 mod proxy;
 mod publishers;
 mod servers;
+mod signers;
 mod world;

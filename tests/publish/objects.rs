@@ -44,7 +44,7 @@ fn keeps_its_promises(kind: Kind) {
     let ctx = Ctx::silent();
     store.check(&ctx).unwrap();
     let x = key("dir/x y+\u{fc}");
-    assert_eq!(store.stat(&x, &ctx).unwrap(), None);
+    assert_eq!(store.size(&x, &ctx).unwrap(), None);
     assert_eq!(store.read(&x, 10, &ctx).unwrap(), None);
     assert_eq!(store.download(&x, &mut Vec::new(), &ctx).unwrap(), None);
     assert_eq!(
@@ -67,7 +67,8 @@ fn keeps_its_promises(kind: Kind) {
     for (at, source) in [("small", &small), ("dir/large", &large)] {
         assert!(!store.holds(&key(at), source, &ctx).unwrap());
         let version = yes(store.put_file(&key(at), source, &how(Condition::Absent), &ctx).unwrap());
-        assert_eq!(store.stat(&key(at), &ctx).unwrap().unwrap().version, version);
+        assert_eq!(store.size(&key(at), &ctx).unwrap(), Some(source.size));
+        assert_eq!(store.read(&key(at), source.size, &ctx).unwrap().unwrap().1, version);
         assert!(read_back(&store, at) == std::fs::read(&source.path).unwrap());
         assert!(store.holds(&key(at), source, &ctx).unwrap());
         assert_eq!(store.put_file(&key(at), source, &how(Condition::Absent), &ctx).unwrap(), Written::Conflict);
@@ -79,7 +80,7 @@ fn keeps_its_promises(kind: Kind) {
         let wrong = Source { sha256: "0".repeat(64), ..source };
         let error = store.put_file(&key("wrong"), &wrong, &how(Condition::Always), &ctx).unwrap_err().to_string();
         assert!(error.contains("changed since it was made"), "{error}");
-        assert_eq!(store.stat(&key("wrong"), &ctx).unwrap(), None);
+        assert_eq!(store.size(&key("wrong"), &ctx).unwrap(), None);
     }
 
     let listed: Vec<_> = store.list("dir/", &ctx).unwrap().into_iter().map(|e| (e.key.to_string(), e.size)).collect();
@@ -87,7 +88,7 @@ fn keeps_its_promises(kind: Kind) {
     assert_eq!(store.list("", &ctx).unwrap().len(), 3, "our own objects are not listed");
     store.delete(&x, &ctx).unwrap();
     store.delete(&x, &ctx).unwrap();
-    assert_eq!(store.stat(&x, &ctx).unwrap(), None);
+    assert_eq!(store.size(&x, &ctx).unwrap(), None);
 }
 
 #[test]

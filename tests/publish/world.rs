@@ -91,8 +91,9 @@ pub fn source(path: &Path) -> Source {
 pub fn publish_to(store: &dyn Store, package: &Path) -> Result<(), publish::PublishError> {
     let ctx = Ctx::silent();
     store.check(&ctx)?;
-    let outgoing = publish::look(package, &keyring(), store, &ctx)?;
-    publish::send(&outgoing, store, publish::Options::default(), &ctx)
+    let options = publish::Options::default();
+    let outgoing = publish::look(package, &keyring(), store, options, &ctx)?;
+    publish::send(&outgoing, store, options, &ctx)
 }
 
 /// What must be true at any time: whatever is there under a name of the package is whole, and what the index names is there with
@@ -119,7 +120,7 @@ pub fn assert_sound(store: &dyn Store, packages: &[&Path]) -> Vec<String> {
             assert!(there.contains(&key), "the index names {key}, which is not there");
         }
         let key = Key::new(format!("keys/{}.asc", entry.signed_by)).unwrap();
-        assert!(store.stat(&key, &ctx).unwrap().is_some(), "the index names a signer whose key is not there");
+        assert!(store.size(&key, &ctx).unwrap().is_some(), "the index names a signer whose key is not there");
         named.push(entry.path);
     }
     named

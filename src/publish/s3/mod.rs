@@ -26,7 +26,7 @@ mod objects;
 
 pub use client::S3Options;
 
-use super::{Entry, Key, Put, Source, Stat, Store, StoreError, Version, Written, io_error};
+use super::{Entry, Key, Put, Source, Store, StoreError, Version, Written, io_error};
 use crate::report::Ctx;
 use aws_sdk_s3::Client;
 use claim::Abilities;
@@ -171,11 +171,11 @@ impl Store for S3Store {
         })
     }
 
-    fn stat(&self, key: &Key, ctx: &Ctx) -> Result<Option<Stat>, StoreError> {
+    fn size(&self, key: &Key, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
         self.run(ctx, async {
             let head = self.bucket.head(&self.bucket.own_key(key)).await;
             let head = head.map_err(|e| self.bucket.fault(format!("look at {key}"), &e))?;
-            Ok(head.map(|head| Stat { size: head.size, version: Version(head.etag) }))
+            Ok(head.map(|head| head.size))
         })
     }
 

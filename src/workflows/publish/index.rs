@@ -82,11 +82,16 @@ impl Listed {
 }
 
 impl Index {
-    /// Adds an entry, or puts it in the place of the one of its path; false when it is there.
-    pub fn insert(&mut self, entry: &Listed) -> bool {
+    /// Adds an entry, or puts it in the place of the one of its path; false when it is there. An entry of the same archive with
+    /// another signer stays unless `replace` says that the signature was replaced: else the one that lies there is the other's.
+    pub fn insert(&mut self, entry: &Listed, replace: bool) -> bool {
         match self.packages.binary_search_by(|there| there.path.cmp(&entry.path)) {
-            // Another signature of the same archive may be the one that lies there.
-            Ok(at) if self.packages[at].sha256 == entry.sha256 => false,
+            Ok(at)
+                if self.packages[at].sha256 == entry.sha256
+                    && (!replace || self.packages[at].signed_by == entry.signed_by) =>
+            {
+                false
+            }
             Ok(at) => {
                 self.packages[at] = entry.clone();
                 true
@@ -164,8 +169,11 @@ mod tests {
     #[test]
     fn entries_are_sorted_and_replaced_by_their_path() {
         let mut index = Index { schema: SCHEMA, packages: Vec::new() };
-        assert!(index.insert(&listed("b", "1")) && index.insert(&listed("a", "1")));
-        assert!(!index.insert(&listed("b", "1")) && index.insert(&listed("b", "2")));
+        assert!(index.insert(&listed("b", "1"), false) && index.insert(&listed("a", "1"), false));
+        assert!(!index.insert(&listed("b", "1"), true) && index.insert(&listed("b", "2"), false));
+        let again = Listed { signed_by: "G".into(), ..listed("b", "2") };
+        assert!(!index.insert(&again, false) && index.packages[1].signed_by == "F");
+        assert!(index.insert(&again, true) && index.packages[1].signed_by == "G");
         let paths: Vec<_> = index.packages.iter().map(|p| (p.path.as_str(), p.sha256.as_str())).collect();
         assert_eq!(paths, [("a", "1"), ("b", "2")]);
         assert!(index.remove("a") && !index.remove("a"));

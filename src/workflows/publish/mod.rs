@@ -152,7 +152,7 @@ pub enum PublishError {
 /// How to publish.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Whether another archive of the same name is replaced.
+    /// Whether another archive of the same name is replaced, and the signature of the same archive by another one.
     pub replace: bool,
     /// Whether everything is read back and compared.
     pub verify: bool,
@@ -194,6 +194,8 @@ pub struct Outgoing {
     entry: Listed,
     /// The one key that signed.
     signer: Keyring,
+    /// Who signed what is there and stays, when that is another.
+    other_signer: Option<String>,
 }
 
 impl Outgoing {
@@ -266,23 +268,35 @@ pub fn packages(
 /// Publishes what was built, or was found built, signed by the key that was there when it was planned.
 pub fn finish(target: Option<Target>, package: &Package, ctx: &Ctx) -> Result<(), PublishError> {
     let Some(Target { store, signer, options, .. }) = target else { return Ok(()) };
-    let outgoing = plan(package, &signer, store.as_ref(), ctx)?;
+    let outgoing = plan(package, &signer, store.as_ref(), options, ctx)?;
     send(&outgoing, store.as_ref(), options, ctx)
 }
 
-/// Opens a package as whoever gets it would, and sees what of it is there already.
-pub fn look(path: &Path, keyring: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
+/// Opens a package as whoever gets it would, and sees what of it is there already, and with `options` may stay.
+pub fn look(
+    path: &Path,
+    keyring: &Keyring,
+    store: &dyn Store,
+    options: Options,
+    ctx: &Ctx,
+) -> Result<Outgoing, PublishError> {
     if path.is_dir() {
         return Err(PublishError::Folder { path: path.to_owned() });
     }
     let (package, good) = Package::open(path, Trust::Require(keyring), ctx)?;
     let not_signed = || PackageError::NotSigned { path: path.to_owned(), signature: package.beside().signature };
     let signer = good.into_iter().next().ok_or_else(not_signed)?.fingerprint;
-    plan(&package, &keyring.pinned(&[signer])?, store, ctx)
+    plan(&package, &keyring.pinned(&[signer])?, store, options, ctx)
 }
 
 /// `signer` is the one key that signed.
-fn plan(package: &Package, signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<Outgoing, PublishError> {
+fn plan(
+    package: &Package,
+    signer: &Keyring,
+    store: &dyn Store,
+    options: Options,
+    ctx: &Ctx,
+) -> Result<Outgoing, PublishError> {
     let bad_name = || PublishError::BadName { path: package.path().to_owned() };
     let name = package.path().file_name().and_then(|name| name.to_str()).ok_or_else(bad_name)?;
     let facts = &package.manifest().facts;
@@ -295,18 +309,15 @@ fn plan(package: &Package, signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Re
     let archive = Source { path: package.path().to_owned(), size: package.size(), sha256: package.sha256().to_owned() };
     let mut items = Vec::new();
     let archive_key = Key::new(format!("{folder}/{name}"))?;
-    let archive_state = match store.holds(&archive_key, &archive, ctx)? {
-        true => State::There,
-        false if store.stat(&archive_key, ctx)?.is_some() => State::Replace,
-        false => State::New,
-    };
+    let archive_state = state(store, &archive_key, &archive, ctx)?;
     let signed_by = signer.fingerprints().first().map_or("", Fingerprint::as_str).to_owned();
     let entry = Listed::new(archive_key.as_str(), package, signed_by);
-    let known = index::read(store, ctx)?
-        .0
-        .packages
-        .iter()
-        .any(|there| there.path == entry.path && there.sha256 == entry.sha256);
+    let listed = index::read(store, ctx)?.0.packages;
+    let known = listed.into_iter().find(|there| there.path == entry.path && there.sha256 == entry.sha256);
+    // A signature of another day of the same archive is as good: what the index names is left as it is, unless it is to be
+    // replaced.
+    let keeps = known.is_some() && archive_state == State::There && !options.replace;
+    let mut kept = false;
     items.push(Item {
         key: archive_key.to_string(),
         bytes: archive.size,
@@ -333,16 +344,25 @@ fn plan(package: &Package, signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Re
         let bytes = fs::read(&path).map_err(|source| PublishError::Beside { source })?;
         let source = Source { path, size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
         let at = Key::new(format!("{folder}/{name}{suffix}"))?;
-        // A signature of another day of the same archive is as good: what the index names is left as it is.
-        let kept = known && archive_state == State::There && store.stat(&at, ctx)?.is_some();
-        let state = match kept || store.holds(&at, &source, ctx)? {
-            true => State::There,
-            false if store.stat(&at, ctx)?.is_some() => State::Replace,
-            false => State::New,
-        };
+        let mut state = state(store, &at, &source, ctx)?;
+        if keeps && state == State::Replace {
+            (state, kept) = (State::There, true);
+        }
         items.push(Item { key: at.to_string(), bytes: source.size, state, at, source, content_type });
     }
-    Ok(Outgoing { items, entry, signer: signer.clone() })
+    let other_signer = known.map(|there| there.signed_by).filter(|other| kept && *other != entry.signed_by);
+    Ok(Outgoing { items, entry, signer: signer.clone(), other_signer })
+}
+
+/// What is to be done so that the file is there.
+fn state(store: &dyn Store, at: &Key, source: &Source, ctx: &Ctx) -> Result<State, StoreError> {
+    Ok(if store.holds(at, source, ctx)? {
+        State::There
+    } else if store.size(at, ctx)?.is_some() {
+        State::Replace
+    } else {
+        State::New
+    })
 }
 
 /// The copy beside the archive is what people and programs look at first: it must be of this archive.
@@ -387,8 +407,14 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
     if options.verify {
         verify(outgoing, store, ctx)?;
     }
-    offer_key(&outgoing.signer, store, ctx)?;
-    let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry))?;
+    match &outgoing.other_signer {
+        None => offer_key(&outgoing.signer, store, ctx)?,
+        Some(other) => ctx.warn(format!(
+            "{} is there, signed by {other}, and that signature stays; --replace puts the one of {} in its place",
+            outgoing.entry.path, outgoing.entry.signed_by
+        )),
+    }
+    let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry, options.replace))?;
     page::write(store, ctx)?;
     match (sent, listed) {
         (0, false) => timer.cached("everything is there"),

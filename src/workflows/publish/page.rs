@@ -55,7 +55,7 @@ fn caches(index: &Index, store: &dyn Store, ctx: &Ctx) -> Result<BTreeSet<String
     let mut caches = BTreeSet::new();
     for folder in folders {
         let cache = format!("{folder}/buildcache");
-        if store.stat(&Key::new(format!("{cache}/{INDEX_MANIFEST}"))?, ctx)?.is_some() {
+        if store.size(&Key::new(format!("{cache}/{INDEX_MANIFEST}"))?, ctx)?.is_some() {
             caches.insert(cache);
         }
     }
@@ -184,7 +184,7 @@ mod tests {
         let (store, ctx) = (FolderStore::new(dir.path()), Ctx::silent());
         let read = || fs::read_to_string(dir.path().join(KEY)).unwrap();
         let path = "slurm/24.11/13.3.0/slurm-24.11.tar.gz";
-        index::update(&store, &ctx, |index| index.insert(&listed(path, "noble"))).unwrap();
+        index::update(&store, &ctx, |index| index.insert(&listed(path, "noble"), false)).unwrap();
         write(&store, &ctx).unwrap();
         assert!(read().contains(path) && !read().contains("spack install"), "{}", read());
 
