@@ -154,8 +154,10 @@ pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), Bu
     let blob = manifest.blob(INDEX).map_err(|reason| refuse(at, reason))?;
     let at = blob.key()?;
     let found = super::read::small(store, &at, LIMIT, ctx)?;
-    let found = found.and_then(|found| found.ok_or_else(|| "the index's manifest names it, and it is not there".into()));
-    let (bytes, _) = found.map_err(|reason| refuse(at.clone(), format!("{reason}: `buildcache index` makes a new one")))?;
+    let found =
+        found.and_then(|found| found.ok_or_else(|| "the index's manifest names it, and it is not there".into()));
+    let (bytes, _) =
+        found.map_err(|reason| refuse(at.clone(), format!("{reason}: `buildcache index` makes a new one")))?;
     if let Some(reason) = super::read::differs(blob, &bytes) {
         return Err(refuse(at, format!("{reason}: `buildcache index` makes a new one")));
     }

@@ -178,9 +178,8 @@ pub(super) fn read_plain(
     ctx: &crate::report::Ctx,
 ) -> Result<Option<(Manifest, crate::publish::Version)>, BuildcacheError> {
     let key = key(text.to_owned())?;
-    let parsed = |bytes: &[u8]| {
-        std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()).and_then(Manifest::parse)
-    };
+    let parsed =
+        |bytes: &[u8]| std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()).and_then(Manifest::parse);
     let found = super::read::small(store, &key, LIMIT, ctx)?;
     let found = found.and_then(|found| found.map(|(bytes, version)| Ok((parsed(&bytes)?, version))).transpose());
     found.map_err(|reason| BuildcacheError::Format { address: store.address().to_owned(), key, reason })

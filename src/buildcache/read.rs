@@ -173,7 +173,10 @@ pub(super) fn tarball(
     let got = store.download(&at, &mut out, ctx);
     let (over, sha256) = (out.over, hex::encode(out.hasher.finalize()));
     if over {
-        return fault(Kind::ChangedBlob, format!("it has more than the {} bytes that the manifest says", blob.content_length));
+        return fault(
+            Kind::ChangedBlob,
+            format!("it has more than the {} bytes that the manifest says", blob.content_length),
+        );
     }
     let Some(size) = got? else {
         return fault(Kind::MissingBlob, "a manifest names it as the package, and it is not there".into());

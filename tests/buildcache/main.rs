@@ -6,10 +6,10 @@
 
 mod support;
 
+use sha2::{Digest, Sha256};
 use slurm_factory::buildcache::check::{self, Kind};
 use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest};
 use slurm_factory::buildcache::{Selection, excerpt, index, prune};
-use sha2::{Digest, Sha256};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
@@ -162,7 +162,8 @@ fn every_fault_is_named() {
     assert_eq!(spoilt("tarball", &|c| flip(&blob(c, "app", 1), 300)), [Kind::ChangedBlob]);
     assert_eq!(spoilt("short", &|c| fs::write(blob(c, "app", 1), b"").unwrap()), [Kind::ChangedBlob]);
     // A terabyte that takes no room: what the manifest says is read of it, and no more.
-    let large = |c: &Path| fs::OpenOptions::new().write(true).open(blob(c, "app", 1)).unwrap().set_len(1 << 40).unwrap();
+    let large =
+        |c: &Path| fs::OpenOptions::new().write(true).open(blob(c, "app", 1)).unwrap().set_len(1 << 40).unwrap();
     assert_eq!(spoilt("large", &large), [Kind::ChangedBlob]);
     assert_eq!(spoilt("spec", &|c| flip(&blob(c, "app", 2), 40)), [Kind::ChangedBlob]);
     assert_eq!(spoilt("gone", &|c| fs::remove_file(blob(c, "lib", 1)).unwrap()), [Kind::MissingBlob]);
@@ -240,7 +241,8 @@ fn an_excerpt_has_what_is_right_and_names_what_is_not() {
     let store = FolderStore::new(&cache);
     let to = world.dir.path().join("excerpt");
     fs::create_dir(&to).unwrap();
-    let wanted: BTreeSet<String> = ["app", "lib"].map(|name| world.hash(name)).into_iter().chain(["0".repeat(32)]).collect();
+    let wanted: BTreeSet<String> =
+        ["app", "lib"].map(|name| world.hash(name)).into_iter().chain(["0".repeat(32)]).collect();
     let excerpt = excerpt(&store, &world.keyring(), &wanted, &to, &Ctx::silent()).unwrap();
     assert_eq!(excerpt.taken, BTreeSet::from([world.hash("lib")]));
     assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::BadTarball]);
