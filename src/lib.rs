@@ -8,7 +8,7 @@
 //! L2  image rootfs sandbox spack relocate package sign
 //!     buildcache publish                                  the stages: typed values in, proof of work out
 //! L1  catalog config oldest plan elf                      pure: no I/O, no clock, no chance
-//! L0  cache fsutil gzip pax process report secret         leaves
+//! L0  cache fsutil gzip pax process report secret wait    leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
@@ -39,4 +39,5 @@ pub mod sandbox;
 pub mod secret;
 pub mod sign;
 pub mod spack;
+pub mod wait;
 pub mod workflows;

@@ -25,10 +25,10 @@ use super::token::{self, Challenge};
 use super::{Digest, ImageError};
 use crate::report::{Ctx, chain};
 use crate::secret::Secret;
+use crate::wait::chance;
 use oci_distribution::errors::OciEnvelope;
 use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
@@ -522,13 +522,6 @@ pub fn backoff(attempt: u32) -> Duration {
 /// As long as the registry said and up to a quarter more: all whom it told the same would come back together.
 fn after(told: Duration) -> Duration {
     told + told.mul_f64(0.25 * chance())
-}
-
-/// From 0 to 1. Each hasher of the standard library begins with other keys, which is chance enough for waits.
-fn chance() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 40;
-    // 24 bits are exact in an f64, and in its 32-bit kin.
-    f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(1 << 24)
 }
 
 /// The body, or `None` when it is larger than `max`.

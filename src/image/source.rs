@@ -15,7 +15,6 @@ use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// How long to wait for another process that writes the same blob, before looking again.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
@@ -373,30 +372,11 @@ impl Progress {
 /// the work at its next await: connections are closed, partial blobs stay where nobody takes them for whole.
 pub fn run<T>(ctx: &Ctx, work: impl Future<Output = Result<T, ImageError>>) -> Result<T, ImageError> {
     ctx.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("image")
-        .enable_all()
-        .build()
-        .map_err(|e| {
-            ImageError::Io(fsutil::with_path(&e, "start threads for", std::path::Path::new("the download")))
-        })?;
-    let stop = Arc::new(Notify::new());
-    let hook = ctx.interrupt.on_signal({
-        let stop = stop.clone();
-        move |_| stop.notify_one()
-    });
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = work => Some(result),
-            () = stop.notified() => None,
-        }
-    });
-    drop(hook);
-    // Not dropped: a name look-up that hangs in a thread of its own must not hold us.
-    runtime.shutdown_background();
+    let runtime = crate::wait::Runtime::new("image").map_err(|e| {
+        ImageError::Io(fsutil::with_path(&e, "start threads for", std::path::Path::new("the download")))
+    })?;
+    let result = runtime.run(ctx, work);
+    // What failed because of a signal is told as that.
     ctx.check()?;
-    result.unwrap_or_else(|| {
-        Err(ImageError::Client { what: "the download".to_owned(), reason: "stopped without a signal".to_owned() })
-    })
+    result
 }

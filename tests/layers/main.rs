@@ -16,6 +16,7 @@ const LAYERS: [(&str, u8); 26] = [
     ("process", 0),
     ("report", 0),
     ("secret", 0),
+    ("wait", 0),
     ("catalog", 1),
     ("config", 1),
     ("elf", 1),

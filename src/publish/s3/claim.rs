@@ -16,9 +16,10 @@
 //! time, and `check` says which kind it is.
 
 use super::failure::Failure;
-use super::objects::{Writing, random};
+use super::objects::Writing;
 use super::{Bucket, objects};
 use crate::publish::{Condition, Keep, Key, StoreError};
+use crate::wait::random;
 use bytes::Bytes;
 use std::fmt;
 use std::future::Future;

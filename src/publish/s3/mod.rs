@@ -28,6 +28,7 @@ pub use client::S3Options;
 
 use super::{Entry, Key, Put, Source, Store, StoreError, Version, Written, io_error};
 use crate::report::Ctx;
+use crate::wait::Runtime;
 use aws_sdk_s3::Client;
 use claim::Abilities;
 use failure::Failure;
@@ -36,14 +37,11 @@ use objects::Body;
 use std::future::Future;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::sync::{OnceCell, Semaphore};
 
 /// Our own objects below the prefix.
 const OWN: &str = ".slurm-factory";
-
-/// How often a waiting operation looks whether the program was told to stop.
-const TICK: Duration = Duration::from_millis(50);
 
 /// How many parts are in memory, and on their way, at once; for all threads that use the store.
 const PARTS_AT_ONCE: usize = 4;
@@ -51,7 +49,7 @@ const PARTS_AT_ONCE: usize = 4;
 /// A bucket's prefix as a store.
 pub struct S3Store {
     bucket: Bucket,
-    runtime: tokio::runtime::Runtime,
+    runtime: Runtime,
 }
 
 /// What every operation needs.
@@ -91,13 +89,8 @@ impl S3Store {
     pub fn open(address: &str, options: &S3Options, ctx: &Ctx) -> Result<Self, StoreError> {
         let (name, prefix) = parse(address)?;
         let address = format!("s3://{name}{}{prefix}", if prefix.is_empty() { "" } else { "/" });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("s3")
-            .enable_all()
-            .build()
-            .map_err(|e| io_error(&address, e))?;
-        let clients = wait(&runtime, ctx, client::connect(&address, options, ctx))?;
+        let runtime = Runtime::new("s3").map_err(|e| io_error(&address, e))?;
+        let clients = runtime.run(ctx, client::connect(&address, options, ctx))?;
         let bucket = Bucket {
             address,
             name,
@@ -112,27 +105,8 @@ impl S3Store {
     }
 
     fn run<T>(&self, ctx: &Ctx, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        wait(&self.runtime, ctx, work)
+        self.runtime.run(ctx, work)
     }
-}
-
-/// Does the work on the runtime, and drops it when the program is told to stop.
-fn wait<T>(
-    runtime: &tokio::runtime::Runtime,
-    ctx: &Ctx,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    ctx.check()?;
-    runtime.block_on(async {
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return done,
-                () = tokio::time::sleep(TICK) => ctx.check()?,
-            }
-        }
-    })
 }
 
 /// Bucket and prefix of an address. A bucket's name: 3 to 63 of a-z, 0-9, `.` and `-` ("Bucket naming rules" of Amazon S3; some

@@ -5,10 +5,10 @@ use super::failure::Failure;
 use super::{Bucket, digest};
 use crate::publish::{Condition, Keep, Key, Put, StoreError, Version, Written};
 use crate::report::chain;
+use crate::wait::{chance, random};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
 use bytes::Bytes;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::{Duration, SystemTime};
 
 /// The metadata by which a write is known again when its answer was lost.
@@ -46,11 +46,6 @@ pub(super) struct Writing<'a> {
     pub content_type: &'a str,
     pub keep: Keep,
     pub when: &'a When,
-}
-
-/// A number that no other run has; nothing secret.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 impl Bucket {
@@ -198,8 +193,8 @@ impl Bucket {
 
 /// Waits longer each time, up to five seconds.
 pub(super) async fn pause(tries: u32) {
-    let most = 200_u64 << tries.min(5);
-    tokio::time::sleep(Duration::from_millis(most.min(5000) / 2 + random() % (most.min(5000) / 2 + 1))).await;
+    let most = Duration::from_millis((200 << tries.min(5)).min(5000));
+    tokio::time::sleep(most.mul_f64(0.5 + 0.5 * chance())).await;
 }
 
 /// What [`Download::next`] came to.
