@@ -38,7 +38,7 @@ mod tree;
 
 pub use excerpt::{Excerpt, excerpt};
 pub use index::Entry;
-pub use push::{Done, Pushed, Request, Undone, push};
+pub use push::{Done, Pushed, Request, Undone, push, would_push};
 pub use tree::{InTree, Selection, Tree};
 
 use crate::publish::{Key, StoreError};

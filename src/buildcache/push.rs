@@ -43,8 +43,6 @@ pub struct Request<'a> {
     pub threads: usize,
     /// Push again what is there.
     pub force: bool,
-    /// Only say what would be pushed.
-    pub dry_run: bool,
 }
 
 /// What was pushed of one package.
@@ -86,44 +84,72 @@ pub struct Pushed {
     pub index_changed: bool,
 }
 
-/// Pushes; returns when everything, the index included, is there.
-pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushed, BuildcacheError> {
+/// What is to be done with each of the packages.
+#[derive(Default)]
+struct Todo<'r> {
+    missing: Vec<(&'r InTree, &'r Spec)>,
+    present: Vec<&'r Spec>,
+    foreign: Vec<Undone>,
+}
+
+fn todo<'r>(
+    store: &dyn Store,
+    packages: &'r [(&InTree, Spec)],
+    keyring: &Keyring,
+    force: bool,
+    ctx: &Ctx,
+) -> Result<Todo<'r>, BuildcacheError> {
     if read::only_older_layout(store, ctx)? {
         return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
     }
-    let mut pushed = Pushed::default();
-    let mut missing = Vec::new();
-    let mut present = Vec::new();
-    let there = if request.force { BTreeMap::new() } else { read::manifests(store, ctx)?.0 };
+    let mut todo = Todo::default();
+    let there = if force { BTreeMap::new() } else { read::manifests(store, ctx)?.0 };
     let blobs: BTreeMap<String, u64> = if there.is_empty() {
         BTreeMap::new()
     } else {
         store.list(manifest::BLOBS, ctx)?.into_iter().map(|e| (e.key.as_str().to_owned(), e.size)).collect()
     };
-    for (package, spec) in &request.packages {
-        match state(store, request.keyring, there.get(&package.hash), &blobs, ctx)? {
-            State::Absent => missing.push((*package, spec)),
-            State::There => {
-                pushed.there += 1;
-                present.push(spec);
-            }
+    for (package, spec) in packages {
+        match state(store, keyring, there.get(&package.hash), &blobs, ctx)? {
+            State::Absent => todo.missing.push((*package, spec)),
+            State::There => todo.present.push(spec),
             State::Foreign(reason) => {
                 let (name, hash) = (package.name.clone(), package.hash.clone());
-                pushed.foreign.push(Undone { name, hash, reason });
+                todo.foreign.push(Undone { name, hash, reason });
             }
         }
     }
-    if request.dry_run {
-        let would = |(p, _): &(&InTree, &Spec)| Done {
-            name: p.name.clone(),
-            version: p.version.clone(),
-            hash: p.hash.clone(),
-            size: 0,
-            sha256: String::new(),
-        };
-        pushed.pushed = missing.iter().map(would).collect();
-        return Ok(pushed);
-    }
+    Ok(todo)
+}
+
+/// Says what [`push`] would do. Needs no key that signs, and changes nothing.
+pub fn would_push(
+    store: &dyn Store,
+    packages: &[(&InTree, Spec)],
+    keyring: &Keyring,
+    force: bool,
+    ctx: &Ctx,
+) -> Result<Pushed, BuildcacheError> {
+    let todo = todo(store, packages, keyring, force, ctx)?;
+    let would = |(p, _): &(&InTree, &Spec)| Done {
+        name: p.name.clone(),
+        version: p.version.clone(),
+        hash: p.hash.clone(),
+        size: 0,
+        sha256: String::new(),
+    };
+    Ok(Pushed {
+        pushed: todo.missing.iter().map(would).collect(),
+        there: todo.present.len(),
+        foreign: todo.foreign,
+        index_changed: false,
+    })
+}
+
+/// Pushes; returns when everything, the index included, is there.
+pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushed, BuildcacheError> {
+    let Todo { missing, present, foreign } = todo(store, &request.packages, request.keyring, request.force, ctx)?;
+    let mut pushed = Pushed { there: present.len(), foreign, ..Pushed::default() };
     if !missing.is_empty() {
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition: Condition::Absent };
         store.put(&key(manifest::LAYOUT.to_owned())?, manifest::LAYOUT_TEXT, &how, ctx)?;

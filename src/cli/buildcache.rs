@@ -9,7 +9,8 @@ use crate::cache::{self, Cache};
 use crate::config::Settings;
 use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Stage};
-use crate::resolve;
+use crate::resolve::{self, KeySource};
+use crate::secret::Secret;
 use crate::sign::{KeyStore, Keyring};
 use crate::workflows::buildcache as work;
 use anyhow::Result;
@@ -225,12 +226,17 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
     let store = store(to.as_deref(), settings, cache, ctx)?;
-    let key = match signing_key(settings, &args.key.source()?, cache, ctx)? {
-        Some(key) => key,
-        None => resolve::make_key(cache, &variable, ctx)?,
+    let pushed = if args.dry_run {
+        let keyring = believed(settings, &args.key.source()?, cache, ctx)?;
+        work::would_push(&*store, &tree, &selection, &keyring, args.force, ctx)?
+    } else {
+        let key = match signing_key(settings, &args.key.source()?, cache, ctx)? {
+            Some(key) => key,
+            None => resolve::make_key(cache, &variable, ctx)?,
+        };
+        let how = work::How { threads: args.threads, force: args.force };
+        work::push(&*store, &tree, &selection, &key, cache, how, ctx)?
     };
-    let how = work::How { threads: args.threads, force: args.force, dry_run: args.dry_run };
-    let pushed = work::push(&*store, &tree, &selection, &key, cache, how, ctx)?;
     ctx.reporter.finish();
     if args.json {
         print_json(&pushed)?;
@@ -247,6 +253,24 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whose packages a push would take for its own. Nothing is signed, so no key is made, and none is unlocked; one that comes by
+/// a file descriptor is not read.
+fn believed(settings: &Settings, source: &KeySource, cache: &Cache, ctx: &Ctx) -> Result<Keyring> {
+    let mut keyring = KeyStore::new(cache).keyring()?;
+    if let Some(path) = &settings.key {
+        keyring.add_file(path)?;
+    }
+    if let Some(text) = variable(resolve::SIGNING_KEY).filter(|text| !text.is_empty()) {
+        keyring.add_bytes(resolve::SIGNING_KEY, Secret::new(text.into_bytes()).expose())?;
+    }
+    if source.agent.is_some()
+        && let Some(key) = signing_key(settings, source, cache, ctx)?
+    {
+        keyring.add_key(&key);
+    }
+    Ok(keyring)
 }
 
 /// `slurm/VERSION/GCC/buildcache` of the Slurm in a tree.

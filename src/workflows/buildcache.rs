@@ -64,8 +64,35 @@ pub struct How {
     pub threads: usize,
     /// Push again what is there.
     pub force: bool,
-    /// Only say what would be pushed.
-    pub dry_run: bool,
+}
+
+/// Says what would be pushed of a tree, when the packages of those in `keyring` count as being there.
+pub fn would_push(
+    store: &dyn Store,
+    tree: &Tree,
+    selection: &Selection,
+    keyring: &Keyring,
+    force: bool,
+    ctx: &Ctx,
+) -> Result<Pushed, BuildcacheError> {
+    let timer = ctx.stage(Stage::Publish, format!("packages to {}", store.address()));
+    let pushed = buildcache::would_push(store, &tree.select(selection)?, keyring, force, ctx)?;
+    left_alone(&pushed, ctx);
+    match pushed.pushed.len() {
+        0 => timer.cached(all_there(&pushed)),
+        n => timer.done(format!("{n} packages would be pushed, {} are there", pushed.there)),
+    }
+    Ok(pushed)
+}
+
+fn left_alone(pushed: &Pushed, ctx: &Ctx) {
+    for foreign in &pushed.foreign {
+        ctx.warn(format!("{} is there and was left alone: {} (--force replaces it)", foreign.name, foreign.reason));
+    }
+}
+
+fn all_there(pushed: &Pushed) -> String {
+    format!("all {} packages were there", pushed.there + pushed.foreign.len())
 }
 
 /// Pushes what is chosen of a tree.
@@ -91,28 +118,17 @@ pub fn push(
         scratch: scratch.path(),
         threads: how.threads,
         force: how.force,
-        dry_run: how.dry_run,
     };
     let pushed = buildcache::push(store, &request, ctx)?;
+    left_alone(&pushed, ctx);
     let bytes: u64 = pushed.pushed.iter().map(|p| p.size).sum();
-    for foreign in &pushed.foreign {
-        ctx.warn(format!("{} is there and was left alone: {} (--force replaces it)", foreign.name, foreign.reason));
-    }
-    let detail = match (pushed.pushed.len(), how.dry_run) {
-        (0, _) => format!("all {} packages were there", pushed.there + pushed.foreign.len()),
-        (n, true) => format!("{n} packages would be pushed, {} are there", pushed.there),
-        (n, false) => {
-            format!(
-                "{n} packages pushed, {}; {} were there",
-                humansize::format_size(bytes, humansize::BINARY),
-                pushed.there
-            )
-        }
-    };
-    if pushed.pushed.is_empty() {
-        timer.cached(detail);
-    } else {
-        timer.done(detail);
+    match pushed.pushed.len() {
+        0 => timer.cached(all_there(&pushed)),
+        n => timer.done(format!(
+            "{n} packages pushed, {}; {} were there",
+            humansize::format_size(bytes, humansize::BINARY),
+            pushed.there
+        )),
     }
     Ok(pushed)
 }

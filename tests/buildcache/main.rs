@@ -341,6 +341,32 @@ fn an_older_layout_is_left_alone() {
 }
 
 #[test]
+fn a_dry_run_pushes_nothing_and_makes_no_key() {
+    let world = World::new();
+    let (own, to) = (world.dir.path().join("own"), world.dir.path().join("to"));
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slurm-factory"));
+        command.env_clear().env("HOME", world.dir.path()).env("PATH", std::env::var_os("PATH").unwrap());
+        command.arg("--cache-dir").arg(&own).args(["buildcache", "push", "--from"]).arg(world.tree.dir());
+        let output = command.arg("--to").arg(&to).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().count()
+    };
+    let keys = || walkdir::WalkDir::new(own.join("keys")).into_iter().flatten().filter(|e| e.file_type().is_file()).count();
+    assert_eq!(run(&["--dry-run"]), 2);
+    assert!(keys() == 0 && !to.exists(), "a dry run left something");
+    assert_eq!((run(&[]), run(&["--dry-run"])), (2, 0));
+    assert!(keys() > 0, "where are keys kept?");
+    // The secret half is not read, so no passphrase is asked for.
+    for key in fs::read_dir(own.join("keys")).unwrap().map(|e| e.unwrap().path()) {
+        if key.extension().is_some_and(|e| e == "asc") && !key.to_str().unwrap().ends_with(".pub.asc") {
+            fs::write(key, "none").unwrap();
+        }
+    }
+    assert_eq!(run(&["--dry-run"]), 0);
+}
+
+#[test]
 fn stock_spack_installs_from_it() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/buildcache/spack.sh");
     let status = Command::new("bash").arg(script).arg(env!("CARGO_BIN_EXE_slurm-factory")).status().unwrap();

@@ -144,7 +144,6 @@ impl World {
             scratch: scratch.path(),
             threads,
             force: false,
-            dry_run: false,
         };
         push(&FolderStore::new(cache), &request, &Ctx::silent())
     }
