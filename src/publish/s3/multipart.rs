@@ -14,7 +14,7 @@ use super::digest::{Local, Part, Reader};
 use super::failure::Failure;
 use super::objects::Head;
 use super::{Bucket, claim::When, digest};
-use crate::publish::{Key, Put, Source, StoreError, Version, Written, changed, io_error};
+use crate::publish::{Condition, Keep, Key, Put, Source, StoreError, Version, Written, changed, io_error};
 use crate::report::{Ctx, Event, Stage};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
@@ -147,9 +147,8 @@ impl Bucket {
         let ours = looked.as_ref().is_some_and(|head| is(head, &local, source));
         match (completed, looked) {
             (Ok(()), Some(head)) if ours || !known(&head, source, &local) => Ok(Written::Yes(Version(head.etag))),
-            (Ok(()), head) if matches!(when, When::Always) && head.as_ref().is_some_and(|h| h.size != source.size) => {
-                // Whoever replaced it meanwhile was allowed to.
-                Ok(Written::Yes(Version(head.map(|h| h.etag).unwrap_or_default())))
+            (Ok(()), Some(head)) if head.size != source.size && others_may_replace(how) => {
+                Ok(Written::Yes(Version(head.etag)))
             }
             (Ok(()), head) => Err(Ended::Error(StoreError::Mismatch {
                 address: self.address.clone(),
@@ -340,6 +339,12 @@ fn is(head: &Head, local: &Local, source: &Source) -> bool {
     head.size == source.size && digest::parts_of(head).is_some_and(|parts| local.agrees(head, parts))
 }
 
+/// Whether another publisher may have put something else there as soon as it was written: the name does not name the content, and
+/// nothing was asked of what is there. What is found then is not what was sent, and nothing is wrong.
+fn others_may_replace(how: &Put<'_>) -> bool {
+    how.keep == Keep::Briefly && how.condition == Condition::Always
+}
+
 /// Whether what the server says of the object would tell another file from this one.
 fn known(head: &Head, source: &Source, local: &Local) -> bool {
     head.size != source.size || (head.sha256.is_some() && digest::parts_of(head) == Some(local.parts.len()))
@@ -348,6 +353,14 @@ fn known(head: &Head, source: &Source, local: &Local) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_named_by_its_content_is_nothing_else_afterwards() {
+        let may = |keep, condition| others_may_replace(&Put { content_type: "text/plain", keep, condition });
+        assert!(may(Keep::Briefly, Condition::Always));
+        assert!(!may(Keep::Forever, Condition::Always), "a blob of another size is damaged");
+        assert!(!may(Keep::Briefly, Condition::Absent) && !may(Keep::Forever, Condition::Absent));
+    }
 
     #[test]
     fn parts_are_as_many_as_s3_takes() {
