@@ -230,7 +230,7 @@ impl Store for FolderStore {
         }
         for entry in walkdir::WalkDir::new(&start).follow_links(true) {
             ctx.check()?;
-            let entry = self.io(entry.map_err(io::Error::from))?;
+            let Some(entry) = self.io(still(entry.map_err(io::Error::from)))? else { continue };
             let name = entry.file_name();
             if !entry.file_type().is_file() || fsutil::is_temporary(name) || name == LOCK {
                 continue;
@@ -241,7 +241,7 @@ impl Store for FolderStore {
             }
             // What others put there under names that no object of ours can have is none of ours.
             let Ok(key) = Key::new(text) else { continue };
-            let meta = self.io(entry.metadata().map_err(io::Error::from))?;
+            let Some(meta) = self.io(still(entry.metadata().map_err(io::Error::from)))? else { continue };
             let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             entries.push(Entry { key, size: meta.len(), modified });
         }
@@ -255,6 +255,15 @@ impl Store for FolderStore {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error(&self.address, e)),
             _ => Ok(()),
         }
+    }
+}
+
+/// Nothing when it went while a folder was walked, as objects of others do at any time, or leads nowhere.
+fn still<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -310,6 +319,31 @@ mod tests {
         store.delete(&key("a/b"), &ctx).unwrap();
         store.delete(&key("a/b"), &ctx).unwrap();
         assert_eq!(store.size(&key("a/b"), &ctx).unwrap(), None);
+    }
+
+    #[test]
+    fn what_goes_while_a_folder_is_listed_does_not_end_the_listing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FolderStore::new(dir.path());
+        let ctx = Ctx::silent();
+        store.put(&key("stays"), b"x", &how(Condition::Always), &ctx).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("gone")).unwrap();
+        assert_eq!(store.list("", &ctx).unwrap().len(), 1);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    for n in 0..50 {
+                        let at = key(&format!("goes/{n}/x"));
+                        store.put(&at, b"x", &how(Condition::Always), &ctx).unwrap();
+                        fs::remove_dir_all(dir.path().join(format!("goes/{n}"))).unwrap();
+                    }
+                }
+            });
+            let all = (0..200).map(|_| store.list("", &ctx)).collect::<Result<Vec<_>, _>>();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(all.unwrap().iter().all(|found| found.iter().any(|e| e.key == key("stays"))));
+        });
     }
 
     #[test]
