@@ -1,4 +1,4 @@
-//! Removes what nothing names: packages that the index does not have, and blobs that no manifest has.
+//! Removes what nothing names: packages that the index does not have, blobs that no manifest has, and halves that killed runs left.
 //!
 //! A publisher writes blobs first and the index last, so what nobody names yet may be on its way: only what is older than the
 //! caller says is removed. Manifests go before their blobs, so that a reader never sees a name of what is not there; and which
@@ -18,6 +18,8 @@ pub struct Pruned {
     pub manifests: Vec<String>,
     /// Keys of blobs.
     pub blobs: Vec<String>,
+    /// What killed runs left of objects under way.
+    pub halves: Vec<String>,
     /// Bytes of all of them.
     pub bytes: u64,
 }
@@ -69,6 +71,10 @@ pub fn prune(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) ->
         if !dry_run {
             store.delete(&entry.key, ctx)?;
         }
+    }
+    for half in store.sweep(before, dry_run, ctx)? {
+        pruned.bytes += half.size;
+        pruned.halves.push(half.key.to_string());
     }
     Ok(pruned)
 }

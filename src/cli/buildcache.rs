@@ -194,14 +194,15 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
             let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
             let pruned = prune::prune(&*store, before, *dry_run, ctx)?;
             let mut text = String::new();
-            for key in pruned.manifests.iter().chain(&pruned.blobs) {
+            for key in pruned.manifests.iter().chain(&pruned.blobs).chain(&pruned.halves) {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "{key}");
             }
             print(&text)?;
             let verb = if *dry_run { "would be removed" } else { "removed" };
-            let (manifests, blobs) = (pruned.manifests.len(), pruned.blobs.len());
-            ctx.note(format!("{manifests} manifests and {blobs} blobs {verb}, {}", format_size(pruned.bytes, BINARY)));
+            let (manifests, blobs, halves) = (pruned.manifests.len(), pruned.blobs.len(), pruned.halves.len());
+            let size = format_size(pruned.bytes, BINARY);
+            ctx.note(format!("{manifests} manifests, {blobs} blobs and {halves} halves of killed runs {verb}, {size}"));
             Ok(ExitCode::SUCCESS)
         }
         BuildcacheVerb::Keys { place, json } => {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! FOLDER/<key>            the objects, mode 0644
-//! FOLDER/.tmp-*           objects under way, on the same file system; renamed into place when whole
+//! FOLDER/**/.tmp-*        objects under way, beside where they will be; renamed into place when whole. A killed run leaves them
+//!                         ([`Store::sweep`])
 //! FOLDER/.publish.lock    held while a write with a condition looks and writes
 //! ```
 //!
@@ -15,6 +16,7 @@ use crate::report::Ctx;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::TryLockError;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -160,6 +162,38 @@ impl FolderStore {
         file.persist(&path).map_err(|e| with_path(&self.address, &e.error, "rename into place", &path))?;
         Ok(Written::Yes(version))
     }
+
+    /// The files below `start` whose keys begin with `prefix`, and whose names are wanted, by their keys.
+    fn walk(
+        &self,
+        start: &Path,
+        prefix: &str,
+        wanted: &dyn Fn(&OsStr) -> bool,
+        ctx: &Ctx,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = Vec::new();
+        if !start.is_dir() {
+            return Ok(entries);
+        }
+        for entry in walkdir::WalkDir::new(start).follow_links(true) {
+            ctx.check()?;
+            let Some(entry) = self.io(still(entry.map_err(io::Error::from)))? else { continue };
+            if !entry.file_type().is_file() || !wanted(entry.file_name()) {
+                continue;
+            }
+            let Some(text) = entry.path().strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
+            if !text.starts_with(prefix) {
+                continue;
+            }
+            // What others put there under names that no object of ours can have is none of ours.
+            let Ok(key) = Key::new(text) else { continue };
+            let Some(meta) = self.io(still(entry.metadata().map_err(io::Error::from)))? else { continue };
+            let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            entries.push(Entry { key, size: meta.len(), modified });
+        }
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
 }
 
 impl Store for FolderStore {
@@ -224,29 +258,17 @@ impl Store for FolderStore {
         // Only the folder that the prefix names is walked.
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
         let start = if folder.is_empty() { self.root.clone() } else { self.root.join(Key::new(folder)?.path()) };
-        let mut entries = Vec::new();
-        if !start.is_dir() {
-            return Ok(entries);
+        let ours = |name: &OsStr| !fsutil::is_temporary(name) && name != LOCK;
+        self.walk(&start, prefix, &ours, ctx)
+    }
+
+    fn sweep(&self, before: SystemTime, dry_run: bool, ctx: &Ctx) -> Result<Vec<Entry>, StoreError> {
+        let mut left = self.walk(&self.root, "", &fsutil::is_temporary, ctx)?;
+        left.retain(|entry| entry.modified < before);
+        for entry in left.iter().filter(|_| !dry_run) {
+            self.delete(&entry.key, ctx)?;
         }
-        for entry in walkdir::WalkDir::new(&start).follow_links(true) {
-            ctx.check()?;
-            let Some(entry) = self.io(still(entry.map_err(io::Error::from)))? else { continue };
-            let name = entry.file_name();
-            if !entry.file_type().is_file() || fsutil::is_temporary(name) || name == LOCK {
-                continue;
-            }
-            let Some(text) = entry.path().strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
-            if !text.starts_with(prefix) {
-                continue;
-            }
-            // What others put there under names that no object of ours can have is none of ours.
-            let Ok(key) = Key::new(text) else { continue };
-            let Some(meta) = self.io(still(entry.metadata().map_err(io::Error::from)))? else { continue };
-            let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            entries.push(Entry { key, size: meta.len(), modified });
-        }
-        entries.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(entries)
+        Ok(left)
     }
 
     fn delete(&self, key: &Key, ctx: &Ctx) -> Result<(), StoreError> {

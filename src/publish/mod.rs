@@ -20,10 +20,11 @@ pub use open::open;
 pub use s3::{S3Options, S3Store};
 
 use crate::report::{Ctx, Interrupted};
+use crate::wait::chance;
 use sha2::{Digest as _, Sha256};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Why a store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -204,6 +205,32 @@ pub trait Store: Send + Sync {
 
     /// Removes an object; that it is not there is no error.
     fn delete(&self, key: &Key, ctx: &Ctx) -> Result<(), StoreError>;
+
+    /// What killed runs left of objects under way, written before `before`, is removed, or only looked for; returns what it was.
+    /// A store that leaves nothing of that kind has nothing to do.
+    fn sweep(&self, _before: SystemTime, _dry_run: bool, _ctx: &Ctx) -> Result<Vec<Entry>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+/// How often a write that other publishers came before is tried again: with the pauses, for some minutes.
+pub const TRIES: u32 = 500;
+
+/// Reads, changes and writes under a condition, done by `attempt`, until nobody else came first: `attempt` gives nothing when its
+/// write met a conflict. It gets its number, from 0. Nothing after [`TRIES`] of them. Between two is a pause left to chance, that
+/// grows to half a second: who failed together should not come back together.
+pub fn until_written<T, E: From<Interrupted>>(
+    ctx: &Ctx,
+    mut attempt: impl FnMut(u32) -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
+    for number in 0..TRIES {
+        ctx.check()?;
+        if let Some(done) = attempt(number)? {
+            return Ok(Some(done));
+        }
+        std::thread::sleep(Duration::from_millis((8 << number.min(6)).min(500)).mul_f64(chance()));
+    }
+    Ok(None)
 }
 
 /// Reads an object and compares its SHA-256.

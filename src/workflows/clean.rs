@@ -8,12 +8,15 @@
 //! | images | stays | those not used for so long | goes |
 //! | prepared root file systems, Spack trees, stores | stays | older ones | goes |
 //! | finished packages | stays | older ones | stays |
-//! | source archives, binary cache, keys | stays | stays | stays |
+//! | packages kept for later builds (binary cache) | stays | stays | goes |
+//! | source archives, keys | stays | stays | stays |
 
 use crate::cache::{Cache, CacheError, Lock};
 use crate::fsutil;
 use crate::image::{self, ImageError};
+use crate::publish::{FolderStore, Store as _, StoreError};
 use crate::report::{Ctx, Interrupted};
+use crate::workflows::buildcache::own_dir;
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,9 @@ pub enum CleanError {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The binary cache cannot be read or deleted from.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The images cannot be read or deleted.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -88,6 +94,12 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
     if scope.full && scope.older_than.is_none() {
         // An older layout beside it is not ours to delete. What names comes before what is named.
         victims.extend(["buildcache/v3", "buildcache/blobs"].map(|part| cache.dir(part)));
+    } else {
+        // Whoever pushes to it uses the cache, so what is under way now is of killed runs.
+        for half in FolderStore::new(&own_dir(cache)).sweep(SystemTime::now(), scope.dry_run, ctx)? {
+            cleaned.bytes += half.size;
+            cleaned.paths.push(own_dir(cache).join(half.key.as_str()));
+        }
     }
     if scope.older_than.is_some() && !scope.full {
         victims.extend(children(&cache.dir("builds"))?);
@@ -132,6 +144,22 @@ fn size(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_of_killed_runs_go_and_the_binary_cache_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let (half, blob) = (cache.dir("buildcache/blobs/sha256/ab/.tmp-x"), cache.dir("buildcache/blobs/sha256/ab/abc"));
+        fs::create_dir_all(fsutil::parent_of(&half)).unwrap();
+        fs::write(&half, "12345").unwrap();
+        fs::write(&blob, "12345").unwrap();
+        let scope = Scope { full: false, older_than: None, dry_run: true };
+        std::thread::sleep(Duration::from_millis(20));
+        let would = clean(&cache, &cache.dir("work"), scope, &Ctx::silent()).unwrap();
+        assert!(would.paths == [half.clone()] && half.exists(), "{would:?}");
+        clean(&cache, &cache.dir("work"), Scope { dry_run: false, ..scope }, &Ctx::silent()).unwrap();
+        assert!(!half.exists() && blob.exists());
+    }
 
     #[test]
     fn full_spares_packages_sources_and_keys() {

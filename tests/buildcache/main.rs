@@ -273,6 +273,11 @@ fn the_index_is_made_again_and_what_nothing_names_is_removed() {
     fs::remove_file(cache.join("v3/manifests/index/index.manifest.json")).unwrap();
     assert_eq!(index::rebuild(&store, &world.keyring(), &ctx).unwrap(), (2, vec![]));
     assert_eq!(objects(&cache), before, "the same index");
+    // An index of any size is made anew.
+    let grown = fs::OpenOptions::new().write(true).open(cache.join("v3/manifests/index/index.manifest.json"));
+    grown.unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(index::rebuild(&store, &world.keyring(), &ctx).unwrap(), (2, vec![]));
+    assert_eq!(objects(&cache), before, "the same index");
     // A manifest that is not good does not come into it.
     let (count, faults) = index::rebuild(&store, &World::new().keyring(), &ctx).unwrap();
     assert_eq!((count, faults.len()), (0, 2));
@@ -282,8 +287,11 @@ fn the_index_is_made_again_and_what_nothing_names_is_removed() {
     fs::write(&orphan, "nobody's").unwrap();
     let hour = Duration::from_hours(1);
     let (past, future) = (SystemTime::now() - hour, SystemTime::now() + hour);
+    let half = cache.join("blobs/sha256/ab/.tmp-x1Y2z3");
+    fs::write(&half, "half").unwrap();
     assert_eq!(prune::prune(&store, past, false, &ctx).unwrap().blobs.len(), 0, "it may be on its way");
     let would = prune::prune(&store, future, true, &ctx).unwrap();
+    assert!(half.is_file() && would.halves == ["blobs/sha256/ab/.tmp-x1Y2z3"], "{would:?}");
     assert!(orphan.is_file() && would.blobs.len() == 2, "the orphan and the empty index: {would:?}");
     assert_eq!(prune::prune(&store, future, false, &ctx).unwrap().blobs, would.blobs);
     assert_eq!(objects(&cache), before);
