@@ -10,7 +10,7 @@
 use super::manifest::{self, Blob, INDEX, INDEX_MANIFEST, JSON, Manifest};
 use super::spec::{self, Spec};
 use super::{BuildcacheError, key};
-use crate::publish::{Condition, Keep, Put, Store, Version, Written};
+use crate::publish::{Condition, Keep, Put, Store, Version, Written, until_written};
 use crate::report::Ctx;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -18,8 +18,6 @@ use std::collections::BTreeMap;
 
 /// Larger indexes than that are not read: a hundred thousand packages have half of it.
 const LIMIT: u64 = 4 << 30;
-/// How often a merge is tried again.
-const TRIES: u32 = 1000;
 
 /// The index in memory.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -168,29 +166,27 @@ pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), Bu
 /// Changes the index with `change` until nobody else changed it meanwhile; nothing is written when it stays the same. Returns
 /// whether it was written.
 pub fn update(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) -> Result<bool, BuildcacheError> {
-    for attempt in 0..TRIES {
-        ctx.check()?;
+    let written = until_written(ctx, |attempt| {
         let (before, version) = match read(store, ctx) {
             Ok(found) => found,
             // Another publisher pruned the blob between our two readings.
-            Err(BuildcacheError::Format { .. }) if attempt < 3 => continue,
+            Err(BuildcacheError::Format { .. }) if attempt < 3 => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut index = before.clone();
         change(&mut index);
         index.settle();
         if index == before && version.is_some() {
-            return Ok(false);
+            return Ok(Some(false));
         }
-        let condition = version.map_or(Condition::Absent, Condition::Unchanged);
-        if write(store, &index, condition, ctx)? != Written::Conflict {
-            return Ok(true);
-        }
-    }
-    Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+        Ok(write(store, &index, version, ctx)?.then_some(true))
+    })?;
+    written.ok_or_else(|| BuildcacheError::contended(store))
 }
 
-fn write(store: &dyn Store, index: &Index, condition: Condition, ctx: &Ctx) -> Result<Written, BuildcacheError> {
+/// Writes the index in the place of the one of this version; false when it is another's by now.
+fn write(store: &dyn Store, index: &Index, version: Option<Version>, ctx: &Ctx) -> Result<bool, BuildcacheError> {
+    let condition = version.map_or(Condition::Absent, Condition::Unchanged);
     let bytes = index.bytes();
     let blob = Blob::new(INDEX, "none", bytes.len() as u64, hex::encode(Sha256::digest(&bytes)));
     // Always: a damaged one must not stay.
@@ -198,7 +194,7 @@ fn write(store: &dyn Store, index: &Index, condition: Condition, ctx: &Ctx) -> R
     store.put(&blob.key()?, &bytes, &how, ctx)?;
     let text = Manifest::new(vec![blob]).text();
     let how = Put { content_type: JSON, keep: Keep::Briefly, condition };
-    Ok(store.put(&key(INDEX_MANIFEST.to_owned())?, text.as_bytes(), &how, ctx)?)
+    Ok(store.put(&key(INDEX_MANIFEST.to_owned())?, text.as_bytes(), &how, ctx)? != Written::Conflict)
 }
 
 /// Makes the index anew from the specs that the manifests name. What another publisher adds meanwhile is kept: the whole is done
@@ -208,21 +204,25 @@ pub fn rebuild(
     keyring: &crate::sign::Keyring,
     ctx: &Ctx,
 ) -> Result<(usize, Vec<super::check::Fault>), BuildcacheError> {
-    for _ in 0..TRIES {
+    let written = until_written(ctx, |_| {
         let at = key(INDEX_MANIFEST.to_owned())?;
-        let version = store.read(&at, manifest::LIMIT, ctx)?.map(|(_, version)| version);
+        let version = match super::read::small(store, &at, manifest::LIMIT, ctx)? {
+            Ok(found) => found.map(|(_, version)| version),
+            Err(_) => {
+                // Too large to be one: nobody can use it, nor can it be compared.
+                store.delete(&at, ctx)?;
+                None
+            }
+        };
         let (specs, faults) = super::check::specs(store, keyring, ctx)?;
         let mut index = Index::default();
         for spec in &specs {
             index.add(spec);
         }
         index.settle();
-        let condition = version.map_or(Condition::Absent, Condition::Unchanged);
-        if write(store, &index, condition, ctx)? != Written::Conflict {
-            return Ok((specs.len(), faults));
-        }
-    }
-    Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+        Ok::<_, BuildcacheError>(write(store, &index, version, ctx)?.then_some((specs.len(), faults)))
+    })?;
+    written.ok_or_else(|| BuildcacheError::contended(store))
 }
 
 #[cfg(test)]

@@ -5,13 +5,11 @@
 
 use super::manifest::{self, Blob, JSON, KEY_INDEX, KEY_SUFFIX, KEYS, KEYS_MANIFEST, Manifest, PUBLIC_KEY};
 use super::{BuildcacheError, key};
-use crate::publish::{Condition, Keep, Put, Store, Written};
+use crate::publish::{Condition, Keep, Put, Store, Written, until_written};
 use crate::report::Ctx;
 use crate::sign::SigningKey;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-
-const TRIES: u32 = 1000;
 
 /// Puts the public half of `signer` and its line in the list of keys where they are not there yet.
 pub fn publish(store: &dyn Store, signer: &SigningKey, ctx: &Ctx) -> Result<(), BuildcacheError> {
@@ -25,10 +23,10 @@ pub fn publish(store: &dyn Store, signer: &SigningKey, ctx: &Ctx) -> Result<(), 
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition: Condition::Always };
         store.put(&at, manifest.as_bytes(), &how, ctx)?;
     }
-    for _ in 0..TRIES {
+    let written = until_written(ctx, |_| {
         let (mut list, version) = listed(store, ctx)?;
         if version.is_some() && list.contains_key(&fingerprint) {
-            return Ok(());
+            return Ok(Some(()));
         }
         list.insert(fingerprint.clone(), json!({}));
         let text = json!({"keys": list}).to_string();
@@ -36,11 +34,10 @@ pub fn publish(store: &dyn Store, signer: &SigningKey, ctx: &Ctx) -> Result<(), 
         put(store, &blob, text.as_bytes(), KEY_INDEX, ctx)?;
         let condition = version.map_or(Condition::Absent, Condition::Unchanged);
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition };
-        if store.put(&key(KEYS_MANIFEST.to_owned())?, manifest.as_bytes(), &how, ctx)? != Written::Conflict {
-            return Ok(());
-        }
-    }
-    Err(BuildcacheError::Contended { address: store.address().to_owned(), tries: TRIES })
+        let written = store.put(&key(KEYS_MANIFEST.to_owned())?, manifest.as_bytes(), &how, ctx)?;
+        Ok::<_, BuildcacheError>((written != Written::Conflict).then_some(()))
+    })?;
+    written.ok_or_else(|| BuildcacheError::contended(store))
 }
 
 fn named(bytes: &[u8], media_type: &str) -> (Blob, String) {

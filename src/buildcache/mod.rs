@@ -41,7 +41,7 @@ pub use index::Entry;
 pub use push::{Done, Pushed, Request, Undone, push, would_push};
 pub use tree::{InTree, Selection, Tree};
 
-use crate::publish::{Key, StoreError};
+use crate::publish::{Key, Store, StoreError, TRIES};
 use crate::report::Interrupted;
 use crate::sign::SignError;
 use std::io;
@@ -120,6 +120,12 @@ pub enum BuildcacheError {
         /// How often it was tried.
         tries: u32,
     },
+}
+
+impl BuildcacheError {
+    fn contended(store: &dyn Store) -> Self {
+        Self::Contended { address: store.address().to_owned(), tries: TRIES }
+    }
 }
 
 /// Where the older tool published a Slurm with its dependencies, below the root of everything published; kept.

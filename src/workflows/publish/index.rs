@@ -11,11 +11,9 @@
 
 use super::PublishError;
 use crate::package::Package;
-use crate::publish::{Condition, Keep, Key, Put, Store, Version, Written};
+use crate::publish::{Condition, Keep, Key, Put, Store, TRIES, Version, Written, until_written};
 use crate::report::Ctx;
 use serde::{Deserialize, Serialize};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::time::Duration;
 
 /// Where it is, below the address.
 pub const KEY: &str = "index.json";
@@ -24,9 +22,6 @@ const SCHEMA: u32 = 1;
 
 /// The largest that is read, bytes.
 const LIMIT: u64 = 64 << 20;
-
-/// How often a write that another publisher came before is tried again.
-const TRIES: u32 = 200;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,24 +127,20 @@ pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), Pu
 /// Reads, changes and writes, again when another publisher wrote meanwhile. `change` says whether there is something to write;
 /// so does this.
 pub fn update(store: &dyn Store, ctx: &Ctx, mut change: impl FnMut(&mut Index) -> bool) -> Result<bool, PublishError> {
-    for _ in 0..TRIES {
+    let written = until_written(ctx, |_| {
         let (mut index, version) = read(store, ctx)?;
         if !change(&mut index) {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let mut text = serde_json::to_vec_pretty(&index)
             .map_err(|e| PublishError::Index { address: store.address().to_owned(), reason: e.to_string() })?;
         text.push(b'\n');
         let condition = version.map_or(Condition::Absent, Condition::Unchanged);
         let how = Put { content_type: "application/json", keep: Keep::Briefly, condition };
-        if store.put(&Key::new(KEY)?, &text, &how, ctx)? != Written::Conflict {
-            return Ok(true);
-        }
-        ctx.check()?;
-        let wait = 20 + RandomState::new().build_hasher().finish() % 200;
-        std::thread::sleep(Duration::from_millis(wait));
-    }
-    Err(PublishError::Index {
+        let written = store.put(&Key::new(KEY)?, &text, &how, ctx)?;
+        Ok::<_, PublishError>((written != Written::Conflict).then_some(true))
+    })?;
+    written.ok_or_else(|| PublishError::Index {
         address: store.address().to_owned(),
         reason: format!("other publishers came first {TRIES} times; run the same again, nothing is sent twice"),
     })
