@@ -20,11 +20,7 @@ impl Runtime {
 
     /// Runs work to its end. A signal ends it at its next await: its connections are closed. Not to be called from
     /// asynchronous code.
-    pub fn run<T, E: From<Interrupted>>(
-        &self,
-        ctx: &Ctx,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
+    pub fn run<T, E: From<Interrupted>>(&self, ctx: &Ctx, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         ctx.check()?;
         let stop = Arc::new(Notify::new());
         let hook = ctx.interrupt.on_signal({

@@ -10,7 +10,7 @@
 //! name, and the folder is found by the end of that path.
 
 use super::BuildcacheError;
-use super::spec::{Node, Spec};
+use super::spec::Spec;
 use fs_err as fs;
 use globset::GlobSet;
 use serde::Deserialize;
@@ -196,7 +196,9 @@ impl Tree {
             if selection.build_dependencies { &["link", "run", "build", "test"] } else { &["link", "run"] };
         let mut wanted = BTreeSet::new();
         for root in roots {
-            for node in self.spec(root)?.closure(kinds) {
+            let spec = self.spec(root)?;
+            let linked: BTreeSet<&str> = spec.closure(&["link", "run"]).iter().map(|n| n.hash.as_str()).collect();
+            for node in spec.closure(kinds) {
                 if node.external || selection.exclude.is_match(&node.name) {
                     continue;
                 }
@@ -205,7 +207,7 @@ impl Tree {
                         wanted.insert((package.name.as_str(), package.hash.as_str()));
                     }
                     // What was needed to build may be gone since; what is linked may not.
-                    None if self.only_for_building(root, node)? => {}
+                    None if !linked.contains(node.hash.as_str()) => {}
                     None => {
                         return Err(BuildcacheError::Package {
                             package: root.label(),
@@ -221,10 +223,6 @@ impl Tree {
         }
         let chosen = wanted.into_iter().filter_map(|(_, hash)| self.packages.get(hash));
         chosen.map(|package| Ok((package, self.spec(package)?))).collect()
-    }
-
-    fn only_for_building(&self, root: &InTree, node: &Node) -> Result<bool, BuildcacheError> {
-        Ok(!self.spec(root)?.closure(&["link", "run"]).iter().any(|n| n.hash == node.hash))
     }
 }
 

@@ -149,7 +149,8 @@ mod tests {
     fn halves_of_killed_runs_go_and_the_binary_cache_stays() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path()).unwrap();
-        let (half, blob) = (cache.dir("buildcache/blobs/sha256/ab/.tmp-x"), cache.dir("buildcache/blobs/sha256/ab/abc"));
+        let (half, blob) =
+            (cache.dir("buildcache/blobs/sha256/ab/.tmp-x"), cache.dir("buildcache/blobs/sha256/ab/abc"));
         fs::create_dir_all(fsutil::parent_of(&half)).unwrap();
         fs::write(&half, "12345").unwrap();
         fs::write(&blob, "12345").unwrap();

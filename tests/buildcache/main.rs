@@ -360,7 +360,8 @@ fn a_dry_run_pushes_nothing_and_makes_no_key() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().count()
     };
-    let keys = || walkdir::WalkDir::new(own.join("keys")).into_iter().flatten().filter(|e| e.file_type().is_file()).count();
+    let keys =
+        || walkdir::WalkDir::new(own.join("keys")).into_iter().flatten().filter(|e| e.file_type().is_file()).count();
     assert_eq!(run(&["--dry-run"]), 2);
     assert!(keys() == 0 && !to.exists(), "a dry run left something");
     assert_eq!((run(&[]), run(&["--dry-run"])), (2, 0));
