@@ -1,4 +1,5 @@
-//! A package that is signed again: the signature that is there stays, unless it is to be replaced.
+//! A package that is signed again: the signature that is there stays, unless it is to be replaced. And what is no part of it, the
+//! page for people, does not make a run fail.
 
 use crate::world::{keyring, package, signing_key};
 use slurm_factory::package::{Package, Trust};
@@ -34,4 +35,17 @@ fn a_signature_by_another_key_is_sent_only_to_replace_the_one_that_is_there() {
     assert_eq!(send(false), (first, false, false), "what is there stays, and no key is offered that signed nothing");
     assert_eq!(send(true), (other.fingerprint().to_string(), true, true));
     assert_eq!(send(false), (other.fingerprint().to_string(), true, true));
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_no_failure() {
+    let ctx = Ctx::silent();
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), "25.11", 32, 1000);
+    let site = dir.path().join("site");
+    // A folder in its place, which nothing can be renamed over.
+    std::fs::create_dir_all(site.join("index.html/x")).unwrap();
+    let store = FolderStore::new(&site);
+    crate::world::publish_to(&store, &package).unwrap();
+    assert_eq!(publish::list(&store, &ctx).unwrap().packages.len(), 1);
 }

@@ -415,7 +415,11 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
         )),
     }
     let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry, options.replace))?;
-    page::write(store, ctx)?;
+    // What counts is there: the page is only made of it, and the next run makes it again.
+    if let Err(e) = page::write(store, ctx) {
+        ctx.check()?;
+        ctx.warn(format!("everything is published but the page for people: {e}"));
+    }
     match (sent, listed) {
         (0, false) => timer.cached("everything is there"),
         _ => timer.done(format!("{} sent, the index names {}", format_size(sent, BINARY), outgoing.entry.path)),

@@ -27,12 +27,16 @@ const LIMIT: u64 = 64 << 20;
 /// How often a page that became old while it was written is written again.
 const TRIES: usize = 50;
 
-/// Writes the page of the index that is there, unless it is there already. Of two publishers who write at once each looks again
-/// after it wrote, so that the page that stays is that of the last index.
+/// Writes the page of the index that is there, unless it is there already. Of two publishers who write at once each looks at the
+/// index again after it wrote, so that the page that stays is that of the last index.
 pub fn write(store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
     let at = Key::new(KEY)?;
+    let mut written = None;
     for _ in 0..TRIES {
         let index = index::read(store, ctx)?.0;
+        if written.as_ref() == Some(&index) {
+            break;
+        }
         let caches = caches(&index, store, ctx)?;
         let page = render(&index, &caches, store.address())?;
         match store.read(&at, LIMIT, ctx)? {
@@ -45,6 +49,7 @@ pub fn write(store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
         }
         let how = Put { content_type: "text/html; charset=utf-8", keep: Keep::Briefly, condition: Condition::Always };
         store.put(&at, page.as_bytes(), &how, ctx)?;
+        written = Some(index);
     }
     Ok(())
 }
