@@ -206,13 +206,12 @@ pub fn rebuild(
 ) -> Result<(usize, Vec<super::check::Fault>), BuildcacheError> {
     let written = until_written(ctx, |_| {
         let at = key(INDEX_MANIFEST.to_owned())?;
-        let version = match super::read::small(store, &at, manifest::LIMIT, ctx)? {
-            Ok(found) => found.map(|(_, version)| version),
-            Err(_) => {
-                // Too large to be one: nobody can use it, nor can it be compared.
-                store.delete(&at, ctx)?;
-                None
-            }
+        let version = if let Ok(found) = super::read::small(store, &at, manifest::LIMIT, ctx)? {
+            found.map(|(_, version)| version)
+        } else {
+            // Too large to be one: nobody can use it, nor can it be compared.
+            store.delete(&at, ctx)?;
+            None
         };
         let (specs, faults) = super::check::specs(store, keyring, ctx)?;
         let mut index = Index::default();

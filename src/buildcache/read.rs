@@ -42,13 +42,11 @@ fn differs_by(blob: &Blob, size: u64, sha256: &str) -> Option<String> {
     (*sha256 != blob.checksum).then(|| format!("its SHA-256 is {sha256}, and the manifest says {}", blob.checksum))
 }
 
+/// An object with its version, if it is there; or why it cannot be what it should be.
+type Small = Result<Option<(Vec<u8>, Version)>, String>;
+
 /// A small object, or why it cannot be one: that one is too large is its own fault, and does not end what is done with others.
-pub(super) fn small(
-    store: &dyn Store,
-    at: &Key,
-    limit: u64,
-    ctx: &Ctx,
-) -> Result<Result<Option<(Vec<u8>, Version)>, String>, BuildcacheError> {
+pub(super) fn small(store: &dyn Store, at: &Key, limit: u64, ctx: &Ctx) -> Result<Small, BuildcacheError> {
     match store.read(at, limit, ctx) {
         Err(StoreError::TooLarge { size, limit, .. }) => {
             Ok(Err(format!("it has {size} bytes, and at most {limit} are read")))
