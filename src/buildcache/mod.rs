@@ -39,7 +39,7 @@ mod tree;
 pub use excerpt::{Excerpt, excerpt};
 pub use index::Entry;
 pub use push::{Done, Pushed, Request, Undone, push, would_push};
-pub use tree::{InTree, Selection, Tree};
+pub use tree::{DATABASE, InTree, Selection, Tree};
 
 use crate::publish::{Key, Store, StoreError, TRIES};
 use crate::report::Interrupted;
@@ -128,20 +128,25 @@ impl BuildcacheError {
     }
 }
 
-/// Where the older tool published a Slurm with its dependencies, below the root of everything published; kept.
+/// Where a Slurm is published, below the root of everything published: where the older tool had it, which is kept.
 ///
 /// ```
-/// use slurm_factory::buildcache::{compiler_path, slurm_path};
+/// use slurm_factory::buildcache::{slurm_folder, slurm_path};
+/// assert_eq!(slurm_folder("25.11", "13.4.0"), "slurm/25.11/13.4.0");
 /// assert_eq!(slurm_path("25.11", "13.4.0"), "slurm/25.11/13.4.0/buildcache");
-/// assert_eq!(compiler_path("13.4.0"), "compilers/13.4.0/buildcache");
 /// ```
-pub fn slurm_path(version: &str, gcc: &str) -> String {
-    format!("slurm/{version}/{gcc}/buildcache")
+pub fn slurm_folder(version: &str, gcc: &str) -> String {
+    format!("slurm/{version}/{gcc}")
 }
 
-/// Where the older tool published a compiler, below the root of everything published; kept.
-pub fn compiler_path(gcc: &str) -> String {
-    format!("compilers/{gcc}/buildcache")
+/// Where the packages of Spack are, that a Slurm was built of.
+pub fn slurm_path(version: &str, gcc: &str) -> String {
+    beside(&slurm_folder(version, gcc))
+}
+
+/// The binary cache in a folder of [`slurm_folder`].
+pub fn beside(folder: &str) -> String {
+    format!("{folder}/buildcache")
 }
 
 fn key(text: String) -> Result<Key, BuildcacheError> {

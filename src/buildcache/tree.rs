@@ -17,7 +17,8 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const DATABASE: &str = ".spack-db/index.json";
+/// Where Spack keeps what is installed, below the root of a tree.
+pub const DATABASE: &str = ".spack-db/index.json";
 
 /// An install tree.
 #[derive(Debug)]
@@ -94,6 +95,11 @@ struct Named {
 }
 
 impl Tree {
+    /// Whether a folder is the root of an install tree.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(DATABASE).is_file()
+    }
+
     /// Opens the tree in `dir`. Only the database is read.
     pub fn open(dir: &Path) -> Result<Self, BuildcacheError> {
         let dir = fs::canonicalize(dir)?;

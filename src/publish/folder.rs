@@ -39,11 +39,6 @@ impl FolderStore {
         Self { root: root.to_owned(), address: format!("file://{}", root.display()) }
     }
 
-    /// The folder.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.path())
     }

@@ -35,21 +35,20 @@ pub fn tree(cache: &Cache, from: Option<&Path>) -> Result<Tree, BuildcacheError>
             slot.ok_or_else(|| refuse(&record, "no last build is known in this cache; name one with --from".into()))?;
         return Tree::open(&slot.source.join("store"));
     };
-    let is_tree = |path: &Path| path.join(".spack-db/index.json").is_file();
-    let at = [from.to_owned(), from.join("store")].into_iter().find(|path| is_tree(path));
+    let at = [from.to_owned(), from.join("store")].into_iter().find(|path| Tree::is_at(path));
     if let Some(at) = at {
         return Tree::open(&at);
     }
     let mut slots = Vec::new();
     for entry in fs::read_dir(from)? {
         let store = entry?.path().join("store");
-        if is_tree(&store) {
+        if Tree::is_at(&store) {
             slots.push(store);
         }
     }
     match slots.as_slice() {
         [one] => Tree::open(one),
-        [] => Err(refuse(from, "it has no `.spack-db/index.json`".into())),
+        [] => Err(refuse(from, format!("it has no `{}`", buildcache::DATABASE))),
         several => {
             let names: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
             Err(refuse(from, format!("it holds several: {}", names.join(", "))))

@@ -19,7 +19,7 @@
 pub mod index;
 mod page;
 
-use crate::buildcache::slurm_path;
+use crate::buildcache::{slurm_folder, slurm_path};
 use crate::cache::Cache;
 use crate::config::Settings;
 use crate::package::{Compression, Package, PackageError, PackageName, Trust};
@@ -300,7 +300,7 @@ fn plan(
     let bad_name = || PublishError::BadName { path: package.path().to_owned() };
     let name = package.path().file_name().and_then(|name| name.to_str()).ok_or_else(bad_name)?;
     let facts = &package.manifest().facts;
-    let folder = format!("slurm/{}/{}", facts.slurm.requested, facts.compiler.release);
+    let folder = slurm_folder(&facts.slurm.requested, &facts.compiler.release);
     let beside = package.beside();
     let archive_type = match package.manifest().archive.compression {
         Compression::Gzip { .. } => "application/gzip",
@@ -329,21 +329,27 @@ fn plan(
     check_manifest(package, &beside.manifest)?;
     // A package made before there were attestations has none, and its sums name none.
     let sums = fs::read_to_string(&beside.sums).map_err(|source| PublishError::Beside { source })?;
-    let attested = sums.contains(".provenance.json");
-    for (path, suffix, content_type, expected) in [
-        (beside.manifest, ".manifest.json", "application/json", true),
-        (beside.sbom, ".spdx.json", "application/spdx+json", sums.contains(".spdx.json")),
-        (beside.provenance, ".provenance.json", "application/vnd.in-toto+json", attested),
-        (beside.provenance_signature, ".provenance.json.asc", "application/pgp-signature", attested),
-        (beside.sums, ".sha256", "text/plain; charset=utf-8", true),
-        (beside.signature, ".asc", "application/pgp-signature", true),
+    let name_of = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(bad_name);
+    // By the end of the name: a package may have been renamed since.
+    let named = |path: &Path| {
+        let file = name_of(path)?;
+        Ok::<_, PublishError>(sums.contains(file.strip_prefix(name).unwrap_or(&file)))
+    };
+    let (described, attested) = (named(&beside.sbom)?, named(&beside.provenance)?);
+    for (path, content_type, expected) in [
+        (beside.manifest, "application/json", true),
+        (beside.sbom, "application/spdx+json", described),
+        (beside.provenance, "application/vnd.in-toto+json", attested),
+        (beside.provenance_signature, "application/pgp-signature", attested),
+        (beside.sums, "text/plain; charset=utf-8", true),
+        (beside.signature, "application/pgp-signature", true),
     ] {
         if !expected {
             continue;
         }
         let bytes = fs::read(&path).map_err(|source| PublishError::Beside { source })?;
+        let at = Key::new(format!("{folder}/{}", name_of(&path)?))?;
         let source = Source { path, size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
-        let at = Key::new(format!("{folder}/{name}{suffix}"))?;
         let mut state = state(store, &at, &source, ctx)?;
         if keeps && state == State::Replace {
             (state, kept) = (State::There, true);

@@ -6,7 +6,7 @@
 
 use super::index::{self, Index};
 use super::{PublishError, key_file};
-use crate::buildcache::manifest::INDEX_MANIFEST;
+use crate::buildcache::{beside, manifest::INDEX_MANIFEST};
 use crate::publish::{Condition, Keep, Key, Put, Store};
 use crate::report::Ctx;
 use humansize::{BINARY, format_size};
@@ -59,7 +59,7 @@ fn caches(index: &Index, store: &dyn Store, ctx: &Ctx) -> Result<BTreeSet<String
     let folders: BTreeSet<&str> = index.packages.iter().filter_map(|p| Some(p.path.rsplit_once('/')?.0)).collect();
     let mut caches = BTreeSet::new();
     for folder in folders {
-        let cache = format!("{folder}/buildcache");
+        let cache = beside(folder);
         if store.size(&Key::new(format!("{cache}/{INDEX_MANIFEST}"))?, ctx)?.is_some() {
             caches.insert(cache);
         }
