@@ -281,4 +281,28 @@ fn a_private_authority_and_a_proxy_are_those_of_the_site() {
     let answer = program.say(&["-v", "publish", package, "--to", &address("through")]);
     assert_eq!(answer.code, 0, "{}", answer.err);
     assert!(proxy.heads().len() > 10 && !answer.err.contains("proxyPassword"));
+
+    // The same server when it is named as other tools have it named: in a variable, in a profile.
+    let profile = dir.path().join("aws");
+    let to_proxy = format!("http://127.0.0.1:{}", proxy.port);
+    std::fs::write(&profile, "[default]\nregion = us-east-1\nendpoint_url = http://s3.site.test:9000\n").unwrap();
+    let elsewhere = || {
+        Program::bare()
+            .with("AWS_ACCESS_KEY_ID", &plain.access)
+            .with("AWS_SECRET_ACCESS_KEY", &plain.secret)
+            .with("http_proxy", &to_proxy)
+    };
+    let named = [
+        elsewhere().with("AWS_ENDPOINT_URL_S3", "http://s3.site.test:9000"),
+        elsewhere().with("AWS_CONFIG_FILE", profile.to_str().unwrap()),
+    ];
+    for (number, program) in named.iter().enumerate() {
+        proxy.rule(|_| None);
+        let answer = program.say(&["publish", package, "--to", &address(&format!("named-{number}"))]);
+        assert!(answer.code == 0 && proxy.heads().len() > 10, "{number}: {}", answer.err);
+    }
+    let secret = elsewhere().with("AWS_ENDPOINT_URL_S3", "http://user:endpointPassword@s3.site.test:9000");
+    let refused = secret.say(&["publish", package, "--to", &address("secret")]);
+    assert!(refused.code == 2 && refused.err.contains("a password"), "{} {}", refused.code, refused.err);
+    assert!(!refused.err.contains("endpointPassword"));
 }

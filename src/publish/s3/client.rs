@@ -37,7 +37,7 @@ const NO_REGION: &str = "us-east-1";
 /// How a bucket is reached. The default is AWS, without a proxy, trusting the system's authorities.
 #[derive(Debug)]
 pub struct S3Options {
-    /// URL of a server other than AWS; `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` are read when it is not given.
+    /// URL of a server other than AWS; a profile may name one when it is not given.
     pub endpoint: Option<String>,
     /// Region; else from `AWS_REGION` or the profile.
     pub region: Option<String>,
@@ -93,26 +93,9 @@ pub(super) struct Clients {
 /// Finds credentials and makes the clients.
 pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Result<Clients, StoreError> {
     let bad = |reason: String| StoreError::BadAddress { address: address.to_owned(), reason };
-    let mut plain = false;
-    if let Some(endpoint) = &options.endpoint {
-        let url =
-            reqwest::Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let url = url
-            .ok_or_else(|| bad(format!("the endpoint `{endpoint}` is no URL such as https://s3.site.example:9000")))?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(bad(
-                "the endpoint's URL holds a user or a password; credentials are taken from the standard chain".into(),
-            ));
-        }
-        plain = url.scheme() == "http";
-    }
+    let given = options.endpoint.as_deref().map(is_plain).transpose().map_err(bad)?;
     let authorities = authorities(options).map_err(bad)?;
     let encrypted = http_client(options.https_proxy.as_ref(), false, options, &authorities).map_err(bad)?;
-    let http = if plain {
-        http_client(options.http_proxy.as_ref(), true, options, &authorities).map_err(bad)?
-    } else {
-        encrypted.clone()
-    };
 
     let region = region(options).await;
     let credentials = match &options.credentials {
@@ -120,7 +103,7 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
             let given = Credentials::new(access, secret.expose(), None, None, "given");
             SharedCredentialsProvider::new(given)
         }
-        None => standard(address, encrypted, region.clone(), ctx).await?,
+        None => standard(address, encrypted.clone(), region.clone(), ctx).await?,
     };
     let timeouts = |whole: Duration| {
         TimeoutConfig::builder()
@@ -130,12 +113,23 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
             .build()
     };
     let shared = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(encrypted.clone())
         .region(region)
         .credentials_provider(credentials)
         .load()
         .await;
+    // A profile may name one too.
+    let named = match given {
+        Some(plain) => Some(plain),
+        None => shared.endpoint_url().map(is_plain).transpose().map_err(bad)?,
+    };
+    let http = if named == Some(true) {
+        http_client(options.http_proxy.as_ref(), true, options, &authorities).map_err(bad)?
+    } else {
+        encrypted
+    };
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
+        .http_client(http)
         // Sums that we give are sent; none is added in the trailers that old servers do not read.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -145,7 +139,7 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
                 .with_initial_backoff(options.first_pause)
                 .with_max_backoff(Duration::from_secs(20)),
         )
-        .force_path_style(options.path_style.unwrap_or(options.endpoint.is_some() || shared.endpoint_url().is_some()));
+        .force_path_style(options.path_style.unwrap_or(named.is_some()));
     if let Some(endpoint) = &options.endpoint {
         config = config.endpoint_url(endpoint);
     }
@@ -153,6 +147,23 @@ pub(super) async fn connect(address: &str, options: &S3Options, ctx: &Ctx) -> Re
         quick: aws_sdk_s3::Client::from_conf(config.clone().timeout_config(timeouts(options.timeout)).build()),
         bulk: aws_sdk_s3::Client::from_conf(config.timeout_config(timeouts(options.timeout * 10)).build()),
     })
+}
+
+/// Whether requests to an endpoint go without TLS.
+fn is_plain(endpoint: &str) -> Result<bool, String> {
+    let url =
+        reqwest::Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let Some(url) = url else {
+        // What is no URL may hold a password too.
+        let shown = if endpoint.contains('@') { "..." } else { endpoint };
+        return Err(format!("the endpoint `{shown}` is no URL such as https://s3.site.example:9000"));
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "the endpoint's URL holds a user or a password; credentials are taken from the standard chain".into()
+        );
+    }
+    Ok(url.scheme() == "http")
 }
 
 /// The standard chain, once it has given something.
