@@ -21,10 +21,11 @@ export SLURM_FACTORY_TEST_KILLS=${SLURM_FACTORY_TEST_KILLS:-300}
 export SLURM_FACTORY_TEST_SUITES=${SLURM_FACTORY_TEST_SUITES:-bookworm trixie}
 
 if [[ ${1:-} == publish ]]; then
-    # Publications killed at random times, and rounds of two publishers at once.
+    # Publications killed at random times, rounds of two publishers at once, and each request failing in each of the seven ways.
     export SLURM_FACTORY_TEST_PUBLISH_KILLS=${SLURM_FACTORY_TEST_PUBLISH_KILLS:-20}
     export SLURM_FACTORY_TEST_PUBLISH_ROUNDS=${SLURM_FACTORY_TEST_PUBLISH_ROUNDS:-50}
-    exec cargo test --locked --test publish -- --nocapture --test-threads 1 kill:: publishers::
+    export SLURM_FACTORY_TEST_PUBLISH_WAYS=${SLURM_FACTORY_TEST_PUBLISH_WAYS:-7}
+    exec cargo test --locked --test publish -- --nocapture --test-threads 1 kill:: publishers:: faults::
 fi
 
 names=("$@")

@@ -1,4 +1,5 @@
-//! Every request of a whole publication fails once in every way, and from every request on for good.
+//! Every request of a whole publication fails once, the ways taking turns, and from every request on for good. As often as there
+//! are ways (`tests/deep`), each request fails in each.
 
 use crate::proxy::{ALL, Fault, Proxy};
 use crate::servers::{Kind, Server};
@@ -17,15 +18,20 @@ fn requests(proxy: &Proxy, server: &Server, package: &Path) -> usize {
     proxy.heads().len()
 }
 
-fn once_in_every_way(kind: Kind) {
+/// How many times the ways are dealt to the requests, each time by one further; all of them by `tests/deep`.
+const WAYS: &str = "SLURM_FACTORY_TEST_PUBLISH_WAYS";
+
+fn once_each(kind: Kind) {
     let server = Server::start(kind);
     let proxy = Proxy::before(server.port);
     let dir = tempfile::tempdir().unwrap();
     let package = package(dir.path(), "25.11", 1, SIZE);
     let requests = requests(&proxy, &server, &package);
     assert!(requests > 20, "{requests}");
-    for (number, fault) in (0..requests).zip(ALL.iter().cycle()) {
-        let prefix = format!("once/{number}");
+    let ways: usize = std::env::var(WAYS).map_or(1, |n| n.parse().unwrap());
+    let dealt = (0..ways).flat_map(|round| (0..requests).zip(ALL.iter().cycle().skip(round)));
+    for (place, (number, fault)) in dealt.enumerate() {
+        let prefix = format!("once/{place}");
         proxy.rule(move |n| (n == number).then_some(*fault));
         publish_to(&store(proxy.port, &server, &prefix), &package)
             .unwrap_or_else(|e| panic!("{fault:?} at request {number} of {requests}: {e}"));
@@ -36,12 +42,12 @@ fn once_in_every_way(kind: Kind) {
 
 #[test]
 fn what_fails_in_passing_is_tried_again_s3s() {
-    once_in_every_way(Kind::S3s);
+    once_each(Kind::S3s);
 }
 
 #[test]
 fn what_fails_in_passing_is_tried_again_moto() {
-    once_in_every_way(Kind::Moto);
+    once_each(Kind::Moto);
 }
 
 fn for_good(kind: Kind) {
