@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 const HOST: &str = "registry.test";
 
+/// Variables and their values.
+type Environment<'a> = &'a [(&'a str, &'a str)];
+
 /// What a proxy was asked for: each a line, with the login that came along.
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -31,7 +34,7 @@ impl Home {
     }
 
     /// Pulls with nothing else in the environment; returns whether it went well, and what was said.
-    fn pull(&self, image: &str, env: &[(&str, &str)]) -> (bool, String) {
+    fn pull(&self, image: &str, env: Environment) -> (bool, String) {
         let cache = tempfile::tempdir().unwrap();
         let mount =
             format!("mount --bind '{}' /etc/hosts && exec \"$0\" \"$@\"", self.0.path().join("hosts").display());
@@ -143,7 +146,7 @@ fn https_goes_through_the_proxy_unless_no_proxy_says_otherwise() {
     let without_scheme = format!("127.0.0.1:{port}");
     let without_login = format!("{place} -");
 
-    let cases: &[(&[(&str, &str)], bool)] = &[
+    let cases: &[(Environment, bool)] = &[
         (&[], false),
         (&[("https_proxy", &proxy)], true),
         (&[("https_proxy", &without_scheme)], true),
@@ -202,7 +205,7 @@ fn http_goes_through_its_proxy_and_this_machines_registry_through_none() {
     let port = registry.rsplit_once(':').unwrap().1;
     let home = Home::new(HOST);
     let proxy = format!("http://me:hunter2@{proxy}");
-    let cases: &[(&str, &[(&str, &str)], bool)] = &[
+    let cases: &[(&str, Environment, bool)] = &[
         (HOST, &[("http_proxy", &proxy)], true),
         (HOST, &[("http_proxy", ""), ("ALL_PROXY", &proxy), ("https_proxy", "http://127.0.0.1:9")], true),
         // Not in capitals: a CGI request could set it.

@@ -43,11 +43,11 @@ fn takes_the_archive_as_it_was(world: &World) {
 /// A site's archive and its key in one file (deb822), which the image knows nothing of.
 fn keyed(world: &World, key: &str) -> Asked {
     let key = fs::read_to_string(world.dir.join(key)).unwrap();
-    let lines: String = key.lines().map(|line| format!(" {}\n", if line.is_empty() { "." } else { line })).collect();
+    let lines: Vec<&str> = key.lines().map(|line| if line.is_empty() { "." } else { line }).collect();
+    let lines = lines.join("\n ");
     let address = &world.https.address;
-    let text = format!(
-        "Types: deb\nURIs: {address}/now/debian\nSuites: stable\nComponents: main\nSigned-By:\n{lines}"
-    );
+    let text =
+        format!("Types: deb\nURIs: {address}/now/debian\nSuites: stable\nComponents: main\nSigned-By:\n {lines}\n");
     Asked { sources: Some(text), ..dated(None) }
 }
 
