@@ -182,12 +182,15 @@ trusts() {
     spack "$1" mirror add --signed ours "file://$2" >/dev/null
     spack "$1" buildcache keys --install --trust >"$work/$1/keys.log" 2>&1 || { cat "$work/$1/keys.log" >&2; die "$1: the keys were not taken"; }
 }
-# refused NAME WHAT HASH: Spack does not install it
+# refused NAME WHAT HASH REASON: Spack does not install it, and says in its debug log that this is why
 refused() {
-    if spack "$1" install --cache-only "/$3" >"$work/$1/install.log" 2>&1; then
+    if spack "$1" -d install --cache-only "/$3" >"$work/$1/install.log" 2>&1; then
         die "$1: Spack installed $2"
     fi
-    say "$1: Spack refuses $2"
+    grep -q "attempting to fetch archive for cache-.* (v3) due to .*$4" "$work/$1/install.log" ||
+        { cat "$work/$1/install.log" >&2; die "$1: Spack did not install $2, and not because of this: $4"; }
+    grep -q 'No binary found when cache-only was specified' "$work/$1/install.log" || die "$1: Spack ended otherwise"
+    say "$1: Spack refuses $2: $4"
 }
 # named CACHE KIND WHAT [ARGUMENT...]: check ends with 5 and names the fault
 named() {
@@ -277,12 +280,19 @@ manifest=$(echo "$work/unsigned.cache/v3/manifests/spec/cache-above/"*)
 sed -n '/^{/,/^}/p' "$manifest" >"$work/plain" && cp "$work/plain" "$manifest"
 named "$work/unsigned.cache" not-signed "a manifest without a signature"
 
-for name in changed missing nothing foreign unsigned; do
+declare -A reasons=(
+    [changed]='sha256 checksum failed'
+    [missing]='Unable to fetch blob'
+    [nothing]='Error reading manifest'
+    [foreign]='Signature could not be verified'
+    [unsigned]='Required signature was not found on manifest'
+)
+for name in "${!reasons[@]}"; do
     root "$name" v1.0.0 "$work/$name/store"
     spack "$name" mirror add --signed ours "file://$work/$name.cache" >/dev/null
     # The key that the user trusts is the one of the first cache, whatever this one offers.
     spack "$name" gpg trust "$work/own.asc" >/dev/null 2>&1
-    refused "$name" "a cache with this fault: $name" "$above"
+    refused "$name" "a cache with this fault: $name" "$above" "${reasons[$name]}"
 done
 
 # Spack believes a signed manifest wherever it lies; we do not.
