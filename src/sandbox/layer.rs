@@ -130,20 +130,31 @@ impl Layered {
             return Ok(None);
         }
         let staging = self.cache.staging(&self.folder).map_err(failed(&self.folder))?;
-        let mut spec = spec.clone();
-        let upper = staging.path().to_owned();
-        match &self.way {
-            Way::Overlay => spec.layer = Some(Layer::Overlay { upper: Some(upper), size: None }),
-            Way::InMemory => spec.layer = Some(Layer::Overlay { upper: None, size: self.in_memory }),
-            Way::Fuse(program) => spec.layer = Some(Layer::Fuse { program: program.clone(), upper }),
-            Way::Copy => {
-                let to = upper.join("root");
-                run::tend(&self.host, Task::Copy { from: spec.rootfs.clone(), to: to.clone() })?;
-                spec.rootfs = to;
-                spec.rootfs_access = Access::ReadWrite;
-            }
+        let over = self.with(spec, staging.path().to_owned());
+        if self.way == Way::Copy {
+            run::tend(&self.host, Task::Copy { from: spec.rootfs.clone(), to: over.rootfs.clone() })?;
         }
-        Ok(Some((spec, staging)))
+        Ok(Some((over, staging)))
+    }
+
+    /// As [`Layered::over`], to be looked at: nothing is made, and its folder has the name that one will begin with.
+    pub fn shown(&self, spec: &Spec) -> Spec {
+        if spec.rootfs_access == Access::ReadWrite {
+            return spec.clone();
+        }
+        self.with(spec, self.folder.join(format!("{}...", fsutil::TEMPORARY)))
+    }
+
+    /// The layer, or the copy, in its own folder `at`.
+    fn with(&self, spec: &Spec, at: PathBuf) -> Spec {
+        let mut spec = spec.clone();
+        match &self.way {
+            Way::Overlay => spec.layer = Some(Layer::Overlay { upper: Some(at), size: None }),
+            Way::InMemory => spec.layer = Some(Layer::Overlay { upper: None, size: self.in_memory }),
+            Way::Fuse(program) => spec.layer = Some(Layer::Fuse { program: program.clone(), upper: at }),
+            Way::Copy => (spec.rootfs, spec.rootfs_access) = (at.join("root"), Access::ReadWrite),
+        }
+        spec
     }
 }
 

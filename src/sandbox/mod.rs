@@ -269,8 +269,14 @@ impl Sandbox {
         self
     }
 
-    /// What is done for `spec` here.
+    /// What is done for `spec` here, its layer included.
     pub fn plan(&self, spec: &Spec) -> Result<Plan, SpecError> {
+        let shown = self.layered.as_ref().map(|layered| layered.shown(spec));
+        self.plan_as_it_is(shown.as_ref().unwrap_or(spec))
+    }
+
+    /// For a spec that has its layer, if it gets one.
+    fn plan_as_it_is(&self, spec: &Spec) -> Result<Plan, SpecError> {
         plan(&self.confine(spec), &self.host)
     }
 
@@ -305,7 +311,7 @@ impl Sandbox {
                 begin();
                 podman.run(&self.confine(spec), &self.host, argv, io, interrupt, limits)
             }
-            None => run::run(self.plan(spec)?, argv, io, interrupt, limits, begin),
+            None => run::run(self.plan_as_it_is(spec)?, argv, io, interrupt, limits, begin),
         });
         match (&self.kept, ended) {
             // The command was not started. Perhaps the host has changed: what is true now decides.

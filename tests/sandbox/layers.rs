@@ -135,6 +135,20 @@ fn chosen_and_explained(world: &World) {
             "{err}"
         );
     }
+    // What is printed is what would be done, and making it is not.
+    let layers = fs::canonicalize(world.dir.join("chosen")).unwrap().join("work/layers");
+    let (root, layer) = (rootfs.display(), layers.join(".tmp-...").display().to_string());
+    for (how, line) in [
+        ("overlay", format!("root {root}, with what is written in an overlay, {layer}")),
+        ("copy", format!("root {layer}/root")),
+        ("none", format!("root {root}")),
+    ] {
+        let (code, out, err) = call(&["shell", "--print", &format!("--writable={how}")]);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.lines().any(|have| have.trim() == line), "no `{line}` in {out}");
+        assert_eq!(out.lines().any(|have| have.trim() == "remount / read-only"), how == "none", "{out}");
+    }
+    assert_eq!(fs::read_dir(&layers).unwrap().count(), 0);
     let (_, out, _) = call(&["doctor", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     let row = |id: &str| json["findings"].as_array().unwrap().iter().find(|row| row["id"] == id).cloned();
