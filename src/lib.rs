@@ -8,7 +8,7 @@
 //! L2  image rootfs sandbox spack relocate package sign
 //!     buildcache publish                                  the stages: typed values in, proof of work out
 //! L1  catalog config oldest plan elf                      pure: no I/O, no clock, no chance
-//! L0  cache fsutil gzip pax process report secret wait    leaves
+//! L0  cache fsutil gzip pax process report secret sha256 wait   leaves
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
@@ -37,6 +37,7 @@ pub mod resolve;
 pub mod rootfs;
 pub mod sandbox;
 pub mod secret;
+pub mod sha256;
 pub mod sign;
 pub mod spack;
 pub mod wait;

@@ -20,10 +20,10 @@ use crate::fsutil;
 use crate::gzip::{GzipWriter, Pool};
 use crate::pax;
 use crate::report::Ctx;
+use crate::sha256::Hashing;
 use fs_err as fs;
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -104,7 +104,7 @@ pub fn write(
     writer.write(&text)?;
     writer.pad(size)?;
     let hashing = writer.finish()?;
-    Ok(Made { size: hashing.size, sha256: hex::encode(hashing.hasher.finalize()) })
+    Ok(Made { size: hashing.size(), sha256: hashing.hex() })
 }
 
 struct Walk<'w> {
@@ -307,31 +307,5 @@ impl<W: Write> Tar<W> {
 fn fill(field: &mut [u8; 100], text: &[u8]) {
     for (to, from) in field.iter_mut().zip(text) {
         *to = *from;
-    }
-}
-
-/// Hashes and counts what goes to a file.
-struct Hashing<W> {
-    inner: W,
-    hasher: Sha256,
-    size: u64,
-}
-
-impl<W> Hashing<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hasher: Sha256::new(), size: 0 }
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hasher.update(bytes.get(..written).unwrap_or_default());
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

@@ -9,12 +9,12 @@
 //! name, so no name can lead outside; what no honest tool writes (`..`, an absolute name) is refused all the same.
 //! Tools disagree about which of two members with one name counts, so a name that is there twice cannot be read.
 
-use super::digest::Sha256;
 use super::manifest::Compression;
 use super::tar::{Kind, TarError, TarReader, show};
 use super::{Digest, ImageError};
 use crate::fsutil::{self, Packing};
 use crate::report::Ctx;
+use crate::sha256::Hashing;
 use fs_err as fs;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -339,34 +339,16 @@ impl Archive {
 
 /// The digest of the bytes, and of what they decompress to.
 pub fn digests(section: Section, compression: Compression, ctx: &Ctx) -> Result<(Digest, Digest), CopyError> {
-    struct Tee<R>(R, Sha256);
-    impl<R: Read> Read for Tee<R> {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            let n = self.0.read(into)?;
-            self.1.update(&into[..n]);
-            Ok(n)
-        }
-    }
-    struct Hash(Sha256);
-    impl Write for Hash {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.update(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let (counted, count) = Counted::new(section);
-    let mut blob = BufReader::with_capacity(CHUNK, Tee(counted, Sha256::new()));
-    let mut content = Hash(Sha256::new());
+    let mut blob = BufReader::with_capacity(CHUNK, Hashing::new(counted));
+    let mut content = Hashing::new(io::sink());
     {
         let mut from = decoder(&mut blob, compression).map_err(CopyError::Read)?;
         copy_bounded(&mut from, &mut content, &count, ctx)?;
     }
     // What the decoder left unread belongs to the blob too.
     io::copy(&mut blob, &mut io::sink()).map_err(CopyError::Read)?;
-    Ok((Digest::finish(blob.into_inner().1), Digest::finish(content.0)))
+    Ok((blob.into_inner().finish().1.into(), content.finish().1.into()))
 }
 
 fn unusable(path: &Path, reason: String) -> ImageError {

@@ -13,10 +13,10 @@
 //! Same folder and file names as the `blobs/` of an OCI layout (image-spec `image-layout.md`).
 
 use super::arriving::Arrival;
-use super::digest::Sha256;
 use super::{Digest, ImageError};
 use crate::cache::Cache;
 use crate::fsutil;
+use crate::sha256::Sha256;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use std::fs::TryLockError;

@@ -8,7 +8,7 @@
 //! Format: OCI image-spec, `descriptor.md`, "Digests". Only sha256 is accepted: it is the one algorithm that
 //! registries serve and that the specification requires everyone to understand.
 
-use aws_lc_rs::digest;
+use crate::sha256::Sha256;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -16,29 +16,6 @@ use std::str::FromStr;
 /// A sha256 digest. Valid by construction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
-
-/// Hashes bytes as they come. AWS-LC's, which the TLS library brings: on a processor with SHA instructions a seventh quicker than
-/// the `sha2` crate, and several gigabytes of every image go through it twice.
-#[derive(Clone)]
-pub struct Sha256(digest::Context);
-
-impl Sha256 {
-    /// Of no bytes yet.
-    pub fn new() -> Self {
-        Self(digest::Context::new(&digest::SHA256))
-    }
-
-    /// Adds bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-}
-
-impl Default for Sha256 {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// Why a text is no digest.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +38,7 @@ impl Digest {
 
     /// The digest of what was fed to `hasher`.
     pub fn finish(hasher: Sha256) -> Self {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(hasher.0.finish().as_ref());
-        Self(bytes)
+        Self(hasher.finish())
     }
 
     /// The hexadecimal digits alone: the name of the blob's file.
@@ -74,6 +49,12 @@ impl Digest {
     /// The first twelve digits, for people.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..6])
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(sum: [u8; 32]) -> Self {
+        Self(sum)
     }
 }
 

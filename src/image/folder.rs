@@ -17,13 +17,13 @@
 //! it would be another image.
 
 use super::blobs::read_small;
-use super::digest::Sha256;
 use super::local::{Held, Local, MadeLayer, make_manifest, of_meta};
 use super::manifest::{Compression, MAX_CONFIG};
 use super::tarball::{Kind, Member, Writer};
 use super::{Digest, ImageError, Platform, Reference};
 use crate::fsutil;
 use crate::report::{Ctx, Interrupted};
+use crate::sha256::{Hashing, Sha256};
 use fs_err as fs;
 use serde_json::json;
 use std::collections::HashMap;
@@ -70,9 +70,10 @@ impl Folder {
 
     /// Reads the whole tree to learn its digest.
     fn make(&self, platform: Platform) -> Result<Digest, ImageError> {
-        let mut sink = Sink { hasher: Sha256::new(), len: 0 };
+        let mut sink = Hashing::new(io::sink());
         write_tree(&self.dir, &mut sink, &self.ctx)?;
-        let diff_id = Digest::finish(sink.hasher);
+        let len = sink.size();
+        let diff_id = Digest::from(sink.finish().1);
         let config = json!({
             "architecture": architecture(&self.dir).unwrap_or(platform.architecture()),
             "os": "linux",
@@ -81,7 +82,7 @@ impl Folder {
         })
         .to_string()
         .into_bytes();
-        let layer = MadeLayer { digest: diff_id, size: sink.len, compression: Compression::None };
+        let layer = MadeLayer { digest: diff_id, size: len, compression: Compression::None };
         let manifest = make_manifest(&config, &[layer], &[]);
         let digest = Digest::of(&manifest);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,23 +130,6 @@ impl Local for Folder {
     fn images(&self) -> Result<Vec<Held>, ImageError> {
         let digest = self.make(Platform::host()?)?;
         Ok(vec![Held { names: Vec::new(), here: Reference::Folder(self.dir.clone()), digest }])
-    }
-}
-
-struct Sink {
-    hasher: Sha256,
-    len: u64,
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -6,7 +6,6 @@
 //! image, so they go with the next `clean`.
 
 use super::blobs::BlobStore;
-use super::digest::Sha256;
 use super::folder::write_tree;
 use super::local::{MadeLayer, make_manifest};
 use super::manifest::Compression;
@@ -14,6 +13,7 @@ use super::{Digest, ImageError, Platform, PulledImage, Reference, ResolvedImage}
 use crate::cache::Cache;
 use crate::fsutil;
 use crate::report::Ctx;
+use crate::sha256::Hashing;
 use fs_err as fs;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -28,32 +28,6 @@ pub struct Labels<'a> {
     pub config: &'a [(&'a str, String)],
     /// Annotations of the manifest.
     pub manifest: &'a [(&'a str, String)],
-}
-
-/// Hashes what passes.
-struct Tee<W> {
-    inner: W,
-    hasher: Sha256,
-    len: u64,
-}
-
-impl<W: Write> Tee<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hasher: Sha256::new(), len: 0 }
-    }
-}
-
-impl<W: Write> Write for Tee<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.len += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 /// Makes an image of the folder `tree`, called `reference`.
@@ -96,13 +70,14 @@ fn write_layer(tree: &Path, store: &BlobStore, ctx: &Ctx) -> Result<(Digest, Mad
         .map_err(failed)?;
     let (diff_id, layer) = {
         let out = io::BufWriter::with_capacity(1 << 20, file.as_file());
-        let gzip = flate2::write::GzEncoder::new(Tee::new(out), flate2::Compression::default());
-        let mut content = Tee::new(gzip);
+        let gzip = flate2::write::GzEncoder::new(Hashing::new(out), flate2::Compression::default());
+        let mut content = Hashing::new(gzip);
         write_tree(tree, &mut content, ctx)?;
-        let mut blob = content.inner.finish().map_err(failed)?;
+        let (gzip, diff_id) = content.finish();
+        let mut blob = gzip.finish().map_err(failed)?;
         blob.flush().map_err(failed)?;
-        let digest = Digest::finish(blob.hasher);
-        (Digest::finish(content.hasher), MadeLayer { digest, size: blob.len, compression: Compression::Gzip })
+        let (size, digest) = (blob.size(), Digest::from(blob.finish().1));
+        (Digest::from(diff_id), MadeLayer { digest, size, compression: Compression::Gzip })
     };
     file.as_file().sync_all().map_err(failed)?;
     file.persist(store.path(&layer.digest)).map_err(|e| failed(e.error))?;

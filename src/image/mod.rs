@@ -57,7 +57,7 @@ mod token;
 pub use arriving::{Arriving, LayerBlob, begin, pull};
 pub use client::ClientConfig;
 pub use credentials::{AuthFile, AuthFileError, Credentials, Login};
-pub use digest::{BadDigest, Digest, Sha256};
+pub use digest::{BadDigest, Digest};
 pub use error::ImageError;
 pub use helper::HelperError;
 pub use load::{Loaded, load};

@@ -18,7 +18,6 @@
 //! A layout that is there already gets one more entry; one with the same tag for the same platform is replaced. An
 //! archive is written whole, beside its place, and renamed.
 
-use super::digest::Sha256;
 use super::layout::{IMAGE_NAME, REF_NAME, blob_name};
 use super::manifest::MAX_MANIFEST;
 use super::reference::is_whole_name;
@@ -26,6 +25,7 @@ use super::tarball::{Member, Writer};
 use super::{Digest, ImageError, PulledImage, Reference, RegistryReference};
 use crate::fsutil;
 use crate::report::{Ctx, Event, Stage};
+use crate::sha256::Sha256;
 use fs_err as fs;
 use serde_json::{Value, json};
 use std::io::{self, Read, Write};

@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::fsutil;
 use crate::gzip::GzipWriter;
 use crate::report::{Ctx, Event, Stage};
+use crate::sha256::Hashing;
 use crate::sign::{self, Others, SignError, SigningHasher, SigningKey, sign_reader};
 use fs_err as fs;
 
@@ -453,9 +454,9 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn append(&mut self, member: &Member, content: &mut dyn Read) -> io::Result<String> {
-        let mut hashing = super::Hashing::new(content);
+        let mut hashing = Hashing::new(content);
         self.tar.append(member, &mut hashing)?;
-        Ok(hashing.finish())
+        Ok(hashing.hex())
     }
 
     fn write_manifest(&mut self, bytes: &[u8]) -> Result<(), PackageError> {

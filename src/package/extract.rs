@@ -14,10 +14,11 @@
 use super::archive::stays_inside;
 use super::manifest::{FileEntry, FileKind};
 use super::ustar::TarReader;
-use super::{Checked, Hashing, Kind, Manifest, Member, Package, PackageError, layout, told_to_stop};
+use super::{Checked, Kind, Manifest, Member, Package, PackageError, layout, told_to_stop};
 use crate::fsutil::{self, Packing};
 use crate::gzip;
 use crate::report::{Ctx, Event, Stage};
+use crate::sha256::Hashing;
 use fs_err as fs;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
@@ -127,7 +128,7 @@ fn walk<E: From<PackageError>>(
         io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(damaged)?;
     }
     io::copy(&mut hashing, &mut io::sink()).map_err(damaged)?;
-    Ok(hashing.finish())
+    Ok(hashing.hex())
 }
 
 fn read_error(path: &Path, source: io::Error) -> PackageError {
@@ -163,7 +164,7 @@ fn read_manifest(path: &Path, content: &mut dyn Read) -> Result<Manifest, Packag
 fn hash(path: &Path, content: &mut dyn Read) -> Result<String, PackageError> {
     let mut hashing = Hashing::new(content);
     io::copy(&mut hashing, &mut io::sink()).map_err(|e| read_error(path, e))?;
-    Ok(hashing.finish())
+    Ok(hashing.hex())
 }
 
 /// What was found in an archive, to be compared with what its manifest says.
@@ -349,7 +350,7 @@ fn feed(
                         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => read_error(path, e),
                         _ => told_to_stop(e, PackageError::Io),
                     })?;
-                    sum = hashing.finish();
+                    sum = hashing.hex();
                 }
                 if done - told >= SMALL {
                     told = done;

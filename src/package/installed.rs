@@ -14,9 +14,10 @@
 //! is not ours to delete.
 
 use super::extract::{Below, Target};
-use super::{FileKind, Hashing, Manifest, PackageError, layout};
+use super::{FileKind, Manifest, PackageError, layout};
 use crate::fsutil;
 use crate::report::Ctx;
+use crate::sha256::Hashing;
 use crate::sign::Fingerprint;
 use fs_err as fs;
 use memchr::memmem;
@@ -195,7 +196,7 @@ impl Tree {
             }
             let mut hashing = Hashing::new(fs::File::open(path)?);
             io::copy(&mut hashing, &mut io::sink())?;
-            Ok(hashing.finish())
+            Ok(hashing.hex())
         };
         match sum() {
             Ok(sum) if sum == sha256 => None,

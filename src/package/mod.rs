@@ -41,10 +41,10 @@ pub use ustar::{Kind, Member};
 
 use crate::fsutil;
 use crate::report::{Ctx, Interrupted};
+use crate::sha256::Hashing;
 use crate::sign::{Fingerprint, GoodSignature, Keyring, SignError, Signers};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -430,7 +430,7 @@ impl Package {
                     other => PackageError::Sign(other),
                 },
             )?;
-            let sha256 = hashing.drain()?;
+            let sha256 = drained(hashing)?;
             check_sum(path, &beside.sums, &sha256)?;
             file.rewind().map_err(PackageError::Io)?;
             signed = Some(sha256);
@@ -441,7 +441,7 @@ impl Package {
                 if signed.is_none() && matches!(error, PackageError::Damaged { .. }) {
                     // That the sum is wrong says more.
                     file.rewind().map_err(PackageError::Io)?;
-                    check_sum(path, &beside.sums, &Hashing::new(Checked::new(&mut file, ctx)).drain()?)?;
+                    check_sum(path, &beside.sums, &drained(Hashing::new(Checked::new(&mut file, ctx)))?)?;
                 }
                 return Err(error);
             }
@@ -517,34 +517,10 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Hashes what is read through it.
-struct Hashing<R: Read> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new() }
-    }
-
-    fn finish(self) -> String {
-        hex::encode(self.hash.finalize())
-    }
-
-    /// Reads what is left; the sum of everything.
-    fn drain(mut self) -> Result<String, PackageError> {
-        io::copy(&mut self, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;
-        Ok(self.finish())
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(out)?;
-        self.hash.update(out.get(..got).unwrap_or_default());
-        Ok(got)
-    }
+/// The sum of everything, when the rest has been read too.
+fn drained<R: Read>(mut hashing: Hashing<R>) -> Result<String, PackageError> {
+    io::copy(&mut hashing, &mut io::sink()).map_err(|e| told_to_stop(e, PackageError::Io))?;
+    Ok(hashing.hex())
 }
 
 /// Ends with an error when the program is told to stop.

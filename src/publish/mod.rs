@@ -20,8 +20,8 @@ pub use open::open;
 pub use s3::{S3Options, S3Store};
 
 use crate::report::{Ctx, Interrupted};
+use crate::sha256::Hashing;
 use crate::wait::chance;
-use sha2::{Digest as _, Sha256};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -243,22 +243,9 @@ fn holds_by_reading(store: &(impl Store + ?Sized), key: &Key, source: &Source, c
 
 /// SHA-256, in lower-case hexadecimal, of what can be read under a key; `None` when nothing is there.
 pub fn sum(store: &(impl Store + ?Sized), key: &Key, ctx: &Ctx) -> Result<Option<String>, StoreError> {
-    let mut hashing = Hashing(Sha256::new());
+    let mut hashing = Hashing::new(io::sink());
     let read = store.download(key, &mut hashing, ctx)?;
-    Ok(read.map(|_| hex::encode(hashing.0.finalize())))
-}
-
-struct Hashing(Sha256);
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    Ok(read.map(|_| hashing.hex()))
 }
 
 /// A file is not what it was when its sum was taken.

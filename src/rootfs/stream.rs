@@ -10,7 +10,8 @@
 //! the layer's size. Both digests are known when the stream has been read to its end; [`Ended`] holds them. A blob that is
 //! hashed while it is fetched is not hashed again here: its reader fails when it was wrong.
 
-use crate::image::{Compression, Digest, LayerBlob, Sha256};
+use crate::image::{Compression, Digest, LayerBlob};
+use crate::sha256::Sha256;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

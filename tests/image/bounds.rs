@@ -7,9 +7,10 @@ use crate::protocol::{answer, serve};
 use crate::support::{OFFLINE, Registry, Site, contains, count, place_for, quick, run};
 use fs_err as fs;
 use serde_json::json;
-use slurm_factory::image::{self, Digest, ImageError, PulledImage, ResolveOptions, Sha256};
+use slurm_factory::image::{self, Digest, ImageError, PulledImage, ResolveOptions};
 use slurm_factory::report::Ctx;
 use slurm_factory::rootfs::{Limits, unpack_owned};
+use slurm_factory::sha256::Sha256;
 use std::io::Write;
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Module and layer.
-const LAYERS: [(&str, u8); 27] = [
+const LAYERS: [(&str, u8); 28] = [
     ("cache", 0),
     ("fsutil", 0),
     ("gzip", 0),
@@ -16,6 +16,7 @@ const LAYERS: [(&str, u8); 27] = [
     ("process", 0),
     ("report", 0),
     ("secret", 0),
+    ("sha256", 0),
     ("wait", 0),
     ("catalog", 1),
     ("config", 1),
