@@ -69,7 +69,9 @@ fn text(output: &Output) -> String {
 
 fn shell_runs_a_command(world: &World) {
     let shell = Shell::new(world, "shell-command", &world.build());
-    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -1 $$", 129)]
+    // Not SIGHUP or SIGINT, which are ignored in what nohup or a script's `&` has started.
+    for (script, code) in
+        [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -10 $$", 138)]
     {
         assert_eq!(shell.output(&["--", "sh", "-c", script]).status.code(), Some(code), "{script}");
     }
