@@ -26,6 +26,18 @@ pub enum CatalogError {
         /// What there is.
         known: Vec<String>,
     },
+    /// A target of another platform.
+    #[error(
+        "target `{asked}` is of {of}, and the image is of {platform}: take an image of that platform, or leave --target out"
+    )]
+    Platform {
+        /// What was asked for.
+        asked: String,
+        /// Whose it is.
+        of: String,
+        /// What there is.
+        platform: String,
+    },
     /// A distribution that is no toolchain.
     #[error("{}", hint(asked, glibc, toolchain.as_deref(), known))]
     Distribution {
@@ -299,6 +311,10 @@ impl Catalog {
             Some(name) => there.find(|t| t.name == name),
             None => there.next(),
         };
+        if let (None, Some(other)) = (found, self.target.iter().find(|t| Some(t.name.as_str()) == asked)) {
+            let (asked, of) = (other.name.clone(), other.platform.clone());
+            return Err(CatalogError::Platform { asked, of, platform: platform.to_owned() });
+        }
         found.ok_or_else(|| CatalogError::Unknown {
             what: "target",
             asked: asked.map_or_else(|| format!("for {platform}"), str::to_owned),

@@ -184,10 +184,13 @@ pub fn room(path: &Path) -> io::Result<Room> {
     })
 }
 
-/// The folder `path`, or the nearest above it that is there: what holds it tells how it will be.
-pub fn existing(path: &Path) -> Option<&Path> {
+/// The folder `path`, or the nearest above it that is there: what holds it tells how it will be. That one of them is no folder
+/// is an error, which names it.
+pub fn existing(path: &Path) -> io::Result<&Path> {
     let named = |path| if path == Path::new("") { Path::new(".") } else { path };
-    path.ancestors().map(named).find(|path| path.is_dir())
+    let there = path.ancestors().map(named).find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
+    // A link may lead to a folder.
+    if there.is_dir() { Ok(there) } else { Err(with_path(&io::ErrorKind::NotADirectory.into(), "use", there)) }
 }
 
 /// Whether programs in `path` cannot be run because its file system is mounted `noexec` (mount(8)).
@@ -281,12 +284,11 @@ mod tests {
     fn what_is_not_there_yet_is_where_its_parent_is() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        assert_eq!(existing(dir.path()), Some(dir.path()));
-        assert_eq!(existing(&dir.path().join("a/b")), Some(dir.path()));
-        assert_eq!(existing(&dir.path().join("file/b")), Some(dir.path()));
-        assert_eq!(existing(Path::new("not/there")), Some(Path::new(".")));
-        assert!(room(dir.path()).unwrap().bytes > 0);
-        room(&dir.path().join("a")).unwrap_err();
+        assert_eq!(existing(dir.path()).unwrap(), dir.path());
+        assert_eq!(existing(&dir.path().join("a/b")).unwrap(), dir.path());
+        assert_eq!(existing(Path::new("not/there")).unwrap(), Path::new("."));
+        let error = existing(&dir.path().join("file/b")).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::NotADirectory && error.to_string().contains("file"), "{error}");
     }
 
     #[test]

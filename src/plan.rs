@@ -650,7 +650,7 @@ pub(crate) mod tests {
         let arm = || Facts { platform: "linux/arm64".into(), ..facts() };
         assert_eq!(make(&request(), arm()).identity.target, "aarch64");
         let error = plan(&v3, &Catalog::embedded().unwrap(), arm()).unwrap_err().to_string();
-        assert!(error.contains("x86_64_v3 (linux/amd64)"), "{error}");
+        assert!(error.contains("`x86_64_v3` is of linux/amd64, and the image is of linux/arm64"), "{error}");
     }
 
     #[test]

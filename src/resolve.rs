@@ -342,7 +342,7 @@ pub fn check(
     sense::limits(&request, &build_dir, ctx);
     for path in [cache.root().to_owned(), build_dir] {
         // The build folder may not be there yet; what holds it is mounted the same.
-        let Some(there) = fsutil::existing(&path) else { continue };
+        let there = fsutil::existing(&path).map_err(|source| ResolveError::Closed { path: path.clone(), source })?;
         if fsutil::mounted_noexec(there) {
             return Err(ResolveError::NoExec { path });
         }

@@ -480,6 +480,11 @@ pub enum KeyVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Sign with this key from now on
+    Default {
+        /// Its full fingerprint
+        fingerprint: String,
+    },
     /// Remove a key: it is no longer trusted; one that has its secret here goes only with --force
     Remove {
         /// Its full fingerprint

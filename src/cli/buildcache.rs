@@ -165,7 +165,17 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
     let (cache, _lock) = open_cache(&settings, ctx)?;
     match verb {
         BuildcacheVerb::Push(args) => push(args, &settings, &cache, ctx),
-        BuildcacheVerb::List { place, json } => list(&*store(place.at.as_deref(), &settings, &cache, ctx)?, *json, ctx),
+        BuildcacheVerb::List { place, json } => {
+            let (entries, there) = index::read(&*store(place.at.as_deref(), &settings, &cache, ctx)?, ctx)?;
+            // In our own cache there may be nothing yet; elsewhere it is a name that was typed wrong.
+            if let (None, Some(at)) = (there, &place.at) {
+                let text = format!(
+                    "`{at}` holds no binary cache: it has no index; `buildcache index` makes one of its manifests"
+                );
+                return Err(exit::Unfit(text).into());
+            }
+            list(&entries.entries(), *json)
+        }
         BuildcacheVerb::Index { place, trust } => {
             let (store, keyring) = (store(place.at.as_deref(), &settings, &cache, ctx)?, keyring(&cache, trust)?);
             let timer = ctx.stage(Stage::Publish, format!("the index of {}", store.address()));
@@ -292,14 +302,13 @@ fn published_path(tree: &buildcache::Tree) -> Result<String> {
     Ok(buildcache::slurm_path(&version.join("."), gcc))
 }
 
-fn list(store: &dyn Store, json: bool, ctx: &Ctx) -> Result<ExitCode> {
-    let entries = index::read(store, ctx)?.0.entries();
+fn list(entries: &[buildcache::Entry], json: bool) -> Result<ExitCode> {
     if json {
         print_json(&entries)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();
-    for entry in &entries {
+    for entry in entries {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{} {}@{} {} {}", entry.hash, entry.name, entry.version, entry.os, entry.target);
     }

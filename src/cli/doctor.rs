@@ -28,6 +28,8 @@ struct Answer<'a> {
     findings: &'a [Finding],
 }
 
+const ANOTHER: &str = "Choose another folder with --build-dir.";
+
 /// `doctor`
 pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     let flags = Settings { backend: args.backend.clone(), build_dir: args.build_dir.clone(), ..args.modes.settings() };
@@ -38,15 +40,19 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     let cache = Cache::open(&dir);
     let mut folders = Vec::new();
     // A folder may not be there yet, or not be to be had; what holds it tells the same.
-    let existing = |path: &Path| fsutil::existing(path).map(Path::to_owned);
-    if let (Err(_), Some(there)) = (&cache, existing(&dir)) {
-        folders.push(("cache", there));
+    let mut unusable = Vec::new();
+    if let (Err(_), Ok(there)) = (&cache, fsutil::existing(&dir)) {
+        folders.push(("cache", there.to_owned()));
     }
     if let Ok(cache) = &cache {
         folders.push(("cache", cache.root().to_owned()));
         let build_dir = resolve::build_dir(&settings, cache, &variable);
-        if let Some(there) = existing(&build_dir).filter(|there| there != cache.root()) {
-            folders.push(("build-dir", there));
+        match fsutil::existing(&build_dir) {
+            Ok(there) if there == cache.root() => {}
+            Ok(there) => folders.push(("build-dir", there.to_owned())),
+            Err(error) => {
+                unusable.push(fail("build-dir", "use the build folder", error.to_string(), Some(ANOTHER.into())));
+            }
         }
     }
     let paths: Vec<(&str, &Path)> = folders.iter().map(|(what, path)| (*what, path.as_path())).collect();
@@ -66,6 +72,13 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
             let tried = format!("--writable in {}", folder.display());
             vec![finding("writable", &tried, Outcome::Warn, error.to_string(), None)]
         }));
+    }
+    findings.extend(unusable);
+    // One way that was asked for by name is needed, as a build will say with the same words.
+    if let (Ok(sandbox), Ok(cache)) = (&opened, &cache)
+        && let Err(error) = resolve::layered(sandbox.clone(), &settings, cache, &variable)
+    {
+        findings.push(fail("layer", "make the rootfs writable", error.to_string(), None));
     }
     findings.push(git(ctx));
     if let (true, Ok(cache)) = (args.online, &cache) {

@@ -18,7 +18,7 @@ const DAY: u64 = 24 * 60 * 60;
 /// OpenPGP counts a key's life in seconds, in 32 bits (RFC 9580, section 5.2.3.13).
 const LONGEST: u32 = u32::MAX / (24 * 60 * 60);
 
-/// `key generate|import|export|list|remove`
+/// `key generate|import|export|list|default|remove`
 pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, Settings::default())?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
@@ -59,6 +59,17 @@ pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
                 print(&table(&keys))?;
             }
         }
+        KeyVerb::Default { fingerprint } => {
+            let fingerprint = parse(fingerprint)?;
+            // Whether it can sign is said now, and not at the end of a build.
+            let key = store.info(&fingerprint)?;
+            if !key.can_sign {
+                let why = key.why_not.as_deref().unwrap_or("its secret is not here");
+                return Err(exit::HostFault(format!("the key {fingerprint} cannot sign here: {why}")).into());
+            }
+            store.set_default(&fingerprint)?;
+            ctx.note(format!("packages are signed with {fingerprint} from now on"));
+        }
         KeyVerb::Remove { fingerprint, force } => {
             let removed = store.remove(ctx, &parse(fingerprint)?, *force)?;
             if removed.has_secret {
@@ -66,7 +77,7 @@ pub fn run(global: &Global, verb: &KeyVerb, ctx: &Ctx) -> Result<ExitCode> {
             }
             ctx.note(format!("what {} signed is no longer trusted here", removed.fingerprint));
             if removed.default {
-                ctx.note("no key is the default now: the next build makes one, unless `key generate` or `key import` gives it one");
+                ctx.note("no key is the default now: the next build makes one, unless `key default`, `key generate` or `key import` gives it one");
             }
         }
     }
@@ -116,7 +127,7 @@ fn import(store: &KeyStore, file: &Path, ctx: &Ctx) -> Result<()> {
             ctx.note("packages are signed with it from now on; keys made before stay trusted (`key list`)");
         }
         several => ctx.warn(format!(
-            "{} of these keys can sign; the default stays {}: import the one that is to sign alone",
+            "{} of these keys can sign; the default stays {}: `slurm-factory key default FINGERPRINT` says which signs",
             several.len(),
             store.default_fingerprint()?.map_or_else(|| "unset".to_owned(), |f| f.to_string())
         )),

@@ -98,7 +98,9 @@ pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
     }
     let options = Options { replace: args.replace, verify: args.verify_upload };
     let outgoing = publish::look(&args.package, &keyring, store.as_ref(), options, ctx)?;
-    if !args.dry_run {
+    if args.dry_run {
+        outgoing.allowed(options, store.address())?;
+    } else {
         publish::send(&outgoing, store.as_ref(), options, ctx)?;
     }
     ctx.reporter.finish();
@@ -122,11 +124,11 @@ fn table(outgoing: &Outgoing, address: &str, dry: bool) -> String {
         let state = match (item.state, dry) {
             (State::There, _) => "there",
             (State::New, true) => "new",
-            (State::Replace, true) => "other",
+            (State::Replace, true) => "replace",
             (_, false) => "sent",
         };
         // Writing to a string does not fail.
-        let _ = writeln!(text, "{state:>6} {:>10}  {address}/{}", format_size(item.bytes, BINARY), item.key);
+        let _ = writeln!(text, "{state:>7} {:>10}  {address}/{}", format_size(item.bytes, BINARY), item.key);
     }
     let what = if dry { "would be sent" } else { "were sent" };
     let _ = writeln!(text, "{} bytes ({}) {what}", outgoing.bytes(), format_size(outgoing.bytes(), BINARY));

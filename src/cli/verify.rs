@@ -109,7 +109,12 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
         })?;
     } else {
         let closure = if args.closure { closure(&checked.findings) } else { String::new() };
-        print(&(describe(&checked, args.foreign) + &closure))?;
+        let verdict = match (fit, checked.unsure) {
+            (false, _) => "",
+            (true, None) => "   verdict  good\n",
+            (true, Some(_)) => "   verdict  nothing wrong was found in what was looked at\n",
+        };
+        print(&(describe(&checked, args.foreign) + verdict + &closure))?;
     }
     if fit {
         return Ok(ExitCode::SUCCESS);

@@ -108,7 +108,7 @@ pub fn limits(request: &BuildRequest, build_dir: &Path, ctx: &Ctx) {
     if request.shm_size != super::SHM_SIZE {
         above("shm-size", request.shm_size, memory, "this machine has");
     }
-    let free = fsutil::existing(build_dir).and_then(|there| fsutil::room(there).ok()).map(|room| room.bytes);
+    let free = fsutil::existing(build_dir).ok().and_then(|there| fsutil::room(there).ok()).map(|room| room.bytes);
     above("disk", request.disk, free, "free at the build folder are");
     let cpus = super::host_cpus();
     if request.cpus > cpus {

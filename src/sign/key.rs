@@ -295,10 +295,13 @@ pub(super) fn read_secret_file(path: &Path) -> Result<Secret<Vec<u8>>, SignError
     let mut file = fs::File::open(path).map_err(SignError::Io)?;
     let metadata = file.metadata().map_err(SignError::Io)?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    let bytes = Secret::read(&mut file).map_err(|e| SignError::Io(fsutil::with_path(&e, "read", path)))?;
+    // What is no secret key is told as what it is, by who reads it.
+    let is_secret = || parse_certs("it", bytes.expose()).is_ok_and(|certs| certs.iter().any(Cert::is_tsk));
+    if mode & 0o077 != 0 && is_secret() {
         return Err(SignError::LoosePermissions { path: path.to_owned(), mode });
     }
-    Secret::read(&mut file).map_err(|e| SignError::Io(fsutil::with_path(&e, "read", path)))
+    Ok(bytes)
 }
 
 /// Every certificate in armored (one block or many), binary or base64-wrapped bytes.

@@ -62,7 +62,9 @@ pub enum SignError {
         mode: u32,
     },
     /// This is no OpenPGP key.
-    #[error("{origin} holds no OpenPGP key: {reason}; export one with `gpg --armor --export-secret-keys FINGERPRINT`")]
+    #[error(
+        "{origin} holds no OpenPGP key: {reason}; `gpg --armor --export FINGERPRINT` exports one that verifies, `--export-secret-keys` one that signs"
+    )]
     NotAKey {
         /// Where it came from.
         origin: String,

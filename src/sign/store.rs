@@ -226,6 +226,12 @@ impl KeyStore {
         }
     }
 
+    /// One key.
+    pub fn info(&self, fingerprint: &Fingerprint) -> Result<KeyInfo, SignError> {
+        let cert = self.read(fingerprint)?.ok_or_else(|| self.unknown(fingerprint))?;
+        Ok(KeyInfo::of(&cert, self.default_fingerprint()?.as_ref() == Some(fingerprint), SystemTime::now()))
+    }
+
     /// Every key, sorted by fingerprint.
     pub fn list(&self) -> Result<Vec<KeyInfo>, SignError> {
         let default = self.default_fingerprint()?;

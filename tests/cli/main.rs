@@ -447,6 +447,22 @@ fn doctor_tells_of_a_closed_build_folder_in_rows() {
 
 /// Loopback ports that nobody listens on stand for an unreachable outside.
 #[test]
+fn doctor_fails_where_a_build_would() {
+    let world = World::new();
+    let file = world.write("file", "");
+    let answer = world.run(&["doctor", "--build-dir", &file]);
+    assert!(answer.code == 3 && answer.out.contains("FAIL") && answer.out.contains(&file), "{}", answer.out);
+    world.refuses(&["plan", "--build-dir", &format!("{file}/work"), "--image", "oci:none"], 3, &[&file, "--build-dir"]);
+}
+
+#[test]
+fn a_place_without_a_binary_cache_is_told() {
+    let world = World::new();
+    assert_eq!(world.run(&["buildcache", "list"]).code, 0, "our own may have nothing yet");
+    world.refuses(&["buildcache", "list", &world.path("nothere")], 5, &["nothere", "no index"]);
+}
+
+#[test]
 fn doctor_online_names_what_does_not_answer() {
     let world = World::new();
     fs_err::create_dir(world.path("recipes")).unwrap();
@@ -561,6 +577,21 @@ fn keys_are_made_listed_exported_and_imported() {
     let imported = other.run(&["key", "import", &file]);
     assert_eq!((imported.code, imported.out.trim()), (0, fingerprint.as_str()), "{}", imported.err);
     assert!(other.run(&["key", "list"]).out.starts_with('*'), "one key is the default");
+
+    // Which one signs can be said, of those that can.
+    let second = other.run(&["key", "generate"]).out.trim().to_owned();
+    assert_eq!(other.run(&["key", "default", &fingerprint]).code, 0);
+    let list = other.run(&["key", "list"]).out;
+    let marked: Vec<&str> = list.lines().filter(|line| line.starts_with('*')).collect();
+    assert!(marked.len() == 1 && marked[0].contains(&fingerprint), "{list}");
+    other.refuses(&["key", "default", &"0".repeat(40)], 3, &[&"0".repeat(40)]);
+    let public = other.write("public.asc", &other.run(&["key", "export", &second]).out);
+    let reader = World::new();
+    reader.run(&["key", "import", &public]);
+    reader.refuses(&["key", "default", &second], 3, &[&second, "cannot sign"]);
+    assert_eq!(other.run(&["key", "remove", "--force", &fingerprint]).code, 0);
+    let some = other.write("some.tar.gz", "");
+    other.refuses(&["sign", &some], 3, &[&second, "key default"]);
 
     // The order of several in a file means nothing.
     world.run(&["key", "generate"]);

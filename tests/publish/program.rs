@@ -108,6 +108,8 @@ fn a_package_goes_to_a_bucket_and_no_secret_is_told() {
         let elsewhere = tempfile::tempdir().unwrap();
         let other = package(elsewhere.path(), "25.11", 12, 6 << 20);
         let other = other.to_str().unwrap();
+        let tried = program.say(&["publish", other, "--to", &address("site"), "--dry-run"]);
+        assert!(tried.code == 6 && tried.err.contains("--replace"), "{} {}", tried.code, tried.err);
         let refused = program.say(&["publish", other, "--to", &address("site")]);
         assert!(refused.code == 6 && refused.err.contains("--replace"), "{} {}", refused.code, refused.err);
         let replaced = program.say(&["publish", other, "--to", &address("site"), "--replace", "--verify-upload"]);

@@ -35,6 +35,25 @@ fn a_signature_by_another_key_is_sent_only_to_replace_the_one_that_is_there() {
     assert_eq!(send(false), (first, false, false), "what is there stays, and no key is offered that signed nothing");
     assert_eq!(send(true), (other.fingerprint().to_string(), true, true));
     assert_eq!(send(false), (other.fingerprint().to_string(), true, true));
+
+    // A second signer beside: again nothing changes unless that is said, and then every signer's key is offered.
+    let made = generate("Third", "third@example.org", None, Algorithm::Ed25519).unwrap();
+    let third = SigningKey::from_bytes("the third test key", &made.secret, None).unwrap();
+    let mut all = trusted.clone();
+    all.add_key(&third);
+    Package::open(&package, Trust::Require(&all), &ctx).unwrap().0.sign(&third, Others::Keep, &ctx).unwrap();
+    let send = |replace: bool| {
+        let options = Options { replace, verify: true };
+        let outgoing = publish::look(&package, &all, &store, options, &ctx).unwrap();
+        publish::send(&outgoing, &store, options, &ctx).unwrap();
+        let asc = |path: String| std::fs::read(path).unwrap();
+        let listed = publish::list(&store, &ctx).unwrap().packages.remove(0);
+        let same = asc(format!("{}/{}.asc", site.display(), listed.path)) == asc(format!("{}.asc", package.display()));
+        (same, site.join(format!("keys/{}.asc", third.fingerprint())).is_file())
+    };
+    assert_eq!(send(false), (false, false));
+    assert_eq!(send(true), (true, true));
+    assert_eq!(send(false), (true, true));
 }
 
 #[test]

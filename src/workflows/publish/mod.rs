@@ -192,16 +192,26 @@ pub struct Outgoing {
     /// In the order in which they go.
     pub items: Vec<Item>,
     entry: Listed,
-    /// The one key that signed.
-    signer: Keyring,
+    /// The keys that signed.
+    signers: Keyring,
     /// Who signed what is there and stays, when that is another.
-    other_signer: Option<String>,
+    stays: Option<String>,
 }
 
 impl Outgoing {
     /// Bytes that have to be sent.
     pub fn bytes(&self) -> u64 {
         self.items.iter().filter(|item| item.state != State::There).map(|item| item.bytes).sum()
+    }
+
+    /// Whether it may be sent: another archive of the same name is not replaced unless that is said.
+    pub fn allowed(&self, options: Options, address: &str) -> Result<(), PublishError> {
+        match self.items.first() {
+            Some(archive) if archive.state == State::Replace && !options.replace => {
+                Err(PublishError::Taken { address: address.to_owned(), key: archive.at.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -268,7 +278,8 @@ pub fn packages(
 /// Publishes what was built, or was found built, signed by the key that was there when it was planned.
 pub fn finish(target: Option<Target>, package: &Package, ctx: &Ctx) -> Result<(), PublishError> {
     let Some(Target { store, signer, options, .. }) = target else { return Ok(()) };
-    let outgoing = plan(package, &signer, store.as_ref(), options, ctx)?;
+    let Some(first) = signer.fingerprints().first().cloned() else { return Err(PublishError::NoKey) };
+    let outgoing = plan(package, &first, &signer, store.as_ref(), options, ctx)?;
     send(&outgoing, store.as_ref(), options, ctx)
 }
 
@@ -285,14 +296,16 @@ pub fn look(
     }
     let (package, good) = Package::open(path, Trust::Require(keyring), ctx)?;
     let not_signed = || PackageError::NotSigned { path: path.to_owned(), signature: package.beside().signature };
-    let signer = good.into_iter().next().ok_or_else(not_signed)?.fingerprint;
-    plan(&package, &keyring.pinned(&[signer])?, store, options, ctx)
+    let signers: Vec<Fingerprint> = good.into_iter().map(|signature| signature.fingerprint).collect();
+    let first = signers.first().ok_or_else(not_signed)?.clone();
+    plan(&package, &first, &keyring.pinned(&signers)?, store, options, ctx)
 }
 
-/// `signer` is the one key that signed.
+/// `signers` are the keys that signed, and `first` the one that the index names.
 fn plan(
     package: &Package,
-    signer: &Keyring,
+    first: &Fingerprint,
+    signers: &Keyring,
     store: &dyn Store,
     options: Options,
     ctx: &Ctx,
@@ -310,8 +323,7 @@ fn plan(
     let mut items = Vec::new();
     let archive_key = Key::new(format!("{folder}/{name}"))?;
     let archive_state = state(store, &archive_key, &archive, ctx)?;
-    let signed_by = signer.fingerprints().first().map_or("", Fingerprint::as_str).to_owned();
-    let entry = Listed::new(archive_key.as_str(), package, signed_by);
+    let entry = Listed::new(archive_key.as_str(), package, first.as_str().to_owned());
     let listed = index::read(store, ctx)?.0.packages;
     let known = listed.into_iter().find(|there| there.path == entry.path && there.sha256 == entry.sha256);
     // A signature of another day of the same archive is as good: what the index names is left as it is, unless it is to be
@@ -356,8 +368,10 @@ fn plan(
         }
         items.push(Item { key: at.to_string(), bytes: source.size, state, at, source, content_type });
     }
-    let other_signer = known.map(|there| there.signed_by).filter(|other| kept && *other != entry.signed_by);
-    Ok(Outgoing { items, entry, signer: signer.clone(), other_signer })
+    // That of the same key alone, of another day, is as good.
+    let differs = |there: &str| signers.fingerprints().iter().any(|f| f.as_str() != there);
+    let stays = known.map(|there| there.signed_by).filter(|there| kept && differs(there));
+    Ok(Outgoing { items, entry, signers: signers.clone(), stays })
 }
 
 /// What is to be done so that the file is there.
@@ -388,10 +402,8 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
     let timer = ctx.stage(Stage::Publish, address);
     let Some((archive, _)) = outgoing.items.split_first() else { return Ok(()) };
     let taken = || PublishError::Taken { address: address.to_owned(), key: archive.at.clone() };
+    outgoing.allowed(options, address)?;
     if archive.state == State::Replace {
-        if !options.replace {
-            return Err(taken());
-        }
         // Nobody is sent to the old one any more.
         index::update(store, ctx, |index| index.remove(&outgoing.entry.path))?;
     }
@@ -413,12 +425,17 @@ pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx)
     if options.verify {
         verify(outgoing, store, ctx)?;
     }
-    match &outgoing.other_signer {
-        None => offer_key(&outgoing.signer, store, ctx)?,
-        Some(other) => ctx.warn(format!(
-            "{} is there, signed by {other}, and that signature stays; --replace puts the one of {} in its place",
-            outgoing.entry.path, outgoing.entry.signed_by
-        )),
+    match &outgoing.stays {
+        None => offer_keys(&outgoing.signers, store, ctx)?,
+        Some(there) => {
+            let signers = outgoing.signers.fingerprints();
+            let signers: Vec<_> = signers.iter().map(Fingerprint::as_str).collect();
+            ctx.warn(format!(
+                "{} is there, signed by {there}, and that signature stays; --replace puts what {} signed in its place",
+                outgoing.entry.path,
+                signers.join(" and ")
+            ));
+        }
     }
     let listed = index::update(store, ctx, |index| index.insert(&outgoing.entry, options.replace))?;
     // What counts is there: the page is only made of it, and the next run makes it again.
@@ -439,11 +456,11 @@ fn key_file(fingerprint: &str) -> String {
 }
 
 /// Puts the public key that signed where the page links it. What is there of the same key, a later expiry, say, is kept.
-fn offer_key(signer: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
-    for fingerprint in signer.fingerprints() {
+fn offer_keys(signers: &Keyring, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
+    for fingerprint in signers.fingerprints() {
         let at = Key::new(key_file(fingerprint.as_str()))?;
         let there = store.read(&at, KEY_LIMIT, ctx)?.map(|(bytes, _)| bytes).unwrap_or_default();
-        let mut merged = signer.clone();
+        let mut merged = signers.clone();
         // What is no key is replaced.
         let _ = merged.add_bytes(&at.to_string(), &there);
         let armored = merged.pinned(&[fingerprint])?.armored()?;
