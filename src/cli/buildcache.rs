@@ -3,7 +3,7 @@
 use super::args::Global;
 use super::publish::BucketArgs;
 use super::signer::{KeyArgs, KeysArgs, signing_key};
-use super::{exit, open_cache, print, print_json, settings, variable};
+use super::{catalog, exit, open_cache, print, print_json, settings, variable};
 use crate::buildcache::{self, Selection, check, index, keys, prune};
 use crate::cache::{self, Cache};
 use crate::config::Settings;
@@ -12,6 +12,7 @@ use crate::report::{Ctx, Stage};
 use crate::resolve::{self, KeySource};
 use crate::secret::Secret;
 use crate::sign::{KeyStore, Keyring};
+use crate::spack::own_repo;
 use crate::workflows::buildcache as work;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -73,6 +74,12 @@ pub enum BuildcacheVerb {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Write our recipes for a Spack that installs from the cache: it must know them. Prints what `spack repo add` wants, ours and
+    /// the site's own, a line each
+    Recipes {
+        /// A folder that is not there yet, or empty
+        dir: PathBuf,
     },
     /// List the keys that the cache offers to `spack buildcache keys`, and which of them are trusted here
     Keys {
@@ -153,7 +160,9 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
         BuildcacheVerb::Push(args) => Settings { key: args.key.key.clone(), ..Settings::default() },
         _ => Settings::default(),
     };
+    let none = BucketArgs::default();
     let bucket = match verb {
+        BuildcacheVerb::Recipes { .. } => &none,
         BuildcacheVerb::Push(args) => &args.bucket,
         BuildcacheVerb::List { place, .. }
         | BuildcacheVerb::Index { place, .. }
@@ -164,6 +173,15 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
     let settings = settings(global, bucket.over(flags))?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     match verb {
+        BuildcacheVerb::Recipes { dir } => {
+            let releases = catalog(&settings)?.slurm;
+            let repo = own_repo::export(dir, &releases).map_err(|e| exit::Usage(format!("recipes: {e}")))?;
+            // What the site's recipes built has their namespace, and Spack must know that too.
+            let site = settings.spack_repos.as_deref().unwrap_or_default();
+            let all = std::iter::once(&repo).chain(site);
+            print(&all.fold(String::new(), |text, path| text + &path.display().to_string() + "\n"))?;
+            Ok(ExitCode::SUCCESS)
+        }
         BuildcacheVerb::Push(args) => push(args, &settings, &cache, ctx),
         BuildcacheVerb::List { place, json } => {
             let (entries, there) = index::read(&*store(place.at.as_deref(), &settings, &cache, ctx)?, ctx)?;

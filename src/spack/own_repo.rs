@@ -30,7 +30,7 @@ pub fn digest(release: &SlurmRelease) -> String {
             hash.update(part);
         }
     }
-    hash.update(versions(release));
+    hash.update(versions([release]));
     hex::encode(hash.finalize())
 }
 
@@ -45,8 +45,21 @@ fn collect<'a>(dir: &'a Dir<'a>, into: &mut Vec<(&'a Path, &'a [u8])>) {
     into.sort_by_key(|(path, _)| *path);
 }
 
-fn versions(release: &SlurmRelease) -> String {
-    json!({"versions": [{"version": release.recipe, "sha256": release.sha256, "url": release.url}]}).to_string()
+fn versions<'r>(releases: impl IntoIterator<Item = &'r SlurmRelease>) -> String {
+    let version = |r: &SlurmRelease| json!({"version": r.recipe, "sha256": r.sha256, "url": r.url});
+    json!({"versions": releases.into_iter().map(version).collect::<Vec<_>>()}).to_string()
+}
+
+/// Writes the repository with these releases for a Spack of somebody else's, into a folder that is not there yet or empty: without
+/// it Spack installs nothing of ours, because it does not know the namespace. Returns what `spack repo add` wants.
+pub fn export<'r>(into: &Path, releases: impl IntoIterator<Item = &'r SlurmRelease>) -> io::Result<PathBuf> {
+    fs::create_dir_all(into)?;
+    if fs::read_dir(into)?.next().is_some() {
+        let full = io::Error::new(io::ErrorKind::DirectoryNotEmpty, "it is not empty");
+        return Err(fsutil::with_path(&full, "write recipes to", into));
+    }
+    write_files(into, releases)?;
+    Ok(into.join("spack_repo/slurm_factory"))
 }
 
 /// The repository in the cache, written when it is not there. Returns the folder that holds `spack_repo/`.
@@ -56,12 +69,12 @@ pub fn write(cache: &Cache, digest: &str, release: &SlurmRelease) -> Result<Path
         return Ok(path);
     }
     let staging = cache.staging(&cache.dir("spack"))?;
-    write_files(staging.path(), release).map_err(CacheError::Io)?;
+    write_files(staging.path(), [release]).map_err(CacheError::Io)?;
     staging.commit(&path)?;
     Ok(path)
 }
 
-fn write_files(into: &Path, release: &SlurmRelease) -> io::Result<()> {
+fn write_files<'r>(into: &Path, releases: impl IntoIterator<Item = &'r SlurmRelease>) -> io::Result<()> {
     let mut files = Vec::new();
     collect(&REPO, &mut files);
     for (path, content) in files {
@@ -69,7 +82,7 @@ fn write_files(into: &Path, release: &SlurmRelease) -> io::Result<()> {
         fs::create_dir_all(fsutil::parent_of(&target))?;
         fs::write(target, content)?;
     }
-    fs::write(into.join(VERSIONS), versions(release))
+    fs::write(into.join(VERSIONS), versions(releases))
 }
 
 #[cfg(test)]
@@ -87,5 +100,10 @@ mod tests {
         let path = write(&cache, &digest(new), new).unwrap();
         assert!(path.join("spack_repo/slurm_factory/repo.yaml").is_file());
         assert!(fs::read_to_string(path.join(VERSIONS)).unwrap().contains(&new.sha256));
+        let shared = dir.path().join("shared");
+        assert!(export(&shared, [new, old]).unwrap().join("repo.yaml").is_file());
+        let text = fs::read_to_string(shared.join(VERSIONS)).unwrap();
+        assert!(text.contains(&new.sha256) && text.contains(&old.sha256), "{text}");
+        assert!(export(&shared, [new]).unwrap_err().to_string().contains("not empty"));
     }
 }

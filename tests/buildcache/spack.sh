@@ -128,6 +128,8 @@ class CacheAbove(Package):
         os.symlink("own.txt", join_path(prefix.share, "relative"))
 PY
 
+rm -rf "$work/handed-out"
+"$program" --quiet buildcache recipes "$work/handed-out" >/dev/null
 packages=$work/packages
 reference=$(awk '$0 == "[spack-packages]" { here = 1; next } /^\[/ { here = 0 } here && $1 == "reference" { gsub(/"/, "", $3); print $3 }' "$top/assets/catalog.toml")
 [[ -d $packages ]] || export_tree "$SLURM_FACTORY_TEST_SPACK_PACKAGES" "$reference" "$packages"
@@ -162,7 +164,7 @@ YAML
     {
         printf 'repos::\n  cachetest: %s\n' "$recipes"
         printf '  e2e_debian: %s\n  slurm_factory: %s\n' "$top/tests/e2e/spack-repo/spack_repo/e2e_debian" \
-            "$top/assets/spack-repo/spack_repo/slurm_factory"
+            "$work/handed-out/spack_repo/slurm_factory"
         printf '  builtin: %s\n' "$packages/repos/spack_repo/builtin"
     } >"$at/scope/repos.yaml"
     cat >"$at/run" <<SH
@@ -323,7 +325,8 @@ for tag in v1.0.0 v1.1.0; do
     name=slurm-$tag
     root "$name" "$tag" "$short/s${tag//./}"
     trusts "$name" "$work/slurm"
-    # By its name, as people ask for it (docs/buildcache.md, index.html), with no recipe of ours.
+    # By its name, as people ask for it, with the recipes that we hand out; Spack chooses as it does from the start.
+    printf 'concretizer: {reuse: true}\n' >"$work/$name/scope/concretizer.yaml"
     spack "$name" install --cache-only "slurm@$release" >"$work/$name/install.log" 2>&1 || { cat "$work/$name/install.log" >&2; die "$name: Slurm was not installed"; }
     [[ $(spack "$name" find --format '{hash}' slurm) == "$slurm" ]] || die "$name: another Slurm was installed than the cache has"
     prefix=$(echo "$short/s${tag//./}"/slurm-*)

@@ -6,7 +6,7 @@
 //!     { "path": "slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz",
 //!       "slurm": "25.11.1", "compiler": "13.3.0", "toolchain": "noble", "target": "x86_64",
 //!       "glibc": "2.39",                                the oldest that it runs with; missing when any does
-//!       "bytes": 123, "sha256": "ab12...", "signed_by": "FINGERPRINT", "plan": "cd34..." } ] }
+//!       "bytes": 123, "sha256": "ab12...", "signed_by": "FINGERPRINT", "plan": "cd34...", "spack_hash": "ef56..." } ] }
 //! ```
 
 use super::PublishError;
@@ -56,6 +56,9 @@ pub struct Listed {
     pub signed_by: String,
     /// The digest of the plan that it was built by.
     pub plan: String,
+    /// The DAG hash by which Spack knows its Slurm; missing when an older version published it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spack_hash: Option<String>,
 }
 
 impl Listed {
@@ -72,6 +75,7 @@ impl Listed {
             sha256: package.sha256().to_owned(),
             signed_by,
             plan: facts.plan_sha256.clone(),
+            spack_hash: facts.packages.iter().find(|p| p.name == "slurm").map(|p| p.hash.clone()),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! again at any time. The page has no script, loads nothing from anywhere, and names its files relative to itself, so it is
 //! the same from S3, a web server and a disk. Every value is escaped; one that the template does not know is an error.
 
-use super::index::{self, Index};
+use super::index::{self, Index, Listed};
 use super::{PublishError, key_file};
 use crate::buildcache::{beside, manifest::INDEX_MANIFEST};
 use crate::publish::{Condition, Keep, Key, Put, Store};
@@ -89,20 +89,23 @@ fn render(index: &Index, caches: &BTreeSet<String>, address: &str) -> Result<Str
             }
         })
         .collect();
-    let caches: Vec<_> = caches.iter().map(|path| cache(path, address)).collect();
+    let caches: Vec<_> = caches.iter().map(|path| cache(path, index, address)).collect();
     let values = context! { tool => env!("CARGO_PKG_VERSION"), signers, packages, caches };
     environment.get_template("index.html").and_then(|t| t.render(values)).map(|t| t + "\n").map_err(failed)
 }
 
-/// A cache `slurm/VERSION/GCC/buildcache` and the commands by which Spack uses it.
-fn cache(path: &str, address: &str) -> Value {
+/// A cache `slurm/VERSION/GCC/buildcache` and the commands by which Spack uses it. By its hash, which is
+/// exact.
+fn cache(path: &str, index: &Index, address: &str) -> Value {
+    let within = |p: &&Listed| p.path.rsplit_once('/').is_some_and(|(folder, _)| beside(folder) == path);
+    let hash = index.packages.iter().filter(within).find_map(|p| p.spack_hash.as_deref()).unwrap_or("HASH");
     let mut parts = path.split('/').skip(1);
     let (version, gcc) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let mirror = format!("{}/{path}", address.trim_end_matches('/'));
     let commands = [
         format!("spack mirror add --signed {} {}", shell(&format!("slurm-{version}")), shell(&mirror)),
         "spack buildcache keys --install --trust".to_owned(),
-        format!("spack install --cache-only {}", shell(&format!("slurm@{}", version.replace('.', "-")))),
+        format!("spack install --cache-only {}", shell(&format!("/{hash}"))),
     ];
     context! { version, gcc, commands }
 }
@@ -135,7 +138,6 @@ fn relative(path: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::index::Listed;
     use super::*;
     use crate::publish::FolderStore;
     use fs_err as fs;
@@ -152,6 +154,7 @@ mod tests {
             sha256: "ab".repeat(32),
             signed_by: "0123456789ABCDEF0123456789ABCDEF01234567".into(),
             plan: "c".repeat(64),
+            spack_hash: Some("abcdefgh".into()),
         }
     }
 
@@ -167,7 +170,8 @@ mod tests {
         let page = render(&packages, &caches, "s3://bucket/a b").unwrap();
         assert!(page.contains("&lt;script&gt;") && page.contains(GENERATOR), "{page}");
         assert!(!page.contains("<script") && !page.contains("<link") && !page.contains("src="), "{page}");
-        for word in ["117.74 MiB", "2.38 or newer", "slurm@24-11", "add --signed slurm-24.11 &#x27;s3:"] {
+        for word in ["117.74 MiB", "2.38 or newer", "--cache-only &#x2f;abcdefgh", "add --signed slurm-24.11 &#x27;s3:"]
+        {
             assert!(page.contains(word), "no `{word}` in {page}");
         }
         let links = page.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
@@ -197,7 +201,7 @@ mod tests {
         fs::create_dir_all(manifest.parent().unwrap()).unwrap();
         fs::write(manifest, "{}").unwrap();
         write(&store, &ctx).unwrap();
-        assert!(read().contains("spack install --cache-only slurm@24-11"), "{}", read());
+        assert!(read().contains("spack install --cache-only &#x2f;abcdefgh"), "{}", read());
 
         fs::write(dir.path().join(KEY), "<h1>Our site</h1>").unwrap();
         write(&store, &ctx).unwrap();
