@@ -318,6 +318,16 @@ fn collect_tail(from: impl Read, into: &Mutex<VecDeque<String>>) {
     }
 }
 
+/// A word of a shell line that people copy: quoted where it must be.
+pub fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

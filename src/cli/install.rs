@@ -3,6 +3,7 @@
 use super::args::{Global, InstallArgs};
 use super::{exit, print};
 use crate::package::{Trust, layout, modulefile};
+use crate::process::shell_word;
 use crate::report::Ctx;
 use crate::workflows::{install, processor};
 use anyhow::Result;
@@ -41,6 +42,6 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         (true, false) => ctx.warn("this package was made before packages had modules for a hierarchy"),
         (false, _) => {}
     }
-    print(&format!("{}\nmodule use {}\n{load}\n", installed.prefix.display(), modules.display()))?;
+    print(&format!("{}\nmodule use {}\n{load}\n", installed.prefix.display(), shell_word(&modules.to_string_lossy())))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@
 use super::index::{self, Index, Listed};
 use super::{PublishError, key_file};
 use crate::buildcache::{beside, manifest::INDEX_MANIFEST};
+use crate::process::shell_word;
 use crate::publish::{Condition, Keep, Key, Put, Store};
 use crate::report::Ctx;
 use humansize::{BINARY, format_size};
@@ -103,21 +104,11 @@ fn cache(path: &str, index: &Index, address: &str) -> Value {
     let (version, gcc) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let mirror = format!("{}/{path}", address.trim_end_matches('/'));
     let commands = [
-        format!("spack mirror add --signed {} {}", shell(&format!("slurm-{version}")), shell(&mirror)),
+        format!("spack mirror add --signed {} {}", shell_word(&format!("slurm-{version}")), shell_word(&mirror)),
         "spack buildcache keys --install --trust".to_owned(),
-        format!("spack install --cache-only {}", shell(&format!("/{hash}"))),
+        format!("spack install --cache-only {}", shell_word(&format!("/{hash}"))),
     ];
     context! { version, gcc, commands }
-}
-
-/// A word of a shell line: people copy it.
-fn shell(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
 }
 
 /// A link below the page: bytes that mean something in a URL are escaped, and no path is taken for a scheme.
@@ -184,7 +175,7 @@ mod tests {
         let page = render(&index(Vec::new()), &BTreeSet::new(), "file:///srv").unwrap();
         assert!(page.contains("No package has been published") && !page.contains("<table"), "{page}");
         assert_eq!(relative("a b/c:d?e#f\u{e9}.tar.gz").as_str().unwrap(), "./a%20b/c%3Ad%3Fe%23f%C3%A9.tar.gz");
-        assert_eq!(shell("it's"), "'it'\\''s'");
+        assert_eq!(shell_word("it's"), "'it'\\''s'");
     }
 
     #[test]
