@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -318,19 +319,43 @@ fn collect_tail(from: impl Read, into: &Mutex<VecDeque<String>>) {
     }
 }
 
+/// As the shell reads it back, whatever bytes it holds: within single quotes only the single quote is special.
+pub fn quoted(text: &OsStr) -> OsString {
+    let mut out = b"'".to_vec();
+    for byte in text.as_bytes() {
+        match byte {
+            b'\'' => out.extend(br"'\''"),
+            other => out.push(*other),
+        }
+    }
+    out.push(b'\'');
+    OsString::from_vec(out)
+}
+
 /// A word of a shell line that people copy: quoted where it must be.
 pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
     } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
+        quoted(OsStr::new(word)).to_string_lossy().into_owned()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quoting_survives_a_real_shell() {
+        let nasty = ["", "a b", "it's", "''", "$(touch x) `y` \\ \" \n *", "-n"];
+        for text in nasty {
+            let mut script = OsString::from("printf %s ");
+            script.push(quoted(OsStr::new(text)));
+            let output = Program::new("sh").arg("-c").arg(script).output(&Interrupt::new()).unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+        }
+    }
 
     #[test]
     fn failure_names_argv_status_and_tail() {

@@ -8,6 +8,7 @@ use super::{BuildcacheError, key};
 use crate::gzip;
 use crate::publish::{Key, Store, StoreError, Version};
 use crate::report::Ctx;
+use crate::sha256::Hashing;
 use crate::sign::{GoodSignature, Keyring, SignError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -167,10 +168,10 @@ pub(super) fn tarball(
     let blob = &found.tarball;
     let at = blob.key()?;
     let fault = |kind, detail: String| Ok(Some(Fault::new(kind, at.as_str(), detail)));
-    let mut out = Measured { inner: &mut *copy, hasher: Sha256::new(), left: blob.content_length, over: false };
+    let mut out = Hashing::new(Bounded { inner: &mut *copy, left: blob.content_length, over: false });
     let got = store.download(&at, &mut out, ctx);
-    let (over, sha256) = (out.over, hex::encode(out.hasher.finalize()));
-    if over {
+    let (bounded, sum) = out.finish();
+    if bounded.over {
         return fault(
             Kind::ChangedBlob,
             format!("it has more than the {} bytes that the manifest says", blob.content_length),
@@ -179,7 +180,7 @@ pub(super) fn tarball(
     let Some(size) = got? else {
         return fault(Kind::MissingBlob, "a manifest names it as the package, and it is not there".into());
     };
-    if let Some(reason) = differs_by(blob, size, &sha256) {
+    if let Some(reason) = differs_by(blob, size, &hex::encode(sum)) {
         return fault(Kind::ChangedBlob, reason);
     }
     copy.rewind()?;
@@ -189,16 +190,15 @@ pub(super) fn tarball(
     }
 }
 
-/// Takes so many bytes and no more, and hashes them.
-struct Measured<'f> {
+/// Takes so many bytes and no more.
+struct Bounded<'f> {
     inner: &'f mut File,
-    hasher: Sha256,
     left: u64,
     /// More came.
     over: bool,
 }
 
-impl Write for Measured<'_> {
+impl Write for Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = bytes.len() as u64;
         if length > self.left {
@@ -206,7 +206,6 @@ impl Write for Measured<'_> {
             return Err(io::Error::other("there is more than was said"));
         }
         self.inner.write_all(bytes)?;
-        self.hasher.update(bytes);
         self.left -= length;
         Ok(bytes.len())
     }

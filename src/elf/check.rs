@@ -14,6 +14,7 @@ use object::elf::{self, DynamicTag};
 
 use super::edit::{Edit, SearchPath, Strip};
 use super::error::ElfError;
+use super::moves::is_table;
 use super::parse::{Elf, describe, is_static};
 use super::raw::{Range, Section, Segment, Symbol, slice};
 use super::view::{Entry, View, string_at};
@@ -94,15 +95,8 @@ fn same_dynamic(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
     let entries = |view: &View<'_>| -> Vec<Entry> {
         let entries = view.dynamic.iter().flat_map(|dynamic| dynamic.entries.iter().copied());
         let neutral = |entry: Entry| match entry.tag {
-            elf::DT_STRTAB
-            | elf::DT_STRSZ
-            | elf::DT_SYMTAB
-            | elf::DT_HASH
-            | elf::DT_GNU_HASH
-            | elf::DT_VERSYM
-            | elf::DT_VERNEED
-            | elf::DT_VERDEF
-            | elf::DT_MIPS_RLD_MAP_REL => Entry { value: 0, ..entry },
+            elf::DT_STRSZ | elf::DT_MIPS_RLD_MAP_REL => Entry { value: 0, ..entry },
+            tag if is_table(tag) => Entry { value: 0, ..entry },
             _ => entry,
         };
         entries.filter(|entry| !is_path(entry.tag)).map(neutral).collect()

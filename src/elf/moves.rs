@@ -84,6 +84,20 @@ pub(super) fn move_symbols(draft: &mut Draft<'_>, moves: &[Move], dynamic: Optio
     Ok(())
 }
 
+/// Pointers to tables that may be moved: the linker's own, which nothing but the dynamic section names.
+pub(super) const fn is_table(tag: DynamicTag) -> bool {
+    matches!(
+        tag,
+        elf::DT_STRTAB
+            | elf::DT_SYMTAB
+            | elf::DT_HASH
+            | elf::DT_GNU_HASH
+            | elf::DT_VERSYM
+            | elf::DT_VERNEED
+            | elf::DT_VERDEF
+    )
+}
+
 /// The dynamic section's pointers to moved tables.
 pub(super) fn move_pointers(view: &View<'_>, entries: &mut [Entry], moves: &[Move]) -> Result<(), ElfError> {
     for entry in entries {
@@ -91,17 +105,7 @@ pub(super) fn move_pointers(view: &View<'_>, entries: &mut [Entry], moves: &[Mov
             continue;
         }
         let Some(moved) = moves.iter().find_map(|m| m.address(entry.value)) else { continue };
-        let tables = matches!(
-            entry.tag,
-            elf::DT_STRTAB
-                | elf::DT_SYMTAB
-                | elf::DT_HASH
-                | elf::DT_GNU_HASH
-                | elf::DT_VERSYM
-                | elf::DT_VERNEED
-                | elf::DT_VERDEF
-        );
-        if !tables {
+        if !is_table(entry.tag) {
             return Err(ElfError::Unsupported(Refusal::UnknownPointer(entry.tag.0.cast_unsigned())));
         }
         entry.value = moved;
@@ -189,12 +193,10 @@ fn is_mips_count(view: &View<'_>, tag: DynamicTag) -> bool {
 /// Tags whose meaning we know: a number, a string or an address. The value of any other may be anything.
 pub(super) const fn is_known(tag: DynamicTag) -> bool {
     is_value(tag)
+        || is_table(tag)
         || matches!(
             tag,
             elf::DT_PLTGOT
-                | elf::DT_HASH
-                | elf::DT_STRTAB
-                | elf::DT_SYMTAB
                 | elf::DT_RELA
                 | elf::DT_INIT
                 | elf::DT_FINI
@@ -205,9 +207,5 @@ pub(super) const fn is_known(tag: DynamicTag) -> bool {
                 | elf::DT_PREINIT_ARRAY
                 | elf::DT_SYMTAB_SHNDX
                 | elf::DT_RELR
-                | elf::DT_GNU_HASH
-                | elf::DT_VERSYM
-                | elf::DT_VERDEF
-                | elf::DT_VERNEED
         )
 }

@@ -11,6 +11,7 @@
 //! comment, not made into one.
 
 use super::manifest::{Installed, Manifest};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -117,17 +118,8 @@ fn id(hash: &str) -> String {
 
 /// What a package URL's parts may hold as they are.
 fn percent(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    const MEANT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'_').remove(b'~');
+    utf8_percent_encode(text, MEANT).to_string()
 }
 
 /// Seconds since 1970 as SPDX and RFC 3339 write them.

@@ -7,6 +7,7 @@ use super::prepare::PrepareError;
 use crate::report::{Ctx, Event, Stage};
 use crate::sandbox::{Io, Sandbox, Spec};
 use fs_err as fs;
+use percent_encoding::percent_decode_str;
 use regex::Regex;
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -113,19 +114,7 @@ impl Hidden {
 
 /// Without percent-encoding (RFC 3986, 2.1); as it is when that gives no text.
 fn plain(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let decoded = tail.get(..2).filter(|_| *first == b'%').and_then(|two| hex::decode(two).ok());
-        if let Some(byte) = decoded {
-            bytes.extend(byte);
-            rest = &tail[2..];
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+    percent_decode_str(text).decode_utf8().map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 #[cfg(test)]

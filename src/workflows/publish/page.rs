@@ -12,6 +12,7 @@ use crate::publish::{Condition, Keep, Key, Put, Store};
 use crate::report::Ctx;
 use humansize::{BINARY, format_size};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::collections::BTreeSet;
 
 /// Where it is, below the address.
@@ -113,18 +114,9 @@ fn cache(path: &str, index: &Index, address: &str) -> Value {
 
 /// A link below the page: bytes that mean something in a URL are escaped, and no path is taken for a scheme.
 fn relative(path: &str) -> Value {
-    use std::fmt::Write as _;
-    let mut link = String::from("./");
-    for byte in path.trim_start_matches('/').bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            link.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(link, "%{byte:02X}");
-        }
-    }
+    const MEANT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'_').remove(b'~').remove(b'/');
     // Nothing in it needs an escape of HTML's.
-    Value::from_safe_string(link)
+    Value::from_safe_string(format!("./{}", utf8_percent_encode(path.trim_start_matches('/'), MEANT)))
 }
 
 #[cfg(test)]
