@@ -25,8 +25,15 @@ pub mod inside {
     /// at its root and only root could make one, so a path that is left over in a binary is harmless and easy
     /// to find.
     pub const ROOT: &str = "/slurm-factory.build";
-    /// Spack's install tree.
+    /// What Spack is told is the root of its install tree. Its helper for scripts (`bin/sbang`) is all that lies here.
     pub const STORE: &str = "/slurm-factory.build/store";
+    /// How long Spack makes the path of the install tree, in bytes (`config:install_tree:padded_length`). A name that is compiled
+    /// into a file can only be replaced by one that is not longer: this is the longest store in which binaries of ours can be
+    /// installed by Spack.
+    pub const PADDED_LENGTH: usize = 128;
+    /// The install tree: [`STORE`] and what Spack pads it with (`spack.util.path.add_padding`).
+    pub const INSTALL_TREE: &str = "/slurm-factory.build/store/__spack_path_placeholder__/\
+                                    __spack_path_placeholder__/__spack_path_placeholder__/__spack_path_placeho";
     /// One folder an environment: `spack.yaml`, `spack.lock`.
     pub const ENVIRONMENTS: &str = "/slurm-factory.build/env";
     /// One folder an environment: the view.
@@ -67,7 +74,7 @@ pub const MOUNT_SLOTS: usize = 8;
 const EPOCH: u64 = 315_532_800;
 
 /// Raised when the same inputs are turned into different content by a new version of this program.
-pub const CONTENT_REVISION: u32 = 1;
+pub const CONTENT_REVISION: u32 = 2;
 
 /// What of the host the sandboxes may use to reach the network. Gathered by `resolve`, never part of a plan's
 /// identity.
@@ -503,7 +510,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         pins: catalog.pins.clone(),
         providers,
         target: target.name.clone(),
-        store: inside::STORE.to_owned(),
+        store: inside::INSTALL_TREE.to_owned(),
         epoch: EPOCH,
         compression: request.compression,
     };

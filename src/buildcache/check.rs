@@ -36,6 +36,8 @@ pub enum Kind {
     BadSpec,
     /// An archive that is not of its spec.
     BadTarball,
+    /// Built where paths are shorter than where it is to be installed: nothing is wrong with it, and it cannot be used there.
+    ShortPrefix,
     /// The index cannot be used.
     BadIndex,
 }
@@ -118,7 +120,7 @@ pub fn check(
                 Err(fault) => return Ok(Err(fault)),
             };
             if let Some(scratch) = scratch
-                && let Some(fault) = read::tarball(store, &found, &mut tempfile::tempfile_in(scratch)?, ctx)?
+                && let Err(fault) = read::tarball(store, &found, &mut tempfile::tempfile_in(scratch)?, ctx)?
             {
                 return Ok(Err(fault));
             }

@@ -3,7 +3,7 @@
 //! Spack is given nothing else. What it reads is then what was checked, whoever may write to the cache that it came from, and
 //! however that changes meanwhile: it is the copy that is looked at, so everything is read once.
 
-use super::check::Fault;
+use super::check::{Fault, Kind};
 use super::manifest::{self, Blob};
 use super::spec::Spec;
 use super::{BuildcacheError, index, read};
@@ -22,16 +22,20 @@ use std::path::{Path, PathBuf};
 pub struct Excerpt {
     /// Hashes of what was right, and was copied.
     pub taken: BTreeSet<String>,
-    /// What was asked for, is there, and is not right.
+    /// What was asked for, is there, and cannot be used.
     pub faults: Vec<Fault>,
+    /// Hashes of those.
+    pub refused: BTreeSet<String>,
 }
 
 /// Copies of these packages those that are there and right to `to`, and writes an index of them, added to what is there. Each
-/// is followed from its hash to what its tarball holds. That one is not there is no fault.
+/// is followed from its hash to what its tarball holds. That one is not there is no fault. `install_tree` is the path at which
+/// Spack will install them.
 pub fn excerpt(
     store: &dyn Store,
     keyring: &Keyring,
     wanted: &BTreeSet<String>,
+    install_tree: &str,
     to: &Path,
     ctx: &Ctx,
 ) -> Result<Excerpt, BuildcacheError> {
@@ -42,7 +46,7 @@ pub fn excerpt(
     let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted.contains(*hash)).collect();
     let copied: Vec<_> = chosen
         .par_iter()
-        .map(|(hash, at)| one(store, keyring, at, hash, to, ctx))
+        .map(|(hash, at)| one(store, keyring, at, hash, install_tree, to, ctx))
         .collect::<Result<_, BuildcacheError>>()?;
     let mut excerpt = Excerpt::default();
     let mut specs = Vec::new();
@@ -52,7 +56,10 @@ pub fn excerpt(
                 excerpt.taken.insert(hash.clone());
                 specs.push(spec);
             }
-            Err(fault) => excerpt.faults.push(fault),
+            Err(fault) => {
+                excerpt.refused.insert(hash.clone());
+                excerpt.faults.push(fault);
+            }
         }
     }
     excerpt.faults.sort();
@@ -69,6 +76,7 @@ fn one(
     keyring: &Keyring,
     at: &Key,
     hash: &str,
+    install_tree: &str,
     to: &Path,
     ctx: &Ctx,
 ) -> Result<Result<Spec, Fault>, BuildcacheError> {
@@ -84,8 +92,21 @@ fn one(
         .prefix(fsutil::TEMPORARY)
         .permissions(std::fs::Permissions::from_mode(0o644))
         .tempfile_in(parent)?;
-    if let Some(fault) = read::tarball(store, &found, copy.as_file_mut(), ctx)? {
-        return Ok(Err(fault));
+    let distribution = match read::tarball(store, &found, copy.as_file_mut(), ctx)? {
+        Ok(distribution) => distribution,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    // Spack would begin, find that a name in a program cannot grow, and end the build.
+    if distribution.buildpath.len() < install_tree.len() && !distribution.relocate_binaries.is_empty() {
+        let detail = format!(
+            "its programs name `{}`, {} bytes, where no path of {} bytes has a place: it was built without \
+             `config:install_tree:padded_length: {}`",
+            distribution.buildpath,
+            distribution.buildpath.len(),
+            install_tree.len(),
+            install_tree.len()
+        );
+        return Ok(Err(Fault::new(Kind::ShortPrefix, at.as_str(), detail)));
     }
     copy.persist(&path).map_err(|e| fsutil::with_path(&e.error, "rename into place", &path))?;
     fsutil::write_atomic(&place(&found.spec_blob)?, &found.spec_bytes, 0o644)?;

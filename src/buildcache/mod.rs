@@ -38,7 +38,7 @@ mod tree;
 
 pub use excerpt::{Excerpt, excerpt};
 pub use index::Entry;
-pub use push::{Done, Pushed, Request, Undone, push, would_push};
+pub use push::{Again, Done, Pushed, Request, Undone, push, would_push};
 pub use tree::{DATABASE, InTree, Selection, Tree};
 
 use crate::publish::{Key, Store, StoreError, TRIES};

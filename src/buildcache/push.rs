@@ -7,21 +7,20 @@
 use super::manifest::{self, Blob, JSON, Manifest, SPEC, TARBALL};
 use super::spec::Spec;
 use super::tarball::{self, Distribution};
+use super::tree::PLACEHOLDER;
 use super::{BuildcacheError, InTree, Tree, index, key, keys, read};
 use crate::gzip::{self, Pool};
 use crate::publish::{Condition, Keep, Put, Source, Store, Written};
 use crate::report::{Ctx, Event};
 use crate::sign::{Keyring, SigningKey, clearsign};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// libdeflate's level 5 gives a little less than zlib's 6, which Spack uses, at a fraction of its work.
 const LEVEL: u8 = 5;
-/// What Spack pads a store with (`install_tree:padded_length`).
-const PADDING: &str = "/__spack_path_placeholder__";
 /// More packages at once than this only take memory: compression has all cores anyway.
 const MOST_WRITERS: usize = 4;
 
@@ -41,8 +40,30 @@ pub struct Request<'a> {
     pub scratch: &'a Path,
     /// Threads that compress; 0 means all.
     pub threads: usize,
-    /// Push again what is there.
-    pub force: bool,
+    /// What is pushed although it is there.
+    pub again: &'a Again,
+}
+
+/// Packages that are pushed although they are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Again {
+    /// None.
+    #[default]
+    Nothing,
+    /// These, by hash.
+    These(BTreeSet<String>),
+    /// All.
+    Everything,
+}
+
+impl Again {
+    fn is_about(&self, hash: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::These(hashes) => hashes.contains(hash),
+            Self::Everything => true,
+        }
+    }
 }
 
 /// What was pushed of one package.
@@ -96,14 +117,15 @@ fn todo<'r>(
     store: &dyn Store,
     packages: &'r [(&InTree, Spec)],
     keyring: &Keyring,
-    force: bool,
+    again: &Again,
     ctx: &Ctx,
 ) -> Result<Todo<'r>, BuildcacheError> {
     if read::only_older_layout(store, ctx)? {
         return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
     }
     let mut todo = Todo::default();
-    let there = if force { BTreeMap::new() } else { read::manifests(store, ctx)?.0 };
+    let mut there = if *again == Again::Everything { BTreeMap::new() } else { read::manifests(store, ctx)?.0 };
+    there.retain(|hash, _| !again.is_about(hash));
     let blobs: BTreeMap<String, u64> = if there.is_empty() {
         BTreeMap::new()
     } else {
@@ -127,10 +149,10 @@ pub fn would_push(
     store: &dyn Store,
     packages: &[(&InTree, Spec)],
     keyring: &Keyring,
-    force: bool,
+    again: &Again,
     ctx: &Ctx,
 ) -> Result<Pushed, BuildcacheError> {
-    let todo = todo(store, packages, keyring, force, ctx)?;
+    let todo = todo(store, packages, keyring, again, ctx)?;
     let would = |(p, _): &(&InTree, &Spec)| Done {
         name: p.name.clone(),
         version: p.version.clone(),
@@ -148,7 +170,7 @@ pub fn would_push(
 
 /// Pushes; returns when everything, the index included, is there.
 pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushed, BuildcacheError> {
-    let Todo { missing, present, foreign } = todo(store, &request.packages, request.keyring, request.force, ctx)?;
+    let Todo { missing, present, foreign } = todo(store, &request.packages, request.keyring, request.again, ctx)?;
     let mut pushed = Pushed { there: present.len(), foreign, ..Pushed::default() };
     if !missing.is_empty() {
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition: Condition::Absent };
@@ -278,6 +300,11 @@ fn one(
     })
 }
 
+/// The root of a tree without what Spack pads it with.
+fn unpadded(root: &str) -> &str {
+    root.split_once(&format!("/{PLACEHOLDER}")).map_or(root, |(before, _)| before)
+}
+
 /// All but the lists, which come of reading the files.
 fn distribution(request: &Request<'_>, package: &InTree, spec: &Spec) -> Result<Distribution, BuildcacheError> {
     let root = request.tree.root();
@@ -292,7 +319,7 @@ fn distribution(request: &Request<'_>, package: &InTree, spec: &Spec) -> Result<
     }
     Ok(Distribution {
         // Not below the padding of `install_tree:padded_length`: its own path must be short.
-        sbang_install_path: format!("{}/bin/sbang", root.split(PADDING).next().unwrap_or(root)),
+        sbang_install_path: format!("{}/bin/sbang", unpadded(root)),
         buildpath: root.to_owned(),
         spackprefix: request.spack.to_owned(),
         relative_prefix: package

@@ -158,16 +158,16 @@ pub(super) fn package(
 }
 
 /// Copies the tarball to `copy`, an empty file, and looks into the copy, once its size and digest are what the manifest says:
-/// what nobody signed is not unpacked, and no more of it is written than the manifest says.
+/// what nobody signed is not unpacked, and no more of it is written than the manifest says. What comes back says how it was built.
 pub(super) fn tarball(
     store: &dyn Store,
     found: &Found,
     copy: &mut File,
     ctx: &Ctx,
-) -> Result<Option<Fault>, BuildcacheError> {
+) -> Result<Result<Distribution, Fault>, BuildcacheError> {
     let blob = &found.tarball;
     let at = blob.key()?;
-    let fault = |kind, detail: String| Ok(Some(Fault::new(kind, at.as_str(), detail)));
+    let fault = |kind, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
     let mut out = Hashing::new(Bounded { inner: &mut *copy, left: blob.content_length, over: false });
     let got = store.download(&at, &mut out, ctx);
     let (bounded, sum) = out.finish();
@@ -185,7 +185,7 @@ pub(super) fn tarball(
     }
     copy.rewind()?;
     match look(&*copy, &found.spec) {
-        Ok(()) => Ok(None),
+        Ok(distribution) => Ok(Ok(distribution)),
         Err(reason) => fault(Kind::BadTarball, reason),
     }
 }
@@ -216,7 +216,7 @@ impl Write for Bounded<'_> {
 }
 
 /// Whether the archive is of this spec: one prefix, the spec itself in it, and a last entry that agrees with both.
-fn look(from: impl Read + Send, spec: &Spec) -> Result<(), String> {
+fn look(from: impl Read + Send, spec: &Spec) -> Result<Distribution, String> {
     let plain = gzip::reader(from, 1).map_err(|e| e.to_string())?;
     let mut archive = tar::Archive::new(plain);
     let mut prefix: Option<String> = None;
@@ -265,7 +265,7 @@ fn whole(entry: &mut impl Read) -> Result<Vec<u8>, String> {
 }
 
 /// Whether what installing elsewhere would go by is of this spec and this prefix.
-fn agrees(bytes: &[u8], prefix: &str, spec: &Spec) -> Result<(), String> {
+fn agrees(bytes: &[u8], prefix: &str, spec: &Spec) -> Result<Distribution, String> {
     let distribution: Distribution =
         serde_yaml::from_slice(bytes).map_err(|e| format!("`{DISTRIBUTION}` does not parse: {e}"))?;
     let prefix = format!("/{prefix}");
@@ -282,7 +282,7 @@ fn agrees(bytes: &[u8], prefix: &str, spec: &Spec) -> Result<(), String> {
     if let Some(other) = found.symmetric_difference(&expected).next() {
         return Err(format!("`{DISTRIBUTION}` and the spec do not agree on whether files may name {other}"));
     }
-    Ok(())
+    Ok(distribution)
 }
 
 /// The manifests of packages: hash to where each lies; and what lies there under no such name.

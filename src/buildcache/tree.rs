@@ -20,6 +20,10 @@ use std::path::{Path, PathBuf};
 /// Where Spack keeps what is installed, below the root of a tree.
 pub const DATABASE: &str = ".spack-db/index.json";
 
+/// What Spack pads the path of an install tree with (`config:install_tree:padded_length`), one folder below another; the last
+/// is the begin of this name.
+pub(super) const PLACEHOLDER: &str = "__spack_path_placeholder__";
+
 /// An install tree.
 #[derive(Debug)]
 pub struct Tree {
@@ -95,9 +99,15 @@ struct Named {
 }
 
 impl Tree {
-    /// Whether a folder is the root of an install tree.
-    pub fn is_at(dir: &Path) -> bool {
-        dir.join(DATABASE).is_file()
+    /// The root of the install tree that a folder is or, behind what Spack pads paths with, holds.
+    pub fn find(dir: &Path) -> Option<PathBuf> {
+        if dir.join(DATABASE).is_file() {
+            return Some(dir.to_owned());
+        }
+        let padding = |e: &fs::DirEntry| {
+            e.file_name().to_str().is_some_and(|name| !name.is_empty() && PLACEHOLDER.starts_with(name))
+        };
+        fs::read_dir(dir).ok()?.flatten().filter(padding).find_map(|e| Self::find(&e.path()))
     }
 
     /// Opens the tree in `dir`. Only the database is read.

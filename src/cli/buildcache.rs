@@ -4,7 +4,7 @@ use super::args::Global;
 use super::publish::BucketArgs;
 use super::signer::{KeyArgs, KeysArgs, signing_key};
 use super::{catalog, exit, open_cache, print, print_json, settings, variable};
-use crate::buildcache::{self, Selection, check, index, keys, prune};
+use crate::buildcache::{self, Again, Selection, check, index, keys, prune};
 use crate::cache::{self, Cache};
 use crate::config::Settings;
 use crate::publish::{self, FolderStore, Store};
@@ -255,16 +255,17 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
         Some(root) => Some(format!("{}/{}", root.trim_end_matches('/'), published_path(&tree)?)),
     };
     let store = store(to.as_deref(), settings, cache, ctx)?;
+    let again = if args.force { Again::Everything } else { Again::Nothing };
     let pushed = if args.dry_run {
         let keyring = believed(settings, &args.key.source()?, cache, ctx)?;
-        work::would_push(&*store, &tree, &selection, &keyring, args.force, ctx)?
+        work::would_push(&*store, &tree, &selection, &keyring, &again, ctx)?
     } else {
         let key = match signing_key(settings, &args.key.source()?, cache, ctx)? {
             Some(key) => key,
             None => resolve::make_key(cache, &variable, ctx)?,
         };
-        let how = work::How { threads: args.threads, force: args.force };
-        work::push(&*store, &tree, &selection, &key, cache, how, ctx)?
+        let how = work::How { threads: args.threads, again };
+        work::push(&*store, &tree, &selection, &key, cache, &how, ctx)?
     };
     ctx.reporter.finish();
     if args.json {

@@ -70,7 +70,7 @@ impl Origin {
         Self {
             host_root: slot.to_owned(),
             inside_root: inside::ROOT.to_owned(),
-            inside_store: inside::STORE.to_owned(),
+            inside_store: inside::INSTALL_TREE.to_owned(),
             inside_views: fsutil::parent_of(Path::new(inside_view)).display().to_string(),
             inside_view: inside_view.to_owned(),
         }

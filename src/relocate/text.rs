@@ -1,10 +1,13 @@
 //! Text files that name the build prefix: scripts, their first lines, configuration.
 //!
 //! A first line (`#!`, execve(2)) that names a program of the package becomes `#!/usr/bin/env NAME`: the kernel
-//! takes no relative interpreter, and the module puts the package's `bin` first in PATH. Anything else that
+//! takes no relative interpreter, and the module puts the package's `bin` first in PATH. Where that line would have been too
+//! long, Spack put one of its own before it, `#!/bin/sh STORE/bin/sbang`: it goes, and the second is the first again (which may
+//! begin as a comment of its language, `//!` or `--!`; Spack's `bin/sbang`). Anything else that
 //! names the prefix gets [`PLACEHOLDER`] in its place, and the file is listed for `install`, which writes the
 //! folder it installed to.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 /// What stands for the view's folder until `install` fills it in.
@@ -30,7 +33,8 @@ pub trait MapPath {
 pub fn rewrite(bytes: &[u8], root: &[u8], map: &dyn MapPath) -> Option<Rewritten> {
     let finder = memchr::memmem::Finder::new(root);
     finder.find(bytes)?;
-    let (first, rest) = split_first_line(bytes);
+    let bytes = without_sbang(bytes, root);
+    let (first, rest) = split_first_line(&bytes);
     let mut out = Vec::with_capacity(bytes.len());
     match shebang(first, root, map) {
         Some(line) => out.extend_from_slice(&line),
@@ -44,6 +48,25 @@ pub fn rewrite(bytes: &[u8], root: &[u8], map: &dyn MapPath) -> Option<Rewritten
 /// Whether content is text: no NUL byte in its first 8 KiB (what grep and git go by).
 pub fn is_text(bytes: &[u8]) -> bool {
     memchr::memchr(0, &bytes[..bytes.len().min(8192)]).is_none()
+}
+
+/// The script as it was before Spack put its helper before the interpreter.
+fn without_sbang<'b>(bytes: &'b [u8], root: &[u8]) -> Cow<'b, [u8]> {
+    let (first, rest) = split_first_line(bytes);
+    let helper = first.strip_prefix(b"#!/bin/sh ").map(<[u8]>::trim_ascii);
+    if !helper.is_some_and(|path| path.starts_with(root) && path.ends_with(b"/bin/sbang")) {
+        return Cow::Borrowed(bytes);
+    }
+    let script = rest.strip_prefix(b"\n").unwrap_or(rest);
+    if script.starts_with(b"#!") {
+        return Cow::Borrowed(script);
+    }
+    for comment in [b"//!", b"--!"] {
+        if let Some(line) = script.strip_prefix(comment) {
+            return Cow::Owned([b"#!", line].concat());
+        }
+    }
+    Cow::Borrowed(bytes)
 }
 
 fn split_first_line(bytes: &[u8]) -> (&[u8], &[u8]) {
@@ -112,6 +135,20 @@ mod tests {
     fn first_lines_lose_the_prefix_and_need_no_filling_in() {
         assert_eq!(run("#!/b/store/perl-5/bin/perl\nx\n"), Some(("#!/usr/bin/env perl\nx\n".into(), false)));
         assert_eq!(run("#! /b/store/perl-5/bin/perl -w -T\n"), Some(("#!/usr/bin/env -S perl -w -T\n".into(), false)));
+    }
+
+    #[test]
+    fn the_line_that_spack_put_before_a_long_first_line_goes() {
+        let sbang = "#!/bin/sh /b/store/bin/sbang\n";
+        for (script, want) in [
+            ("#!/b/store/perl-5/bin/perl -w\nx\n", "#!/usr/bin/env -S perl -w\nx\n"),
+            ("--!/b/store/lua-5/bin/lua\nx\n", "#!/usr/bin/env lua\nx\n"),
+            ("//!/b/store/node-5/bin/node\nx\n", "#!/usr/bin/env node\nx\n"),
+        ] {
+            assert_eq!(run(&format!("{sbang}{script}")), Some((want.into(), false)), "{script}");
+        }
+        let other = format!("{sbang}no interpreter\n");
+        assert!(run(&other).is_some_and(|(text, fill_in)| fill_in && text.contains("sbang")), "is not guessed at");
     }
 
     #[test]

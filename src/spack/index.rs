@@ -84,11 +84,11 @@ impl Index {
 
 /// Whether the slot's store holds no package, nor one that is being built.
 fn is_new(slot: &Path) -> bool {
-    let empty = |dir: &str| {
-        let entries = fs::read_dir(slot.join(dir));
-        entries.is_ok_and(|mut all| all.all(|e| e.is_ok_and(|e| e.file_name().as_encoded_bytes().starts_with(b"."))))
+    let empty = |dir: &str| match fs::read_dir(super::on_host(slot, dir)) {
+        Ok(mut all) => all.all(|e| e.is_ok_and(|e| e.file_name().as_encoded_bytes().starts_with(b"."))),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
     };
-    empty("store") && empty("stage")
+    empty(inside::INSTALL_TREE) && empty(inside::STAGE)
 }
 
 /// Names the recipes and the Spack that reads them.
@@ -140,6 +140,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::install_tree;
     use super::*;
     use crate::plan::tests::identity;
 
@@ -184,7 +185,7 @@ mod tests {
 
         // Builds have run in both since: nothing of that is shared.
         fsutil::remove_tree(&first.shared).unwrap();
-        fs::create_dir_all(one.join("store/zlib-1.3-abc")).unwrap();
+        fs::create_dir_all(install_tree(&one).join("zlib-1.3-abc")).unwrap();
         fs::create_dir_all(two.join("stage/spack-stage-zlib")).unwrap();
         for slot in [&one, &two] {
             Index::open(slot, &identity, &cache, &ctx).keep(&cache, &ctx);

@@ -7,7 +7,7 @@
 //! between builds, and is shared by builds that run at the same time under Spack's own locks.
 //!
 //! ```text
-//! SLOT/store/NAME-VERSION-HASH/     install tree
+//! SLOT/store/PADDING/NAME-VERSION-HASH/     install tree; the padding lets binaries be installed at longer paths
 //! SLOT/env/ID/spack.{yaml,lock}     one environment for all plans that ask Spack for the same
 //! SLOT/view/ID/view                 symlink to view/ID/._view/HASH, hard links into the store
 //! SLOT/scope/ID/*.yaml              configuration
@@ -38,7 +38,7 @@ use fs_err as fs;
 use index::Index;
 use log::{Progress, Step};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
@@ -197,6 +197,8 @@ pub struct Binaries {
     pub hashes: HashSet<String>,
     /// Armored public keys of all whom the user trusts; nothing else is trusted inside.
     pub keys: String,
+    /// Hashes of packages that the cache's own binary cache has and that could not be used.
+    pub unusable: BTreeSet<String>,
 }
 
 /// A finished install tree with its view: what Spack left. Made by [`Session::install`] alone.
@@ -207,12 +209,23 @@ pub struct Installed {
     packages: Vec<LockedPackage>,
     lock_file: PathBuf,
     lock_digest: String,
+    unusable: BTreeSet<String>,
 }
 
 impl Installed {
     /// The slot's folder on the host.
     pub fn slot(&self) -> &Path {
         &self.slot
+    }
+
+    /// Hashes of packages that were built although the cache's own binary cache has them: what it has could not be used.
+    pub fn unusable(&self) -> &BTreeSet<String> {
+        &self.unusable
+    }
+
+    /// The install tree's folder on the host.
+    pub fn install_tree(&self) -> PathBuf {
+        install_tree(&self.slot)
     }
 
     /// The view's path inside the sandbox.
@@ -238,7 +251,9 @@ impl Installed {
 
 /// The folder of a slot: one for each rootfs, compiler and Spack.
 pub fn slot_dir(build_dir: &Path, rootfs_id: &str, plan: &BuildPlan) -> PathBuf {
-    let key = format!("{rootfs_id}\0{}\0{}", plan.identity.compiler, plan.identity.spack.commit);
+    // What lies in a slot names the install tree.
+    let parts = [rootfs_id, &plan.identity.compiler, &plan.identity.spack.commit, inside::INSTALL_TREE];
+    let key = parts.join("\0");
     let digest = hex::encode(Sha256::digest(key));
     build_dir.join(format!("{}-{}", plan.identity.toolchain.name, &digest[..12]))
 }
@@ -315,7 +330,7 @@ impl Session<'_> {
                 Err(e) => {
                     ctx.check()?;
                     ctx.warn(format!("binary caches are not used, and everything is built: {e}"));
-                    binaries = Binaries::default();
+                    binaries = Binaries { unusable: binaries.unusable, ..Binaries::default() };
                     build = sources_read_only(build);
                 }
             }
@@ -354,7 +369,7 @@ impl Session<'_> {
         if let Some(package) = missing(&slot, &packages)?.iter().find(|p| p.needed) {
             return Err(SpackError::NotInStore {
                 package: format!("{}-{}", package.name, package.version),
-                store: on_host(&slot, inside::STORE),
+                store: on_host(&slot, inside::INSTALL_TREE),
                 console: self.console(Stage::Install),
             });
         }
@@ -369,6 +384,7 @@ impl Session<'_> {
             slot,
             packages,
             lock_file,
+            unusable: binaries.unusable,
         })
     }
 
@@ -547,7 +563,7 @@ pub const LAST_BUILD: &str = "last-build.json";
 /// Packages that the solver chose and that are not in the store. Spack writes `.spack/spec.json` last.
 fn missing<'a>(slot: &Path, packages: &'a [LockedPackage]) -> io::Result<Vec<&'a LockedPackage>> {
     let mut there = HashSet::new();
-    for entry in fs::read_dir(on_host(slot, inside::STORE))? {
+    for entry in fs::read_dir(on_host(slot, inside::INSTALL_TREE))? {
         let entry = entry?;
         if let Some((_, hash)) = entry.file_name().to_string_lossy().rsplit_once('-')
             && entry.path().join(".spack/spec.json").is_file()
@@ -563,6 +579,11 @@ fn sources_read_only(mut build: Spec) -> Spec {
     let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
     cached.for_each(|mount| mount.access = Access::ReadOnly);
     build
+}
+
+/// The install tree of a slot.
+pub fn install_tree(slot: &Path) -> PathBuf {
+    on_host(slot, inside::INSTALL_TREE)
 }
 
 /// The host's path for one inside the slot's mount.

@@ -119,7 +119,11 @@ fn environment(plan: &BuildPlan) -> Value {
 
 fn config(plan: &BuildPlan) -> Value {
     json!({"config": {
-        "install_tree": {"root": inside::STORE, "projections": {"all": "{name}-{version}-{hash}"}},
+        "install_tree": {
+            "root": inside::STORE,
+            "padded_length": inside::PADDED_LENGTH,
+            "projections": {"all": "{name}-{version}-{hash}"},
+        },
         "build_stage": [inside::STAGE],
         "test_stage": format!("{}/test", inside::STAGE),
         "source_cache": inside::SOURCE_CACHE,

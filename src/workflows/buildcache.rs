@@ -1,13 +1,14 @@
 //! What the `buildcache` verbs and the build share: which install tree is meant, and pushing of it.
 
-use crate::buildcache::{self, BuildcacheError, Pushed, Selection, Tree};
+use crate::buildcache::check::{Fault, Kind};
+use crate::buildcache::{self, Again, BuildcacheError, Pushed, Selection, Tree};
 use crate::cache::Cache;
 use crate::plan::inside;
 use crate::publish::{FolderStore, Store};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::sandbox::Spec;
 use crate::sign::{KeyStore, Keyring, SignError, SigningKey};
-use crate::spack::{Binaries, Installed, LAST_BUILD, LockedPackage};
+use crate::spack::{self, Binaries, Installed, LAST_BUILD, LockedPackage};
 use fs_err as fs;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,18 +34,14 @@ pub fn tree(cache: &Cache, from: Option<&Path>) -> Result<Tree, BuildcacheError>
         let slot = spec.and_then(|s| s.mounts.into_iter().find(|m| m.target == Path::new(inside::ROOT)));
         let slot =
             slot.ok_or_else(|| refuse(&record, "no last build is known in this cache; name one with --from".into()))?;
-        return Tree::open(&slot.source.join("store"));
+        return Tree::open(&spack::install_tree(&slot.source));
     };
-    let at = [from.to_owned(), from.join("store")].into_iter().find(|path| Tree::is_at(path));
-    if let Some(at) = at {
+    if let Some(at) = [from.to_owned(), from.join("store")].iter().find_map(|path| Tree::find(path)) {
         return Tree::open(&at);
     }
     let mut slots = Vec::new();
     for entry in fs::read_dir(from)? {
-        let store = entry?.path().join("store");
-        if Tree::is_at(&store) {
-            slots.push(store);
-        }
+        slots.extend(Tree::find(&entry?.path().join("store")));
     }
     match slots.as_slice() {
         [one] => Tree::open(one),
@@ -57,12 +54,12 @@ pub fn tree(cache: &Cache, from: Option<&Path>) -> Result<Tree, BuildcacheError>
 }
 
 /// How a push is done.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct How {
     /// Threads that compress; 0 means all.
     pub threads: usize,
-    /// Push again what is there.
-    pub force: bool,
+    /// What is pushed although it is there.
+    pub again: Again,
 }
 
 /// Says what would be pushed of a tree, when the packages of those in `keyring` count as being there.
@@ -71,11 +68,11 @@ pub fn would_push(
     tree: &Tree,
     selection: &Selection,
     keyring: &Keyring,
-    force: bool,
+    again: &Again,
     ctx: &Ctx,
 ) -> Result<Pushed, BuildcacheError> {
     let timer = ctx.stage(Stage::Publish, format!("packages to {}", store.address()));
-    let pushed = buildcache::would_push(store, &tree.select(selection)?, keyring, force, ctx)?;
+    let pushed = buildcache::would_push(store, &tree.select(selection)?, keyring, again, ctx)?;
     left_alone(&pushed, ctx);
     match pushed.pushed.len() {
         0 => timer.cached(all_there(&pushed)),
@@ -101,7 +98,7 @@ pub fn push(
     selection: &Selection,
     key: &SigningKey,
     cache: &Cache,
-    how: How,
+    how: &How,
     ctx: &Ctx,
 ) -> Result<Pushed, PushError> {
     let timer = ctx.stage(Stage::Publish, format!("packages to {}", store.address()));
@@ -116,7 +113,7 @@ pub fn push(
         keyring: &keyring,
         scratch: scratch.path(),
         threads: how.threads,
-        force: how.force,
+        again: &how.again,
     };
     let pushed = buildcache::push(store, &request, ctx)?;
     left_alone(&pushed, ctx);
@@ -137,21 +134,23 @@ pub fn push_installed(
     store: &dyn Store,
     installed: &Installed,
     build_dependencies: bool,
+    again: Again,
     key: &SigningKey,
     cache: &Cache,
     ctx: &Ctx,
 ) -> Result<Pushed, PushError> {
-    let tree = Tree::open(&installed.slot().join("store"))?;
+    let tree = Tree::open(&installed.install_tree())?;
     let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
     let roots = installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
     let selection = Selection { roots, build_dependencies, ..Selection::default() };
-    push(store, &tree, &selection, key, cache, How::default(), ctx)
+    push(store, &tree, &selection, key, cache, &How { again, ..How::default() }, ctx)
 }
 
 /// Keeps what a build installed for later builds, also in other build folders: what is new goes into the cache's own binary
-/// cache, with what was needed only to build. That this fails does not make the build fail.
+/// cache, with what was needed only to build; also what was there and could not be used. That this fails does not make the build fail.
 pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<(), Interrupted> {
-    let result = push_installed(&FolderStore::new(&own_dir(cache)), installed, true, key, cache, ctx);
+    let again = Again::These(installed.unusable().clone());
+    let result = push_installed(&FolderStore::new(&own_dir(cache)), installed, true, again, key, cache, ctx);
     ctx.check()?;
     if let Err(e) = result {
         ctx.warn(format!("the packages are not kept for later builds in other folders: {e}"));
@@ -198,7 +197,7 @@ fn offered(
             Some(to) => to,
             none => none.insert(cache.staging(&cache.dir("tmp"))?),
         };
-        let excerpt = match buildcache::excerpt(&store, &keyring, &wanted, to.path(), ctx) {
+        let excerpt = match buildcache::excerpt(&store, &keyring, &wanted, inside::INSTALL_TREE, to.path(), ctx) {
             Ok(excerpt) => excerpt,
             Err(e) => {
                 ctx.check().map_err(BuildcacheError::from)?;
@@ -206,13 +205,9 @@ fn offered(
                 continue;
             }
         };
-        for fault in &excerpt.faults {
-            ctx.warn(format!(
-                "not taken from the binary cache `{}`: {}: {}",
-                folder.display(),
-                fault.key,
-                fault.detail
-            ));
+        tell(&folder, &excerpt.faults, ctx);
+        if folder == own_dir(cache) {
+            binaries.unusable.extend(excerpt.refused);
         }
         wanted.retain(|hash| !excerpt.taken.contains(hash));
         binaries.hashes.extend(excerpt.taken);
@@ -221,6 +216,19 @@ fn offered(
         binaries.dir = None;
     }
     Ok(binaries)
+}
+
+/// Says what is not taken. Binaries for shorter paths come in dozens, and one line does for them.
+fn tell(folder: &Path, faults: &[Fault], ctx: &Ctx) {
+    let (short, others): (Vec<_>, Vec<_>) = faults.iter().partition(|f| f.kind == Kind::ShortPrefix);
+    let from = format!("the binary cache `{}`", folder.display());
+    for fault in others {
+        ctx.warn(format!("not taken from {from}: {}: {}", fault.key, fault.detail));
+    }
+    if let Some(first) = short.first() {
+        let count = short.len();
+        ctx.warn(format!("not taken from {from}: {count} packages, as {}: {}", first.key, first.detail));
+    }
 }
 
 /// Why a push did not end well.

@@ -21,7 +21,7 @@ pub fn components(
     cache: &Cache,
     ctx: &Ctx,
 ) -> io::Result<Vec<manifest::Installed>> {
-    let prefixes = prefixes(&installed.slot().join("store"))?;
+    let prefixes = prefixes(&installed.install_tree())?;
     let builtin = recipe::builtin_dir(cache, &plan.identity.spack_packages);
     let mut claimed = HashSet::new();
     let mut components = Vec::new();

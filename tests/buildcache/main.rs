@@ -9,7 +9,7 @@ mod support;
 use sha2::{Digest, Sha256};
 use slurm_factory::buildcache::check::{self, Kind};
 use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest};
-use slurm_factory::buildcache::{Selection, excerpt, index, prune};
+use slurm_factory::buildcache::{Again, Pushed, Selection, Tree, excerpt, index, prune};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
@@ -19,7 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
-use support::World;
+use support::{ROOT, World};
 
 /// What is wrong with a cache.
 fn kinds(cache: &Path, keyring: &Keyring) -> Vec<Kind> {
@@ -243,13 +243,52 @@ fn an_excerpt_has_what_is_right_and_names_what_is_not() {
     fs::create_dir(&to).unwrap();
     let wanted: BTreeSet<String> =
         ["app", "lib"].map(|name| world.hash(name)).into_iter().chain(["0".repeat(32)]).collect();
-    let excerpt = excerpt(&store, &world.keyring(), &wanted, &to, &Ctx::silent()).unwrap();
+    let excerpt = excerpt(&store, &world.keyring(), &wanted, ROOT, &to, &Ctx::silent()).unwrap();
     assert_eq!(excerpt.taken, BTreeSet::from([world.hash("lib")]));
     assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::BadTarball]);
     assert_eq!(kinds(&to, &world.keyring()), []);
     let there = objects(&to);
     assert_eq!(there.keys().filter(|k| k.starts_with("v3/manifests/spec/")).count(), 1, "nothing else: {there:?}");
     assert!(there.keys().all(|k| !k.contains(".tmp-")), "a copy that was not right is left");
+}
+
+#[test]
+fn what_was_built_for_shorter_paths_is_not_taken_and_can_be_pushed_again() {
+    let world = World::new();
+    let cache = world.dir.path().join("cache");
+    let all = Selection { build_dependencies: true, ..Selection::default() };
+    world.push(&cache, &all);
+    let store = FolderStore::new(&cache);
+    let wanted: BTreeSet<String> = ["app", "lib", "tool"].map(|name| world.hash(name)).into();
+    let to = world.dir.path().join("excerpt");
+    fs::create_dir(&to).unwrap();
+    let longer = format!("{ROOT}x");
+    let excerpt = excerpt(&store, &world.keyring(), &wanted, &longer, &to, &Ctx::silent()).unwrap();
+    // Texts and links can grow; what is compiled cannot.
+    assert_eq!(excerpt.taken, ["app", "tool"].map(|name| world.hash(name)).into());
+    assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::ShortPrefix]);
+    assert_eq!(excerpt.refused, [world.hash("lib")].into());
+    assert!(excerpt.faults[0].detail.contains("padded_length: 27"), "{}", excerpt.faults[0].detail);
+
+    let names = |pushed: &Pushed| pushed.pushed.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&world.push_again(&cache, &Again::Nothing)), [""; 0]);
+    assert_eq!(names(&world.push_again(&cache, &Again::These(excerpt.refused))), ["lib"]);
+    assert_eq!(names(&world.push_again(&cache, &Again::Everything)).len(), 3);
+    assert_eq!(kinds(&cache, &world.keyring()), []);
+}
+
+#[test]
+fn a_tree_is_found_behind_what_spack_pads_it_with() {
+    let world = World::new();
+    let home = world.dir.path().join("site");
+    let padding = "__spack_path_placeholder__";
+    let deep = home.join(padding).join(padding).join(&padding[..7]);
+    fs::create_dir_all(deep.parent().unwrap()).unwrap();
+    fs::create_dir(home.join("__other")).unwrap();
+    assert_eq!(Tree::find(&home), None);
+    fs::create_dir_all(deep.join(".spack-db")).unwrap();
+    fs::write(deep.join(".spack-db/index.json"), "{}").unwrap();
+    assert_eq!(Tree::find(&home), Some(deep));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use slurm_factory::buildcache::manifest::{Blob, Manifest, TARBALL};
-use slurm_factory::buildcache::{BuildcacheError, Pushed, Request, Selection, Tree, push, spec};
+use slurm_factory::buildcache::{Again, BuildcacheError, Pushed, Request, Selection, Tree, push, spec};
 use slurm_factory::publish::FolderStore;
 use slurm_factory::report::Ctx;
 use slurm_factory::secret::Secret;
@@ -120,11 +120,17 @@ impl World {
     }
 
     pub fn try_push(&self, cache: &Path) -> Result<Pushed, BuildcacheError> {
-        self.push_with(&self.tree, cache, &Selection::default(), 2)
+        self.push_with(&self.tree, cache, &Selection::default(), 2, &Again::Nothing)
     }
 
     pub fn push_tree(&self, tree: &Tree, cache: &Path, selection: &Selection, threads: usize) -> Pushed {
-        self.push_with(tree, cache, selection, threads).unwrap()
+        self.push_with(tree, cache, selection, threads, &Again::Nothing).unwrap()
+    }
+
+    /// Everything, and again what is named.
+    pub fn push_again(&self, cache: &Path, again: &Again) -> Pushed {
+        let all = Selection { build_dependencies: true, ..Selection::default() };
+        self.push_with(&self.tree, cache, &all, 2, again).unwrap()
     }
 
     fn push_with(
@@ -133,6 +139,7 @@ impl World {
         cache: &Path,
         selection: &Selection,
         threads: usize,
+        again: &Again,
     ) -> Result<Pushed, BuildcacheError> {
         let scratch = tempfile::tempdir().unwrap();
         let request = Request {
@@ -143,7 +150,7 @@ impl World {
             keyring: &self.keyring(),
             scratch: scratch.path(),
             threads,
-            force: false,
+            again,
         };
         push(&FolderStore::new(cache), &request, &Ctx::silent())
     }

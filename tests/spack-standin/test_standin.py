@@ -229,6 +229,22 @@ class Solve(unittest.TestCase):
                 self.solve(spec, zlib)
             self.assertIn(message, str(raised.exception))
 
+    def test_an_install_tree_is_padded(self):
+        for length, end in (
+            (0, ""),
+            (8, ""),
+            (9, ""),
+            (10, "/_"),
+            (35, "/__spack_path_placeholder__"),
+            (36, "/__spack_path_placeholder___"),
+            (37, "/__spack_path_placeholder__/_"),
+        ):
+            with self.subTest(length):
+                text = SCOPE["config"].replace("/b/store\n", f"/b/store\n    padded_length: {length}\n")
+                nodes, _ = self.solve("zlib", config=text)
+                prefix = next(node.prefix for node in nodes.values() if node.name == "zlib")
+                self.assertEqual(os.path.dirname(prefix), "/b/store" + end)
+
     def test_what_the_configuration_lacks_is_named(self):
         cases = (
             ({"config": SCOPE["config"].replace("  source_cache: /b/cache\n", "")}, "config:source_cache"),

@@ -19,7 +19,7 @@
 pub mod index;
 mod page;
 
-use crate::buildcache::{slurm_folder, slurm_path};
+use crate::buildcache::{Again, slurm_folder, slurm_path};
 use crate::cache::Cache;
 use crate::config::Settings;
 use crate::package::{Compression, Package, PackageError, PackageName, Trust};
@@ -271,7 +271,7 @@ pub fn packages(
     let Some(Target { store, all: Some(reach), .. }) = target else { return Ok(()) };
     let below = slurm_path(&name.version, &name.compiler);
     let store = publish::open(&format!("{}/{below}", store.address().trim_end_matches('/')), reach, ctx)?;
-    buildcache::push_installed(store.as_ref(), installed, false, key, cache, ctx)?;
+    buildcache::push_installed(store.as_ref(), installed, false, Again::Nothing, key, cache, ctx)?;
     Ok(())
 }
 

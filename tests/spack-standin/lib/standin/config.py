@@ -118,6 +118,19 @@ def _views(view, environment):
     return tuple(found)
 
 
+_PADDING = "__spack_path_placeholder__"
+
+
+def _padded(root, length):
+    """The root with folders below it until its path has this length; one character alone cannot be had."""
+    missing = length - len(root) - 1
+    if missing < 1:
+        return root
+    whole, rest = divmod(missing, len(_PADDING) + 1)
+    folders = "/".join([_PADDING] * whole + [_PADDING[:rest]])
+    return f"{root}/{folders[:-1] + '_' if folders.endswith('/') else folders}"
+
+
 def read(scope, environment):
     """Reads both folders."""
     for name in sorted(os.listdir(scope)):
@@ -142,7 +155,10 @@ def read(scope, environment):
             raise SpackError(f"{where}: the stand-in unifies: one version of a package for all roots")
     packages = section["packages"]
     return Config(
-        store=_folder(_at(config, "install_tree:root", "config"), "config:install_tree:root"),
+        store=_padded(
+            _folder(_at(config, "install_tree:root", "config"), "config:install_tree:root"),
+            int(config["install_tree"].get("padded_length", 0)),
+        ),
         stages=_folder(_at(config, "build_stage", "config")[0], "config:build_stage"),
         source_cache=_folder(_at(config, "source_cache", "config"), "config:source_cache"),
         jobs=int(_at(config, "build_jobs", "config")),

@@ -108,7 +108,7 @@ def install(config, nodes, roots, jobs, binaries):
                 if binaries:
                     say.message(f"No binary for {node.label} found: installing from source")
                 _install_one(config, nodes, node, f" [{number}/{len(wanted)}]" if config.show_status else "", jobs)
-        say.line(f"[+] {node.prefix}")
+        say.line(f"[+] {say.short(node.prefix)}")
 
 
 def fetch(config, nodes, roots):
