@@ -191,6 +191,8 @@ pub struct RelocateRules {
     pub keep: Vec<PathRule>,
     /// Which strings that name the build prefix may stay, in which files.
     pub allow: Vec<PathRule>,
+    /// Which paths are written over those that are compiled into programs.
+    pub rewrite: Vec<RewriteRule>,
     /// Which libraries are opened by name at run time.
     pub dlopen: Vec<DlopenRule>,
 }
@@ -205,6 +207,22 @@ pub struct PathRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub string: Option<String>,
     /// Why.
+    pub reason: String,
+}
+
+/// A path that is compiled into programs and means something on every host, or in every installation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteRule {
+    /// Pattern for paths relative to the view.
+    pub glob: String,
+    /// Pattern for the string, from the build prefix to its end. Without it, any string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub string: Option<String>,
+    /// What the string becomes: an absolute path of the host; or `{view}`: its begin, the package's folder, is filled in by
+    /// `install`.
+    pub to: String,
+    /// Why; for `{view}`, what goes without it.
     pub reason: String,
 }
 
@@ -241,11 +259,12 @@ impl Overlay {
         self.pins.extend(higher.pins);
         self.features.extend(higher.features);
         self.toolchains.extend(higher.toolchains);
-        let RelocateRules { prune, keep, allow, dlopen } = higher.relocate;
+        let RelocateRules { prune, keep, allow, rewrite, dlopen } = higher.relocate;
         // The first that matches counts.
         self.relocate.prune.splice(0..0, prune);
         self.relocate.keep.splice(0..0, keep);
         self.relocate.allow.splice(0..0, allow);
+        self.relocate.rewrite.splice(0..0, rewrite);
         self.relocate.dlopen.splice(0..0, dlopen);
     }
 }

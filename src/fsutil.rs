@@ -241,6 +241,15 @@ pub fn packing(start: &[u8]) -> Packing {
     }
 }
 
+/// Writes a path over another one, of which nothing may move: with slashes before it, which are as good as one (POSIX.1-2017, 4.13). `None`, and nothing is written, when it is longer than they are.
+pub fn write_over(bytes: &mut [u8], path: &[u8]) -> Option<()> {
+    let spare = bytes.len().checked_sub(path.len())?;
+    let (slashes, end) = bytes.split_at_mut(spare);
+    slashes.fill(b'/');
+    end.copy_from_slice(path);
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use super::args::{Global, VerifyArgs};
 use super::{catalog, exit, print, print_json, settings};
 use crate::config::Settings;
 use crate::oldest::Oldest;
-use crate::package::Difference;
+use crate::package::{Difference, Manifest};
 use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
@@ -50,11 +50,16 @@ fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
         ),
         Some(tree) => (
             "a tree has no signature; every file is checked against the manifest.json in it, which anyone could change: verify the package for the signature",
-            if tree.record().is_none() { tree.manifest().facts.fill_in.clone() } else { Vec::new() },
+            if tree.record().is_none() { files(tree.manifest()) } else { Vec::new() },
         ),
     };
     let (findings, differences) = (verified.findings, verified.differences);
     Ok(Checked { findings, differences, fill_in, unsure: Some(unsure), ..Checked::default() })
+}
+
+/// The files into which `install` writes.
+fn files(manifest: &Manifest) -> Vec<String> {
+    manifest.facts.filled_in().into_iter().map(str::to_owned).collect()
 }
 
 fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
@@ -67,7 +72,7 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
     Ok(Checked {
         signers: verified.signers,
         sha256: Some(verified.package.sha256().to_owned()),
-        fill_in: verified.package.manifest().facts.fill_in.clone(),
+        fill_in: files(verified.package.manifest()),
         findings: verified.findings,
         ..Checked::default()
     })

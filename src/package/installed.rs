@@ -8,14 +8,15 @@
 //! ```
 //!
 //! Plain `tar -x` gives the same tree without the last file, and without paths filled in where the manifest's `fill_in`
-//! says that some belong.
+//! and `strings` say that some belong.
 //!
 //! Nothing here walks through symlinks: somebody may have put one in the place of a folder, and what lies behind it
 //! is not ours to delete.
 
 use super::extract::{Below, Target};
+use super::manifest::StringPlace;
 use super::{FileKind, Manifest, PackageError, layout};
-use crate::fsutil;
+use crate::fsutil::{self, write_over};
 use crate::report::Ctx;
 use crate::sha256::Hashing;
 use crate::sign::Fingerprint;
@@ -25,7 +26,7 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -149,12 +150,62 @@ impl Tree {
             }
             changed += 1;
         }
+        Ok(changed + self.fill_in_strings(&files, view, ctx)?)
+    }
+
+    /// The same in binaries, where it has no more room than what stands there.
+    fn fill_in_strings(&self, files: &HashSet<&str>, view: &Path, ctx: &Ctx) -> Result<usize, PackageError> {
+        let view = view.as_os_str().as_bytes();
+        let mut by_file: BTreeMap<&str, Vec<&StringPlace>> = BTreeMap::new();
+        for place in &self.manifest.facts.strings {
+            by_file.entry(&place.path).or_default().push(place);
+        }
+        let mut changed = 0;
+        for (name, places) in by_file {
+            let wrong = |problem: &str| PackageError::Contents {
+                path: self.root.clone(),
+                entry: name.to_owned(),
+                problem: problem.to_owned(),
+            };
+            let path = self.root.join(super::decode_path(name));
+            let metadata = fs::symlink_metadata(&path).map_err(PackageError::Io)?;
+            if !files.contains(name) || !metadata.is_file() {
+                return Err(wrong("a path is to be written into it, and it is no file of the package"));
+            }
+            let old = fs::read(&path).map_err(PackageError::Io)?;
+            let mut new = old.clone();
+            let mut filled = Vec::new();
+            for place in places {
+                let there = place_in(&mut new, place).ok_or_else(|| wrong("a path is to be written behind its end"))?;
+                if there == place.text.as_bytes() {
+                    if write_over(there, view).is_some() {
+                        filled.push(place);
+                    } else {
+                        ctx.note(format!(
+                            "`{name}` has no room for a path of {} bytes, only for {}: {}",
+                            view.len(),
+                            place.text.len(),
+                            place.reason
+                        ));
+                    }
+                }
+            }
+            if filled.is_empty() {
+                continue;
+            }
+            if metadata.nlink() > 1 {
+                fs::write(&path, &new).map_err(PackageError::Io)?;
+            } else {
+                fsutil::write_atomic(&path, &new, metadata.mode() & 0o777).map_err(PackageError::Io)?;
+            }
+            changed += 1;
+        }
         Ok(changed)
     }
 
     /// What is not as the manifest says. Without `thorough`, kinds, sizes and link targets; with it, content.
     pub fn differences(&self, thorough: bool, ctx: &Ctx) -> Result<Vec<Difference>, PackageError> {
-        let filled: HashSet<&str> = self.manifest.facts.fill_in.iter().map(String::as_str).collect();
+        let filled = self.manifest.facts.filled_in();
         let found: Vec<Option<Difference>> = self
             .manifest
             .files
@@ -170,7 +221,8 @@ impl Tree {
                     }),
                     FileKind::Hardlink { .. } => kind_problem(&path, FileType::RegularFile),
                     FileKind::File { size, sha256, .. } => kind_problem(&path, FileType::RegularFile).or_else(|| {
-                        self.file_problem(&path, *size, sha256, filled.contains(entry.path.as_str()), thorough)
+                        let filled = filled.contains(entry.path.as_str()).then_some(entry.path.as_str());
+                        self.file_problem(&path, *size, sha256, filled, thorough)
                     }),
                 };
                 Ok(problem.map(|problem| Difference { path: entry.path.clone(), problem }))
@@ -179,8 +231,15 @@ impl Tree {
         Ok(found.into_iter().flatten().collect())
     }
 
-    fn file_problem(&self, path: &Path, size: u64, sha256: &str, filled: bool, thorough: bool) -> Option<String> {
-        if !filled {
+    fn file_problem(
+        &self,
+        path: &Path,
+        size: u64,
+        sha256: &str,
+        filled: Option<&str>,
+        thorough: bool,
+    ) -> Option<String> {
+        if filled.is_none() {
             match fs::symlink_metadata(path) {
                 Ok(metadata) if metadata.len() == size => {}
                 Ok(metadata) => return Some(format!("it has {} bytes and should have {size}", metadata.len())),
@@ -191,8 +250,8 @@ impl Tree {
             return None;
         }
         let sum = || -> io::Result<String> {
-            if filled {
-                return Ok(hex::encode(Sha256::digest(self.as_shipped(&fs::read(path)?))));
+            if let Some(name) = filled {
+                return Ok(hex::encode(Sha256::digest(self.as_shipped(name, fs::read(path)?))));
             }
             let mut hashing = Hashing::new(fs::File::open(path)?);
             io::copy(&mut hashing, &mut io::sink())?;
@@ -205,15 +264,25 @@ impl Tree {
         }
     }
 
-    /// The content of a filled-in file with the placeholder back in its place.
-    fn as_shipped(&self, content: &[u8]) -> Vec<u8> {
-        match &self.record {
-            Some(record) => {
-                let view = super::decode_path(&record.view);
-                replace(content, view.as_os_str().as_bytes(), self.manifest.facts.placeholder.as_bytes())
-            }
-            None => content.to_vec(),
+    /// The content of a filled-in file with what was there before back in its place.
+    fn as_shipped(&self, name: &str, mut content: Vec<u8>) -> Vec<u8> {
+        let Some(record) = &self.record else { return content };
+        let facts = &self.manifest.facts;
+        let view = super::decode_path(&record.view);
+        let view = view.as_os_str().as_bytes();
+        if facts.fill_in.iter().any(|file| file == name) {
+            content = replace(&content, view, facts.placeholder.as_bytes());
         }
+        for place in facts.strings.iter().filter(|place| place.path == name) {
+            let mut filled = place.text.as_bytes().to_vec();
+            if write_over(&mut filled, view).is_some()
+                && let Some(there) = place_in(&mut content, place)
+                && there == filled
+            {
+                there.copy_from_slice(place.text.as_bytes());
+            }
+        }
+        content
     }
 
     /// Deletes what the manifest lists, and the folder when nothing else is in it. The manifest goes last, so that a
@@ -259,6 +328,12 @@ impl Tree {
         }
         Ok(Removal { removed, left })
     }
+}
+
+/// The bytes of a place.
+fn place_in<'c>(content: &'c mut [u8], place: &StringPlace) -> Option<&'c mut [u8]> {
+    let start = usize::try_from(place.offset).ok()?;
+    content.get_mut(start..start.checked_add(place.text.len())?)
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, PackageError> {

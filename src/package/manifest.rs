@@ -9,7 +9,7 @@
 
 use super::ustar::{Kind, Member};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -75,10 +75,33 @@ pub struct Facts {
     pub placeholder: String,
     /// Files in which `install` writes the place where the package lies.
     pub fill_in: Vec<String>,
+    /// Places in binaries where `install` writes it, when it has room there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strings: Vec<StringPlace>,
     /// Build paths that were left in, each with the reason.
     pub leaks: Vec<Leak>,
     /// What relocation did.
     pub relocation: Relocation,
+}
+
+impl Facts {
+    /// Every file into which `install` writes, in the archive.
+    pub fn filled_in(&self) -> BTreeSet<&str> {
+        self.fill_in.iter().chain(self.strings.iter().map(|place| &place.path)).map(String::as_str).collect()
+    }
+}
+
+/// A place in a binary for the absolute path of the view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StringPlace {
+    /// The file, in the archive.
+    pub path: String,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// What stands there in the archive; a path of at most as many bytes may be written over it, with slashes before it.
+    pub text: String,
+    /// What goes without it.
+    pub reason: String,
 }
 
 /// A program and its version.

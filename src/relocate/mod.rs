@@ -6,7 +6,8 @@
 //! 1. pruned by rules ([`rules`]),
 //! 2. ELF files stripped of debug sections and given `$ORIGIN`-relative search paths ([`search_path`]),
 //! 3. absolute symlinks into the build prefix made relative,
-//! 4. text that names the build prefix rewritten ([`text`]), and what cannot be made relative listed for
+//! 4. paths that are compiled into programs and that every host has elsewhere, or that `install` knows, written over ([`strings`]),
+//! 5. text that names the build prefix rewritten ([`text`]), and what cannot be made relative listed for
 //!    `install` to fill in.
 //!
 //! [`verify`] then looks at the result as a stranger would.
@@ -18,6 +19,7 @@ pub mod prefix;
 pub mod rules;
 pub mod search_path;
 mod stage;
+pub mod strings;
 pub mod text;
 pub mod verify;
 

@@ -1,7 +1,7 @@
 //! What is left out of a package, what may still name the build prefix, and which libraries are loaded by name
 //! at run time: data (`assets/relocate.toml`, and what a site adds to it), each entry with its reason.
 
-use crate::catalog::{DlopenRule, PathRule, RelocateRules};
+use crate::catalog::{DlopenRule, PathRule, RelocateRules, RewriteRule};
 use globset::{GlobBuilder, GlobMatcher};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -21,6 +21,12 @@ pub enum RulesError {
         pattern: String,
         /// Why not.
         source: globset::Error,
+    },
+    /// Not something that can stand in place of a path.
+    #[error("relocation rules: `to = \"{to}\"` is neither an absolute path nor {{view}}")]
+    To {
+        /// What is written.
+        to: String,
     },
 }
 
@@ -52,6 +58,44 @@ impl Rule {
     }
 }
 
+/// What stands in a program in place of a path of the build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// A path of the host.
+    Path(String),
+    /// The folder of the view, which `install` knows.
+    View,
+}
+
+/// Paths that are compiled into programs, and what they become.
+#[derive(Debug)]
+pub struct Rewrite {
+    rule: Rule,
+    /// What they become.
+    pub to: To,
+}
+
+impl Rewrite {
+    fn new(raw: RewriteRule) -> Result<Self, RulesError> {
+        let to = match raw.to.as_str() {
+            "{view}" => To::View,
+            path if path.starts_with('/') && !path.bytes().any(|b| b.is_ascii_control()) => To::Path(path.to_owned()),
+            _ => return Err(RulesError::To { to: raw.to }),
+        };
+        Ok(Self { rule: Rule::new(PathRule { glob: raw.glob, string: raw.string, reason: raw.reason })?, to })
+    }
+
+    /// The pattern as written.
+    pub fn glob(&self) -> &str {
+        &self.rule.glob
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &str {
+        &self.rule.reason
+    }
+}
+
 /// A library that a file opens by name at run time, so that its folder belongs on the file's search path.
 #[derive(Debug)]
 pub struct Dlopen {
@@ -76,6 +120,8 @@ pub struct Rules {
     keep: Vec<Rule>,
     /// Strings that may still name the build prefix, by file; the first that matches counts.
     pub allow: Vec<Rule>,
+    /// Paths that are written over; the first that matches counts.
+    rewrite: Vec<Rewrite>,
     /// Libraries opened by name.
     pub dlopen: Vec<Dlopen>,
     /// Libraries that come from the host: glibc's own, by SONAME; a trailing `*` matches any end.
@@ -116,6 +162,7 @@ impl Rules {
         let both = |site: &[PathRule], own: Vec<PathRule>| {
             site.iter().cloned().chain(own).map(Rule::new).collect::<Result<Vec<_>, _>>()
         };
+        let rewrite = site.rewrite.iter().cloned().chain(rules.rewrite).map(Rewrite::new);
         let dlopen = site.dlopen.iter().cloned().chain(rules.dlopen).map(|DlopenRule { glob, library, reason }| {
             Ok(Dlopen { rule: Rule::new(PathRule { glob, string: None, reason })?, library })
         });
@@ -123,10 +170,29 @@ impl Rules {
             prune: both(&site.prune, rules.prune)?,
             keep: both(&site.keep, rules.keep)?,
             allow: both(&site.allow, rules.allow)?,
+            rewrite: rewrite.collect::<Result<_, RulesError>>()?,
             dlopen: dlopen.collect::<Result<_, RulesError>>()?,
             libc,
             digest: hex::encode(digest.finalize()),
         })
+    }
+
+    /// Whether some of the file's strings are to be written over.
+    pub fn rewrites(&self, path: &Path) -> bool {
+        self.rewrite.iter().any(|rewrite| rewrite.rule.matches(path))
+    }
+
+    /// The rule about this string of this file.
+    pub fn rewrite_of(&self, path: &Path, string: &str) -> Option<&Rewrite> {
+        self.rewrite.iter().find(|rewrite| rewrite.rule.matches(path) && rewrite.rule.allows(string))
+    }
+
+    /// Why this string may name the build prefix in this file: because a rule lets it, or because `install` writes over it.
+    pub fn allowed(&self, path: &Path, string: &str) -> Option<&str> {
+        let filled_in = self.rewrite_of(path, string).filter(|rewrite| rewrite.to == To::View).map(Rewrite::reason);
+        let stays =
+            || self.allow.iter().find(|rule| rule.matches(path) && rule.allows(string)).map(|r| r.reason.as_str());
+        filled_in.or_else(stays)
     }
 
     /// The rules that leave files out.

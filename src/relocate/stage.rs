@@ -2,6 +2,7 @@
 
 use super::rules::Rules;
 use super::search_path::{self, Libraries};
+use super::strings::{self, Place};
 use super::text::{self, MapPath};
 use crate::elf::{self, Edit, Edited, SearchPath, Strip};
 use crate::fsutil;
@@ -31,6 +32,14 @@ pub enum RelocateError {
         path: PathBuf,
         /// What is wrong with it.
         source: elf::ElfError,
+    },
+    /// A path that is compiled in cannot become what a rule says.
+    #[error("relocate `{path}`: {source}")]
+    String {
+        /// Path in the view.
+        path: PathBuf,
+        /// Why not.
+        source: strings::TooLong,
     },
     /// Something in the view that is neither file, folder nor symlink.
     #[error("relocate `{path}`: neither a file, a folder nor a symlink; a package cannot hold it")]
@@ -180,6 +189,8 @@ pub struct Report {
     pub text_rewritten: u64,
     /// Text files that `install` fills in.
     pub fill_in: Vec<PathBuf>,
+    /// Places in binaries that `install` fills in.
+    pub places: Vec<Place>,
     /// What was left out, by rule.
     pub pruned: Vec<PruneCount>,
 }
@@ -343,6 +354,7 @@ struct Outcome {
     elf: Option<bool>,
     text: bool,
     fill_in: Option<PathBuf>,
+    places: Vec<Place>,
 }
 
 fn copy(job: &Job<'_>, entries: &[Entry], report: &mut Report) -> Result<(), RelocateError> {
@@ -393,6 +405,7 @@ fn copy(job: &Job<'_>, entries: &[Entry], report: &mut Report) -> Result<(), Rel
         }
         report.text_rewritten += u64::from(outcome.text);
         report.fill_in.extend(outcome.fill_in);
+        report.places.extend(outcome.places);
     }
     Ok(())
 }
@@ -416,6 +429,13 @@ fn one_file(job: &Job<'_>, path: &Path, mode: u32) -> Result<Outcome, RelocateEr
         outcome.text = true;
         outcome.fill_in = rewritten.fill_in.then(|| path.to_owned());
         changed = Some(rewritten.bytes);
+    }
+    if !outcome.text && job.rules.rewrites(path) {
+        let mut new = changed.take().unwrap_or_else(|| bytes.clone());
+        let root = job.origin.inside_root.as_bytes();
+        outcome.places = strings::rewrite(job.rules, path, &mut new, root, job.origin)
+            .map_err(|source| RelocateError::String { path: path.to_owned(), source })?;
+        changed = Some(new);
     }
     match changed {
         Some(new) => {

@@ -318,15 +318,14 @@ impl<'a> Inspector<'a> {
         if found.peek().is_none() {
             return;
         }
-        let rules: Vec<_> = self.rules.allow.iter().filter(|rule| rule.matches(path)).collect();
         let mut allowed: BTreeMap<&str, AllowedLeak> = BTreeMap::new();
         let mut leak: Option<(usize, String, usize)> = None;
         for offset in found {
             let text = printable(&content[offset..]);
-            match rules.iter().find(|rule| rule.allows(&text)) {
-                Some(rule) => {
-                    let (path, reason) = (path.to_owned(), rule.reason.clone());
-                    let entry = allowed.entry(&rule.reason);
+            match self.rules.allowed(path, &text) {
+                Some(reason) => {
+                    let entry = allowed.entry(reason);
+                    let (path, reason) = (path.to_owned(), reason.to_owned());
                     entry.or_insert_with(|| AllowedLeak { path, count: 0, text, reason }).count += 1;
                 }
                 None => leak.get_or_insert((offset, text, 0)).2 += 1,

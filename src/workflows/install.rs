@@ -208,7 +208,7 @@ fn keep(tree: &Tree, package: &Package, prefix: &Path, record: &Record, ctx: &Ct
     if !differences.is_empty() {
         return Err(InstallError::Changed { prefix: prefix.to_owned(), differences });
     }
-    let files = tree.manifest().facts.fill_in.len();
+    let files = tree.manifest().facts.filled_in().len();
     match tree.record() {
         Some(known) if known.view != record.view && files > 0 => {
             Err(InstallError::Moved { prefix: prefix.to_owned(), installed: known.view.clone(), files })

@@ -113,6 +113,16 @@ pub fn facts(
         }),
         placeholder: PLACEHOLDER.to_owned(),
         fill_in: report.fill_in.iter().map(|p| in_view(p)).collect(),
+        strings: report
+            .places
+            .iter()
+            .map(|place| manifest::StringPlace {
+                path: in_view(&place.path),
+                offset: place.offset as u64,
+                text: place.text.clone(),
+                reason: place.reason.clone(),
+            })
+            .collect(),
         leaks: findings
             .allowed
             .iter()

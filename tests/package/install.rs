@@ -43,6 +43,45 @@ fn any_prefix_will_do() {
 }
 
 #[test]
+fn a_path_in_a_binary_is_written_over_where_it_has_room() {
+    let made = make(Compression::GZIP);
+    // Short on purpose: what stands in the binary has 64 bytes.
+    let near = tempfile::Builder::new().prefix("s").rand_bytes(5).tempdir_in("/tmp").unwrap();
+    let prefix = near.path().join("p");
+    put(&made, &prefix).unwrap();
+    let library = prefix.join("view/lib/libplace.so");
+    let view = prefix.join("view").display().to_string();
+    let written = format!("{}{view}", "/".repeat(PLACE.len() - view.len()));
+    assert_eq!(std::fs::read(&library).unwrap(), format!("\x7f\0dir={written}/share\0{written}\0").as_bytes());
+    assert!(Path::new(&written).join("bin/sinfo").is_file(), "a path all the same");
+    // It is what the manifest says, twice is once, and any other byte is a change.
+    assert_eq!(put(&made, &prefix).unwrap().outcome, Outcome::Unchanged);
+    let whole = std::fs::read(&library).unwrap();
+    for at in [0, 6, 40, whole.len() - 1] {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        std::fs::write(&library, &changed).unwrap();
+        let error = put(&made, &prefix).unwrap_err();
+        assert!(error.to_string().contains("view/lib/libplace.so"), "{at}: {error}");
+    }
+    std::fs::write(&library, &whole).unwrap();
+    assert_eq!(remove(&prefix, &Ctx::silent()).unwrap().left, Vec::<PathBuf>::new());
+
+    // A longer one stays away from it, and that is said.
+    let long = near.path().join("l".repeat(200));
+    let said = Arc::new(Said(Mutex::new(Vec::new())));
+    let ctx = Ctx { reporter: said.clone(), ..Ctx::silent() };
+    let mut trusted = Keyring::new();
+    trusted.add_key(key());
+    install(&made.path(), &long, Trust::Require(&trusted), &ctx).unwrap();
+    let shipped = format!("\x7f\0dir={PLACE}/share\0{PLACE}\0");
+    assert_eq!(std::fs::read(long.join("view/lib/libplace.so")).unwrap(), shipped.as_bytes());
+    let said = said.0.lock().unwrap();
+    assert!(said.iter().any(|text| text.contains("libplace.so") && text.contains("only for 64")), "{said:?}");
+    assert_eq!(Tree::open(&long).unwrap().unwrap().differences(true, &Ctx::silent()).unwrap(), []);
+}
+
+#[test]
 fn twice_is_once() {
     let made = make(Compression::ZSTD);
     let prefix = made.dir.path().join("prefix");
@@ -185,6 +224,15 @@ fn removing_takes_all_that_is_ours_and_only_that() {
     assert!(!prefix.join("view/bin/sinfo").exists());
     let error = put(&made, &prefix).unwrap_err();
     assert!(matches!(error, InstallError::NotOurs { .. }), "{error}");
+}
+
+/// Keeps what is said.
+struct Said(Mutex<Vec<String>>);
+
+impl Reporter for Said {
+    fn event(&self, event: &Event) {
+        self.0.lock().unwrap().push(format!("{event:?}"));
+    }
 }
 
 /// Interrupts once unpacking has begun.

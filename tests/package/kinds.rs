@@ -23,7 +23,7 @@ enum Becomes {
     Listed,
 }
 
-const KINDS: [(&str, &str, Becomes); 12] = [
+const KINDS: [(&str, &str, Becomes); 13] = [
     ("lib/libz.la", "libdir='@/lib'\ndependency_libs=' -L@/lib'\n", Becomes::Pruned),
     ("lib/pkgconfig/z.pc", "prefix=@\nlibdir=${prefix}/lib\n", Becomes::Pruned),
     ("lib/cmake/z/zConfig.cmake", "set(Z_DIR \"@/include\")\n", Becomes::Pruned),
@@ -35,6 +35,7 @@ const KINDS: [(&str, &str, Becomes); 12] = [
     ("etc/tool.conf", "PluginDir=@/lib/plugins:@/lib/more\n", Becomes::Listed),
     ("bin/short", "#!@/bin/perl -w\nprint 1;\n", Becomes::Free),
     ("bin/long", "#!@/LONG/bin/perl\nprint 1;\n", Becomes::Free),
+    ("bin/sbang", "#!/bin/sh @/../bin/sbang\n#!@/LONG/bin/perl -w\nprint 1;\n", Becomes::Free),
     ("bin/plain", "#!/bin/sh\necho nothing of the build\n", Becomes::Free),
 ];
 
@@ -88,7 +89,11 @@ fn in_a_package() {
         };
         assert_eq!(found, becomes, "{path}");
     }
-    for (script, line) in [("short", "#!/usr/bin/env -S perl -w\n"), ("long", "#!/usr/bin/env perl\n")] {
+    for (script, line) in [
+        ("short", "#!/usr/bin/env -S perl -w\n"),
+        ("long", "#!/usr/bin/env perl\n"),
+        ("sbang", "#!/usr/bin/env -S perl -w\n"),
+    ] {
         assert!(fs::read_to_string(tree.join("bin").join(script)).unwrap().starts_with(line), "{script}");
     }
     let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;

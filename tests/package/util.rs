@@ -1,7 +1,7 @@
 //! What the tests share: real programs, a tree with everything in it, a private gpg.
 
 use slurm_factory::cache::Cache;
-use slurm_factory::package::manifest::{Image, Installed, Size, Source, SourceArchive, Tool, Version};
+use slurm_factory::package::manifest::{Image, Installed, Size, Source, SourceArchive, StringPlace, Tool, Version};
 use slurm_factory::package::{Compression, Content, Facts, PREFIX_PLACEHOLDER, Package, PackageName, Request, Signed};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::{Algorithm, SigningKey, generate};
@@ -89,6 +89,9 @@ pub fn key() -> &'static SigningKey {
 pub const LONG: &str = "a-name-that-is-much-longer-than-the-hundred-bytes-that-an-old-header-has-and-goes-on-and-on-until-\
     it-is-longer-than-one-hundred-and-fifty-five-as-well-so-that-neither-name-nor-prefix-can-hold-it-0123456789";
 
+/// A folder in a binary over which `install` writes the view's, with room for one of 64 bytes.
+pub const PLACE: &str = "/slurm-factory.build/store/pmix-4.2.2-abcdefghijklmnopqrstuvwxyz";
+
 /// A tree with files of many sizes, programs, links of both kinds, odd and long names.
 pub fn make_tree(root: &Path) {
     let dirs = ["bin", "sbin", "lib/slurm", "lib64/pkgconfig", "share/man/man1", "empty"];
@@ -100,6 +103,7 @@ pub fn make_tree(root: &Path) {
     write(root, "lib/libslurm.so.42", &pattern(2_500_000), 0o755);
     write(root, "lib/slurm/auth_munge.so", &pattern(70_000), 0o644);
     write(root, "lib64/pkgconfig/slurm.pc", format!("prefix={PREFIX_PLACEHOLDER}\n").as_bytes(), 0o600);
+    write(root, "lib/libplace.so", format!("\x7f\0dir={PLACE}/share\0{PLACE}\0").as_bytes(), 0o755);
     write(root, "share/man/man1/sinfo.1", b".TH sinfo\n", 0o664);
     write(root, "share/empty-file", b"", 0o644);
     write(root, "share/exactly-512", &pattern(512), 0o644);
@@ -185,6 +189,14 @@ pub fn facts() -> Facts {
         ],
         placeholder: PREFIX_PLACEHOLDER.into(),
         fill_in: vec!["view/lib64/pkgconfig/slurm.pc".into()],
+        strings: [6, 13 + PLACE.len() as u64]
+            .map(|offset| StringPlace {
+                path: "view/lib/libplace.so".into(),
+                offset,
+                text: PLACE.into(),
+                reason: "PMIx does not find its help texts".into(),
+            })
+            .into(),
         ..Facts::default()
     }
 }
