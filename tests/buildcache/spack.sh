@@ -321,19 +321,28 @@ fi
 "$program" --quiet buildcache push slurm --from "$SLURM_FACTORY_TEST_TREE" --to "$work/slurm" >/dev/null
 slurm=$("$program" buildcache list "$work/slurm" | awk '$2 ~ /^slurm@/ { print $1 }')
 release=$("$program" buildcache list "$work/slurm" | sed -n 's/.* slurm@\([0-9]*-[0-9]*\)-.*/\1/p')
-for tag in v1.0.0 v1.1.0; do
-    name=slurm-$tag
-    root "$name" "$tag" "$short/s${tag//./}"
+# The longest path for which builds leave room, and a short one.
+longest=$work/as-long-as-builds-leave-room-for
+while ((${#longest} < 126)); do longest+=x; done
+slurm_at() { # TAG STORE
+    local tag=$1 store=$2 name=slurm-$1-${#2} prefix conf
+    root "$name" "$tag" "$store"
     trusts "$name" "$work/slurm"
     # By its name, as people ask for it, with the recipes that we hand out; Spack chooses as it does from the start.
     printf 'concretizer: {reuse: true}\n' >"$work/$name/scope/concretizer.yaml"
     spack "$name" install --cache-only "slurm@$release" >"$work/$name/install.log" 2>&1 || { cat "$work/$name/install.log" >&2; die "$name: Slurm was not installed"; }
     [[ $(spack "$name" find --format '{hash}' slurm) == "$slurm" ]] || die "$name: another Slurm was installed than the cache has"
-    prefix=$(echo "$short/s${tag//./}"/slurm-*)
+    prefix=$(echo "$store"/slurm-*)
     conf=$work/$name/slurm.conf
     printf 'ClusterName=c\nSlurmctldHost=localhost\nPluginDir=%s/lib/slurm\n' "$prefix" >"$conf"
     env -u LD_LIBRARY_PATH "$prefix/sbin/slurmctld" -V
     env -u LD_LIBRARY_PATH SLURM_CONF="$conf" "$prefix/bin/sinfo" --version
     ldd "$prefix/sbin/slurmctld" | grep -q 'not found' && die "$name: libraries are missing"
-    say "Spack $tag installed Slurm from the cache, and it runs"
+    grep -r -l -a -F __spack_path_placeholder__ "$store"/*/{bin,sbin,lib,lib64} 2>/dev/null | grep -v '\.a$' >"$work/$name/left" || true
+    [[ ! -s $work/$name/left ]] || die "$name: these still name the store of the build: $(head -n 5 "$work/$name/left")"
+    say "Spack $tag installed Slurm from the cache at a path of ${#store} characters, and it runs"
+}
+for tag in v1.0.0 v1.1.0; do
+    slurm_at "$tag" "$short/s${tag//./}"
+    slurm_at "$tag" "$longest-${tag:3:1}"
 done

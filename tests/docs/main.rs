@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
 use slurm_factory::catalog::Catalog;
+use slurm_factory::report::{Event, Stage};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -135,4 +136,45 @@ fn every_setting_is_documented() {
         count += 1;
     }
     assert!(count > 15, "the settings were not read");
+}
+
+#[test]
+fn what_is_reported_is_documented() {
+    let stage = Stage::Image;
+    let (detail, text) = (String::new(), String::new());
+    let events = [
+        Event::StageStarted { stage, detail: detail.clone() },
+        Event::StageDone { stage, detail, seconds: 0.0, cached: false },
+        Event::Progress { stage, done: 0, total: 0, unit: "", current: text.clone() },
+        Event::Package { name: text.clone(), state: text.clone(), done: 0, total: 0 },
+        Event::Note { text: text.clone() },
+        Event::Detail { text: text.clone() },
+        Event::Warning { text: text.clone() },
+        Event::LogFile { stage, path: PathBuf::new() },
+        Event::Output { stage, line: text },
+    ];
+    let formats = fs_err::read_to_string(root().join("docs/formats.md")).unwrap();
+    let section = formats.split("## What is reported").nth(1).unwrap().split("\n## ").next().unwrap();
+    for event in &events {
+        let value = serde_json::to_value(event).unwrap();
+        let fields = value.as_object().unwrap();
+        let name = format!("`{}`", fields["event"].as_str().unwrap());
+        let row = section.lines().find(|l| l.split(" | ").next().is_some_and(|cell| cell.contains(&name)));
+        let row = row.unwrap_or_else(|| panic!("docs/formats.md does not name the event {name}"));
+        for field in fields.keys().filter(|f| *f != "event") {
+            assert!(row.contains(&format!("`{field}`")), "docs/formats.md: {name} has no `{field}`");
+        }
+    }
+    let code = fs_err::read_to_string(root().join("src/report/mod.rs")).unwrap();
+    let of =
+        |name: &str| code.split(&format!("pub enum {name} {{")).nth(1).unwrap().split("\n}").next().unwrap().to_owned();
+    let variants = |name: &str| {
+        let lines = of(name);
+        let names = lines.lines().filter(|l| l.starts_with("    ") && l.as_bytes()[4].is_ascii_uppercase());
+        names.map(|l| l.trim().trim_end_matches([',', '{', ' ']).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(variants("Event").len(), events.len(), "an event is missing in this test");
+    for stage in variants("Stage") {
+        assert!(section.contains(&format!("`{}`", stage.to_lowercase())), "docs/formats.md does not name {stage}");
+    }
 }
