@@ -40,7 +40,7 @@ pub fn tree(cache: &Cache, from: Option<&Path>) -> Result<Tree, BuildcacheError>
         return Tree::open(&at);
     }
     let mut slots = Vec::new();
-    for entry in fs::read_dir(from)? {
+    for entry in fs::read_dir(from).map_err(|e| refuse(from, e.to_string()))? {
         slots.extend(Tree::find(&entry?.path().join("store")));
     }
     match slots.as_slice() {

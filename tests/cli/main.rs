@@ -528,6 +528,15 @@ fn configuration_errors_name_file_and_key() {
 }
 
 #[test]
+fn a_tree_that_is_not_there_is_a_mistake_of_whoever_typed_it() {
+    let world = World::new();
+    let none = world.path("none");
+    world.refuses(&["buildcache", "push", "--from", &none, "--to", &world.path("cache")], 2, &[&none, "No such file"]);
+    std::fs::create_dir(&none).unwrap();
+    world.refuses(&["buildcache", "push", "--from", &none, "--to", &world.path("cache")], 2, &[&none, ".spack-db"]);
+}
+
+#[test]
 fn an_error_is_json_when_asked() {
     let world = World::new();
     let answer = world.run(&["--log-format", "json", "plan", "--slurm-version", "1.0"]);
