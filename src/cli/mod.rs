@@ -18,6 +18,7 @@ mod package;
 mod publish;
 mod relocate;
 mod shell;
+mod shell_args;
 mod sign;
 mod signer;
 mod verify;
@@ -46,7 +47,7 @@ const DIAGNOSTICS: &str = "SLURM_FACTORY_LOG";
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = shell_args::alone(std::env::args_os()).unwrap_or_else(Cli::parse);
     if let Some(filter) = variable(DIAGNOSTICS) {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();

@@ -197,20 +197,28 @@ pub(super) fn start_first(
     socket: &UnixStream,
     copied: bool,
 ) -> Result<Pid, Failure> {
+    let step = || Step::Namespaces(plan.namespaces.clone());
+    let refused = |e: Errno| Failure { step: step(), path: None, errno: e as i32, detail: String::new() };
+    if copied && single(&plan.uids, &plan.gids).is_some() {
+        // A map of one's own id one may write from inside as well: nobody waits for anybody.
+        return clone_into(&plan.namespaces, &mut || {
+            let_go(&[socket.as_raw_fd()]);
+            first_process(plan, argv, terminal, socket, Start::Alone)
+        })
+        .map_err(refused);
+    }
     let pair = UnixStream::pair().map_err(|e| internal("make a socket", errno_of(&e)))?;
     let mut pair = (Some(pair.0), Some(pair.1));
     let child = clone_into(&plan.namespaces, &mut || {
         // In the child's copy: held open there, the helper's end would not be seen to close.
         drop(pair.0.take());
+        let Some(told) = pair.1.take() else { return FAILED };
         if copied {
-            let start = pair.1.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            close_leaked(&[socket.as_raw_fd(), start]);
-            umask(Mode::S_IWGRP | Mode::S_IWOTH);
+            let_go(&[socket.as_raw_fd(), told.as_raw_fd()]);
         }
-        first_process(plan, argv, terminal, socket, pair.1.take())
+        first_process(plan, argv, terminal, socket, Start::Told(told))
     });
-    let step = || Step::Namespaces(plan.namespaces.clone());
-    let child = child.map_err(|e| Failure { step: step(), path: None, errno: e as i32, detail: String::new() })?;
+    let child = child.map_err(refused)?;
     drop(pair.1);
     let go = map_ids(child, &plan.uids, &plan.gids).and_then(|()| {
         let sent = pair.0.as_mut().map_or(Ok(()), |ours| ours.write_all(b"go"));
@@ -221,6 +229,20 @@ pub(super) fn start_first(
         let _ = waitpid(child, None);
     }
     go.map(|()| child)
+}
+
+/// In a copy of the program: lets go of what the program has open and of how it makes files.
+fn let_go(keep: &[i32]) {
+    close_leaked(keep);
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+}
+
+/// How the first process gets its ids.
+enum Start {
+    /// The helper writes the maps and then says so here.
+    Told(UnixStream),
+    /// It writes them itself.
+    Alone,
 }
 
 /// `clone(2)` with new namespaces. Not `clone3`, which filters of containers answer with ENOSYS.
@@ -238,7 +260,9 @@ pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i3
             }
     });
     let mut stack = vec![0_u8; STACK];
-    let run = Box::new(|| std::process::exit(child()));
+    // What the program does at its end (`atexit(3)`) is the program's own to do, not its copy's.
+    // SAFETY: _exit takes a number and does not return.
+    let run = Box::new(|| unsafe { nix::libc::_exit(child()) });
     // SAFETY: without CLONE_VM the child has a copy of all memory, this stack included, so that nothing it
     // does is seen here; the caller has one thread (the helper always, the program when it asked), so no lock is held by
     // a thread that the child lacks, and the child may allocate and do as any process does. The child never returns from
@@ -250,12 +274,25 @@ pub(super) fn clone_into(namespaces: &[Namespace], child: &mut dyn FnMut() -> i3
 /// and `deny` before the gid map, without which an unprivileged writer gets EPERM. More than the own id only privileged
 /// programs may write.
 pub(super) fn map_ids(child: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<(), Failure> {
-    let ([uid @ IdMap { count: 1, .. }], [gid @ IdMap { count: 1, .. }]) = (uids, gids) else {
-        return ids::map_range(child, uids, gids);
-    };
+    match single(uids, gids) {
+        Some(own) => map_own(&child.to_string(), own),
+        None => ids::map_range(child, uids, gids),
+    }
+}
+
+/// The maps, when they are of one id each.
+fn single<'a>(uids: &'a [IdMap], gids: &'a [IdMap]) -> Option<(&'a IdMap, &'a IdMap)> {
+    match (uids, gids) {
+        ([uid @ IdMap { count: 1, .. }], [gid @ IdMap { count: 1, .. }]) => Some((uid, gid)),
+        _ => None,
+    }
+}
+
+/// Maps one id each for the process of this name in `/proc`.
+fn map_own(process: &str, (uid, gid): (&IdMap, &IdMap)) -> Result<(), Failure> {
     let one = |map: &IdMap| format!("{} {} 1", map.inside, map.outside);
     for (name, text) in [("uid_map", one(uid)), ("setgroups", "deny".into()), ("gid_map", one(gid))] {
-        let path = Path::new("/proc").join(child.to_string()).join(name);
+        let path = Path::new("/proc").join(process).join(name);
         let file = open_host(&path, OFlags::WRONLY).map_err(io::Error::from);
         let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
         if let Err(e) = written {
@@ -267,13 +304,7 @@ pub(super) fn map_ids(child: Pid, uids: &[IdMap], gids: &[IdMap]) -> Result<(), 
 }
 
 /// In the new namespaces: applies the plan, starts the command, and stays as init until it ends.
-fn first_process(
-    plan: &Plan,
-    argv: &[OsString],
-    terminal: Terminal,
-    socket: &UnixStream,
-    start: Option<UnixStream>,
-) -> i32 {
+fn first_process(plan: &Plan, argv: &[OsString], terminal: Terminal, socket: &UnixStream, start: Start) -> i32 {
     let family = Family::new(plan.own_pids());
     let grace = Duration::from_millis(plan.grace_ms);
     let ended = set_up(plan, argv, terminal, socket, start, family).and_then(|(command, signals)| {
@@ -297,14 +328,24 @@ fn set_up(
     argv: &[OsString],
     terminal: Terminal,
     socket: &UnixStream,
-    start: Option<UnixStream>,
+    start: Start,
     family: Family,
 ) -> Result<(Pid, SignalFd), Failure> {
     family.die_with_parent().map_err(|e| internal("tie the first process to the helper", e))?;
     // The helper dying before the line above is seen here, as the end of its socket.
-    let mut go = [0; 2];
-    let read = start.ok_or(Errno::EBADF).and_then(|mut start| start.read_exact(&mut go).map_err(|_| Errno::EPIPE));
-    read.map_err(|e| internal("wait for the id maps", e))?;
+    match start {
+        Start::Told(mut told) => {
+            told.read_exact(&mut [0; 2]).map_err(|_| internal("wait for the id maps", Errno::EPIPE))?;
+        }
+        Start::Alone => {
+            let mut ended = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+            let heard = poll(&mut ended, PollTimeout::ZERO).map_err(|e| internal("look for the program", e))?;
+            if heard > 0 {
+                return Err(internal("the program that asked is gone", Errno::ESRCH));
+            }
+            single(&plan.uids, &plan.gids).map_or(Ok(()), |own| map_own("self", own))?;
+        }
+    }
 
     let mut setup = Setup::default();
     for op in &plan.ops {

@@ -311,6 +311,8 @@ pub(super) fn run(
     if carried.is_err() {
         let _ = kill(pid, Signal::SIGTERM);
     }
+    // While the kernel takes the namespaces away.
+    let carried = carried.map(|said| reports(&said));
     helper.wait();
     drop(guard);
     let mut gone = helper.reap();
@@ -318,7 +320,7 @@ pub(super) fn run(
 
     interrupt.check()?;
     let said = carried.map_err(|source| SandboxError::Helper { doing: "listen to", source })?;
-    for report in reports(&said) {
+    for report in said {
         let ended = match report {
             Report::Failed(failure) => return Err(SandboxError::setup(failure)),
             Report::Exited(code) => Ended::Code(code),
