@@ -46,13 +46,13 @@ pub fn run(args: &RelocateArgs, ctx: &Ctx) -> Result<ExitCode> {
 
 fn describe(moved: &Moved, dry_run: bool, from: &Path, to: &Path) -> String {
     let mut text = String::new();
-    let Moved { files, search_paths, text: texts, strings, links, completed, leftovers, .. } = moved;
+    let Moved { files, search_paths, interpreters, text: texts, strings, links, completed, leftovers, .. } = moved;
     let how = if dry_run { "would be" } else { "were" };
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "{files} files looked at; {how} changed: search paths of {search_paths}, text of {texts}, {strings} places in binaries, \
-         {links} symlinks"
+        "{files} files looked at; {how} changed: search paths of {search_paths}, loaders of {interpreters}, text of {texts}, \
+         {strings} places in binaries, {links} symlinks"
     );
     if *completed {
         let _ = writeln!(text, "an earlier run that was cut is complete now");

@@ -15,8 +15,10 @@ use object::elf::{self, DynamicTag};
 use super::edit::{Edit, SearchPath, Strip};
 use super::error::ElfError;
 use super::moves::is_table;
+use super::names::{Names, bare, is_name};
 use super::parse::{Elf, describe, is_static};
 use super::raw::{Range, Section, Segment, Symbol, slice};
+use super::versions::Versions;
 use super::view::{Entry, View, string_at};
 
 fn fail(what: &'static str, at: u64) -> ElfError {
@@ -40,10 +42,10 @@ pub(super) fn check(old: &View<'_>, bytes: &[u8], asked: &Asked<'_>, touched: &[
     let edit = asked.edit;
     same_description(old, new, asked)?;
     same_headers(old, new)?;
-    same_dynamic(old, new)?;
+    same_dynamic(old, new, edit)?;
     same_image(old, new, asked, touched)?;
-    same_tables(old, new)?;
-    same_strings(old, new)?;
+    same_tables(old, new, edit)?;
+    same_strings(old, new, edit)?;
     same_sections(old, new, edit.strip)?;
     no_new_overlap(old, new)?;
     goblin_agrees(new)
@@ -70,6 +72,14 @@ fn same_description(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>) -> Result
     };
     let changed = edit.search_path != SearchPath::Keep && before.has_dynamic && !is_static(old);
     expect(!changed || paths(new) <= 1, "more than one search path", 0)?;
+    if let Some(folder) = edit.bare_below.as_deref().filter(|_| before.has_dynamic && !is_static(old)) {
+        let needs = before.version_needs.iter_mut().map(|need| &mut need.library);
+        for name in before.needed.iter_mut().chain(&mut before.soname).chain(needs) {
+            if let Some(file) = bare(name, folder) {
+                *name = file.to_vec();
+            }
+        }
+    }
     if let Some(interpreter) = asked.interpreter {
         before.interpreter = Some(interpreter.to_vec());
     }
@@ -91,12 +101,14 @@ const fn is_path(tag: DynamicTag) -> bool {
 }
 
 /// The other entries, in their order. Pointers to tables may differ: [`same_tables`] follows them.
-fn same_dynamic(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
+fn same_dynamic(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
     let entries = |view: &View<'_>| -> Vec<Entry> {
         let entries = view.dynamic.iter().flat_map(|dynamic| dynamic.entries.iter().copied());
         let neutral = |entry: Entry| match entry.tag {
             elf::DT_STRSZ | elf::DT_MIPS_RLD_MAP_REL => Entry { value: 0, ..entry },
             tag if is_table(tag) => Entry { value: 0, ..entry },
+            // What they say now was compared as text.
+            tag if is_name(tag) && edit.bare_below.is_some() => Entry { value: 0, ..entry },
             _ => entry,
         };
         entries.filter(|entry| !is_path(entry.tag)).map(neutral).collect()
@@ -185,7 +197,7 @@ fn same_image(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>, touched: &[Rang
 }
 
 /// The tables behind the dynamic section's pointers.
-fn same_tables(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
+fn same_tables(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
     let (Some(before), Some(after)) = (&old.dynamic, &new.dynamic) else { return Ok(()) };
     let pair = |tag| before.get(tag).zip(after.get(tag));
     let same = |a: Range, b: Range, what| -> Result<(), ElfError> {
@@ -224,12 +236,23 @@ fn same_tables(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
     for tag in [elf::DT_VERNEED, elf::DT_VERDEF] {
         expect(before.get(tag).is_some() == after.get(tag).is_some(), "a version table got lost", 0)?;
     }
-    let versions = (old.versions()?, new.versions()?);
-    expect(versions.0.offsets == versions.1.offsets, "version names differ", 0)
+    let (a, b) = (old.versions()?, new.versions()?);
+    expect(a.defs == b.defs && a.offsets.len() == b.offsets.len(), "version names differ", 0)?;
+    if edit.bare_below.is_none() {
+        return expect(a.offsets == b.offsets, "version names differ", 0);
+    }
+    // The names of files may have changed, and only they; what those of other files are now was compared as text.
+    let files =
+        |versions: &Versions<'_>| -> Vec<u64> { versions.files.iter().map(|field| u64::from(field.name)).collect() };
+    let names = Names::plan(old, before, edit.bare_below.as_deref())?;
+    let wanted: Vec<u64> = files(&a).into_iter().map(|offset| names.new_offset(offset)).collect();
+    expect(files(&b) == wanted, "the names of files in the version tables", 0)?;
+    let changed = a.offsets.iter().zip(&b.offsets).filter(|(a, b)| a != b).count();
+    expect(changed <= names.word_ranges().len(), "version names differ", 0)
 }
 
 /// No byte of `.dynstr` differs that another string than a search path uses.
-fn same_strings(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
+fn same_strings(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
     let Some(dynamic) = &old.dynamic else { return Ok(()) };
     let (before, after) = (old.dynstr()?, new.dynstr()?);
     expect(after.len() >= before.len(), "the dynamic string table shrank", after.len() as u64)?;
@@ -244,12 +267,15 @@ fn same_strings(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
         let equal = !suspicious(offset) || text(before)? == text(after)?;
         expect(equal, "a dynamic string differs", offset)
     };
+    let changed = Names::plan(old, dynamic, edit.bare_below.as_deref())?;
     let names = [elf::DT_NEEDED, elf::DT_SONAME, elf::DT_AUXILIARY, elf::DT_FILTER, elf::DT_DEPAUDIT, elf::DT_AUDIT];
     for entry in dynamic.entries.iter().filter(|entry| names.contains(&entry.tag)) {
-        same(entry.value)?;
+        same(if is_name(entry.tag) { changed.new_offset(entry.value) } else { entry.value })?;
     }
-    for offset in old.versions()?.offsets {
-        same(u64::from(offset))?;
+    let versions = old.versions()?;
+    let is_file = |offset: u32| versions.files.iter().any(|field| field.name == offset);
+    for offset in &versions.offsets {
+        same(if is_file(*offset) { changed.new_offset(u64::from(*offset)) } else { u64::from(*offset) })?;
     }
     let Some(symbols) = old.dynsym()? else {
         return expect(false, "strings changed without knowing the symbols", first as u64);

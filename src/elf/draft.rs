@@ -36,15 +36,17 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub fn new(view: &'a View<'a>) -> Result<Self, ElfError> {
+    /// A draft without changes, in the memory of `buffer`.
+    pub fn new(view: &'a View<'a>, mut buffer: Vec<u8>) -> Result<Self, ElfError> {
         let cut = cut(view);
         let head = view.bytes.slice("loaded part", 0, cut)?;
-        let mut copy = Vec::with_capacity(view.bytes.data.len() + 4096);
-        copy.extend_from_slice(head);
+        buffer.clear();
+        buffer.reserve(view.bytes.data.len() + 4096);
+        buffer.extend_from_slice(head);
         Ok(Self {
             view,
             cut,
-            head: copy,
+            head: buffer,
             inserted: Vec::new(),
             segments: view.segments.clone(),
             sections: view.sections.clone(),

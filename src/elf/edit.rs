@@ -41,6 +41,9 @@ pub enum Strip {
 pub struct Edit {
     /// The search path.
     pub search_path: SearchPath,
+    /// `DT_NEEDED` and `DT_SONAME` that are paths below this absolute folder, as some linkers' command lines make them,
+    /// become the bare names of their files, which are looked for along the search path. Without a slash at its end.
+    pub bare_below: Option<Vec<u8>>,
     /// The debug information.
     pub strip: Strip,
 }
@@ -68,6 +71,18 @@ pub enum Edited {
 /// [`ElfError::Unsupported`] if the file is good but the edit cannot be proven safe, any other error if the file is
 /// malformed. `.o` files, archives and core dumps are errors too, unless nothing is asked for.
 pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
+    let mut out = Vec::new();
+    Ok(if edit_into(data, edit, &mut out)? { Edited::Changed(out) } else { Edited::Unchanged })
+}
+
+/// The same as [`edit`], with the new bytes in a buffer of the caller's: whoever edits thousands of files keeps the memory
+/// from one to the next, instead of having the kernel clear it anew each time. `false` says that the file is
+/// [`Edited::Unchanged`]; then, and after an error, what the buffer holds means nothing.
+///
+/// # Errors
+///
+/// As for [`edit`].
+pub fn edit_into(data: &[u8], edit: &Edit, out: &mut Vec<u8>) -> Result<bool, ElfError> {
     if let SearchPath::Rpath(path) | SearchPath::Runpath(path) = &edit.search_path {
         if path.is_empty() {
             return Err(ElfError::SearchPath(BadPath::Empty));
@@ -78,16 +93,16 @@ pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
     }
     let view = View::parse(data)?;
     if *edit == Edit::default() {
-        return Ok(Edited::Unchanged);
+        return Ok(false);
     }
     view.refuse_kind()?;
 
-    let path_plan = path::plan(&view, &edit.search_path)?;
+    let path_plan = path::plan(&view, &edit.search_path, edit.bare_below.as_deref())?;
     let strip_plan = strip::plan(&view, edit.strip)?;
     if path_plan.is_none() && strip_plan.is_none() {
-        return Ok(Edited::Unchanged);
+        return Ok(false);
     }
-    let mut draft = Draft::new(&view)?;
+    let mut draft = Draft::new(&view, std::mem::take(out))?;
     if let Some(plan) = path_plan {
         path::apply(&mut draft, plan)?;
     }
@@ -95,9 +110,9 @@ pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
         strip::apply(&mut draft, &plan)?;
     }
     let touched = draft.touched();
-    let bytes = draft.finish()?;
-    check::check(&view, &bytes, &check::Asked { edit, interpreter: None }, &touched)?;
-    Ok(Edited::Changed(bytes))
+    *out = draft.finish()?;
+    check::check(&view, out, &check::Asked { edit, interpreter: None }, &touched)?;
+    Ok(true)
 }
 
 /// Sets the program interpreter (`PT_INTERP`): the dynamic loader that the kernel starts, by absolute path.
@@ -127,7 +142,7 @@ pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
     if view.interpreter()? == Some(text) {
         return Ok(Edited::Unchanged);
     }
-    let mut draft = Draft::new(&view)?;
+    let mut draft = Draft::new(&view, Vec::new())?;
     let terminated = [text, b"\0"].concat();
     if terminated.len() as u64 <= segment.filesz {
         draft.zero(segment.range())?;

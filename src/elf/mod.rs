@@ -1,4 +1,4 @@
-//! ELF files: what they say of themselves, and three edits of them: search path, debug information, interpreter. Bytes in, bytes out; no paths, no I/O.
+//! ELF files: what they say of themselves, and four edits of them: search path, names of libraries, debug information, interpreter. Bytes in, bytes out; no paths, no I/O.
 //!
 //! # What this is for
 //!
@@ -19,8 +19,11 @@
 //!
 //! - `raw`: the records of the format, in either class and byte order
 //! - `view`: one file, read and checked, borrowed; `parse`: the same for callers; `glibc`: version rules
+//! - `versions`: the version tables
+//! - `names`: names of libraries that are paths of the build become bare names
 //! - `path`: the search path: what has to change in the dynamic section and its strings
 //! - `room`: moves tables aside, so that there is room for a longer string table; `blocks`: which may go; `moves`: what follows
+//! - `compressed`: sections that are compressed
 //! - `strip`: drops debug information
 //! - `draft`: puts an edited file together; `check`: reads it again and compares
 //!
@@ -28,19 +31,23 @@
 
 mod blocks;
 mod check;
+mod compressed;
 mod draft;
 mod edit;
 mod error;
 mod glibc;
 mod moves;
+mod names;
 mod parse;
 mod path;
 mod raw;
 mod room;
 mod strip;
+mod versions;
 mod view;
 
-pub use edit::{Edit, Edited, SearchPath, Strip, edit, set_interpreter};
+pub use compressed::{Compression, Section, compressed};
+pub use edit::{Edit, Edited, SearchPath, Strip, edit, edit_into, set_interpreter};
 pub use error::{BadPath, ElfError, Refusal};
 pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_symbol, glibc_version};
 pub use parse::{Elf, IsaLevel, Kind, VersionNeed, is_elf, parse};

@@ -5,11 +5,14 @@
 //! string is only written over where no other offset leads into it; else the new text goes to a longer copy of the
 //! table (`room`). The old text is zeroed where nothing else reads it: it names folders of the build.
 
+use std::collections::BTreeSet;
+
 use object::elf::{self, DynamicTag};
 
 use super::draft::Draft;
 use super::edit::SearchPath;
 use super::error::ElfError;
+use super::names::{Names, is_name};
 use super::parse::is_static;
 use super::raw::{Range, Symbol, slice_mut};
 use super::view::{Dynamic, Entry, View};
@@ -26,16 +29,17 @@ pub(super) struct Plan {
     write: Option<(u64, Vec<u8>)>,
     /// Text that needs a longer `.dynstr`.
     append: Option<Vec<u8>>,
+    /// Names of libraries that change too.
+    names: Names,
 }
 
 const fn is_path(tag: DynamicTag) -> bool {
     matches!(tag, elf::DT_RPATH | elf::DT_RUNPATH)
 }
 
-pub(super) fn plan(view: &View<'_>, asked: &SearchPath) -> Result<Option<Plan>, ElfError> {
+pub(super) fn plan(view: &View<'_>, asked: &SearchPath, bare: Option<&[u8]>) -> Result<Option<Plan>, ElfError> {
     let mut wanted = match asked {
-        SearchPath::Keep => return Ok(None),
-        SearchPath::Remove => None,
+        SearchPath::Keep | SearchPath::Remove => None,
         SearchPath::Rpath(path) => Some((elf::DT_RPATH, path.as_slice())),
         SearchPath::Runpath(path) => Some((elf::DT_RUNPATH, path.as_slice())),
     };
@@ -47,29 +51,41 @@ pub(super) fn plan(view: &View<'_>, asked: &SearchPath) -> Result<Option<Plan>, 
         wanted = None;
     }
 
+    let names = Names::plan(view, dynamic, bare)?;
+    let keep = *asked == SearchPath::Keep;
     let mut existing = Vec::new();
-    for entry in dynamic.entries.iter().filter(|entry| is_path(entry.tag)) {
+    for entry in dynamic.entries.iter().filter(|entry| is_path(entry.tag) && !keep) {
         let what = if entry.tag == elf::DT_RPATH { "DT_RPATH" } else { "DT_RUNPATH" };
         existing.push((*entry, view.string(what, entry.value)?));
     }
-    match (&wanted, existing.as_slice()) {
-        (None, []) => return Ok(None),
-        (Some((tag, path)), [(entry, text)]) if entry.tag == *tag && text == path => return Ok(None),
-        _ => {}
+    let as_asked = match (&wanted, existing.as_slice()) {
+        (None, []) => true,
+        (Some((tag, path)), [(entry, text)]) => entry.tag == *tag && text == path,
+        _ => false,
+    };
+    if as_asked && names.is_empty() {
+        return Ok(None);
     }
 
     // Text that is already there is kept; else the largest place that is ours is taken.
-    let mut users = Users::of(view, dynamic)?;
+    let mut users = Users::of(view, dynamic, &names, keep)?;
     let kept = wanted.and_then(|(_, path)| existing.iter().find(|(_, text)| *text == path));
     if let Some((entry, _)) = kept {
         users.add(entry.value);
     }
     let table = view.dynstr()?;
+    let paths = existing.iter().map(|(entry, text)| (entry.value, text.len() as u64));
     let wipe: Vec<Range> =
-        existing.iter().map(|(entry, text)| users.owned(table, entry.value, text.len() as u64)).collect();
+        paths.chain(names.folders()).map(|(offset, length)| users.owned(table, offset, length)).collect();
 
-    let mut entries: Vec<Entry> = dynamic.entries.iter().copied().filter(|entry| !is_path(entry.tag)).collect();
-    let mut plan = Plan { entries: Vec::new(), wipe, write: None, append: None };
+    let kept_entries = dynamic.entries.iter().filter(|entry| keep || !is_path(entry.tag));
+    let mut entries: Vec<Entry> = kept_entries
+        .map(|entry| Entry {
+            value: if is_name(entry.tag) { names.new_offset(entry.value) } else { entry.value },
+            ..*entry
+        })
+        .collect();
+    let mut plan = Plan { entries: Vec::new(), wipe, write: None, append: None, names };
     if let Some((tag, path)) = wanted {
         let length = path.len() as u64;
         let room = plan.wipe.iter().filter(|range| range.len() > length).max_by_key(|range| range.len());
@@ -91,11 +107,8 @@ pub(super) fn plan(view: &View<'_>, asked: &SearchPath) -> Result<Option<Plan>, 
         };
         // Where the path was, or where linkers put it: behind the names.
         let first = dynamic.entries.iter().position(|entry| is_path(entry.tag));
-        let names = || {
-            let name = |entry: &Entry| matches!(entry.tag, elf::DT_NEEDED | elf::DT_SONAME);
-            dynamic.entries.iter().rposition(name).map_or(0, |index| index + 1)
-        };
-        let at = first.unwrap_or_else(names).min(entries.len());
+        let behind_names = || dynamic.entries.iter().rposition(|entry| is_name(entry.tag)).map_or(0, |index| index + 1);
+        let at = first.unwrap_or_else(behind_names).min(entries.len());
         entries.insert(at, Entry { tag, value });
     }
     plan.entries = entries;
@@ -108,6 +121,7 @@ pub(super) fn apply(draft: &mut Draft<'_>, plan: Plan) -> Result<(), ElfError> {
     else {
         return Err(ElfError::SelfCheck { what: "a path without a dynamic string table", at: 0 });
     };
+    plan.names.apply(draft)?;
     let mut table = draft.view.dynstr()?.to_vec();
     let inside = |at: u64| ElfError::SelfCheck { what: "a path outside its string table", at };
     for range in &plan.wipe {
@@ -129,27 +143,33 @@ pub(super) fn apply(draft: &mut Draft<'_>, plan: Plan) -> Result<(), ElfError> {
 struct Users(Option<Vec<u64>>);
 
 impl Users {
-    fn of(view: &View<'_>, dynamic: &Dynamic) -> Result<Self, ElfError> {
+    fn of(view: &View<'_>, dynamic: &Dynamic, changed: &Names, keep: bool) -> Result<Self, ElfError> {
         let unknown = Ok(Self(None));
         let Some(strings) = dynamic.strings else { return unknown };
         let mut offsets = Vec::new();
-        for entry in dynamic.entries.iter().filter(|entry| !is_path(entry.tag)) {
+        for entry in dynamic.entries.iter().filter(|entry| keep || !is_path(entry.tag)) {
             // Tags that nobody here knows may name strings: any value that could be an offset is taken for one.
             let names = matches!(
                 entry.tag,
-                elf::DT_NEEDED
-                    | elf::DT_SONAME
-                    | elf::DT_AUXILIARY
-                    | elf::DT_FILTER
-                    | elf::DT_CONFIG
-                    | elf::DT_DEPAUDIT
-                    | elf::DT_AUDIT
+                elf::DT_AUXILIARY | elf::DT_FILTER | elf::DT_CONFIG | elf::DT_DEPAUDIT | elf::DT_AUDIT
             );
-            if names || !moves::is_known(entry.tag) {
+            if is_name(entry.tag) {
+                offsets.push(changed.new_offset(entry.value));
+            } else if names || is_path(entry.tag) || !moves::is_known(entry.tag) {
                 offsets.push(entry.value);
             }
         }
-        offsets.extend(view.versions()?.offsets.into_iter().map(u64::from));
+        let versions = view.versions()?;
+        let of_files: BTreeSet<u64> = versions.files.iter().map(|field| u64::from(field.name)).collect();
+        // A version may be called as a file is: it keeps its name.
+        let mut of_versions = versions.offsets;
+        for field in &versions.files {
+            if let Some(at) = of_versions.iter().position(|offset| *offset == field.name) {
+                of_versions.swap_remove(at);
+            }
+        }
+        offsets.extend(of_versions.into_iter().map(u64::from));
+        offsets.extend(of_files.into_iter().map(|offset| changed.new_offset(offset)));
 
         let Some(symbols) = view.dynsym()? else { return unknown };
         let size = view.bytes.form.symbol_size();

@@ -3,6 +3,8 @@
 //! | what | becomes |
 //! |---|---|
 //! | search path of an ELF file, folders below OLD | `$ORIGIN/...`: good for any prefix; others stay |
+//! | library named by its path below OLD (`DT_NEEDED`, `DT_SONAME`) | its name alone, and its folder joins the search path |
+//! | program interpreter (`PT_INTERP`) below OLD | the same below NEW, of any length |
 //! | symlink to below OLD | relative |
 //! | text | OLD replaced by NEW; a first line that would be too long, or holds a blank, goes through `env` |
 //! | any other file, also what is compiled into programs | NEW written over OLD, filled up with slashes ([`super::prefix`]) |
@@ -14,10 +16,12 @@
 //! out by renames. A run that is cut before the list is there has changed nothing; one that is cut later is completed by
 //! the next. Files are replaced, never written to, so a tree that shares hard links with another leaves that one as it was.
 
+use super::copy::with_content;
+use super::elf_paths;
 use super::prefix::Prefixes;
 use super::text;
 use super::verify::{listed, printable};
-use crate::elf::{self, Edit, Edited, SearchPath};
+use crate::elf;
 use crate::fsutil;
 use crate::report::{Ctx, Event, Interrupted, Stage};
 use fs_err as fs;
@@ -139,8 +143,10 @@ pub struct Request<'a> {
 pub struct Moved {
     /// Files looked at.
     pub files: u64,
-    /// ELF files with a new search path.
+    /// ELF files with a new search path, or that name libraries without their folders now.
     pub search_paths: u64,
+    /// Programs that another loader starts (`PT_INTERP`): one in the tree.
+    pub interpreters: u64,
     /// Text files rewritten.
     pub text: u64,
     /// Scripts whose first line goes through `env` now, so that they need the tree's programs in PATH.
@@ -158,7 +164,9 @@ pub struct Moved {
 impl Moved {
     /// Whether nothing in the tree names the old prefix.
     pub fn is_nothing(&self) -> bool {
-        self.search_paths + self.text + self.strings + self.links == 0 && self.leftovers.is_empty() && !self.completed
+        self.search_paths + self.interpreters + self.text + self.strings + self.links == 0
+            && self.leftovers.is_empty()
+            && !self.completed
     }
 }
 
@@ -181,6 +189,9 @@ struct List {
 struct Summary {
     files: u64,
     search_paths: u64,
+    /// Not in the lists of earlier releases.
+    #[serde(default)]
+    interpreters: u64,
     text: u64,
     strings: u64,
     links: u64,
@@ -300,6 +311,7 @@ fn survey(dir: &Path, ctx: &Ctx) -> Result<Tree, MoveError> {
 struct Change {
     bytes: Option<Vec<u8>>,
     search_path: bool,
+    interpreter: bool,
     text: bool,
     through_env: bool,
     strings: u64,
@@ -343,6 +355,7 @@ fn write(
             files.push((index, hexed(&file.path)));
         }
         moved.search_paths += u64::from(change.search_path);
+        moved.interpreters += u64::from(change.interpreter);
         moved.text += u64::from(change.text);
         moved.strings += change.strings;
         if change.through_env {
@@ -367,6 +380,7 @@ fn write(
     let result = Summary {
         files: moved.files,
         search_paths: moved.search_paths,
+        interpreters: moved.interpreters,
         text: moved.text,
         strings: moved.strings,
         links: moved.links,
@@ -399,30 +413,34 @@ fn one_file(dir: &Path, file: &File, prefixes: &Prefixes<'_>) -> Result<Change, 
     if file.size == 0 {
         return Ok(change);
     }
-    let bytes = fs::read(dir.join(&file.path))?;
-    if prefixes.find(&bytes).next().is_none() {
-        return Ok(change);
-    }
-    if !elf::is_elf(&bytes) && text::is_text(&bytes) {
-        let Some(mut new) = prefixes.in_text(&bytes) else { return Ok(change) };
+    with_content(&dir.join(&file.path), |bytes| {
+        if prefixes.find(bytes).next().is_some() {
+            change = one_content(file, bytes, prefixes);
+        }
+        Ok(change)
+    })
+}
+
+/// What becomes of a file that names the old prefix.
+fn one_content(file: &File, bytes: &[u8], prefixes: &Prefixes<'_>) -> Change {
+    let mut change = Change::default();
+    if !elf::is_elf(bytes) && text::is_text(bytes) {
+        let Some(mut new) = prefixes.in_text(bytes) else { return change };
         if let Some(line) = through_env(&new) {
             let end = memchr::memchr(b'\n', &new).unwrap_or(new.len());
             new.splice(..end, line);
             change.through_env = true;
         }
         (change.text, change.bytes) = (true, Some(new));
-        return Ok(change);
+        return change;
     }
-    let mut new = bytes;
+    let mut new = bytes.to_vec();
     let mut why = "it is compiled in, and the new prefix is longer".to_owned();
     if elf::is_elf(&new) {
-        match search_path(&file.path, &new, prefixes) {
-            Ok(Some(edited)) => {
-                change.search_path = true;
-                new = edited;
-            }
-            Ok(None) => {}
-            Err(error) => why = format!("{why}; its search path cannot be edited: {error}"),
+        let made = elf_paths::make(&file.path, new, prefixes);
+        (change.search_path, change.interpreter, new) = (made.search_path, made.interpreter, made.bytes);
+        if let Some(error) = made.refused {
+            why = format!("{why}; {error}");
         }
     }
     if prefixes.fits() {
@@ -438,43 +456,10 @@ fn one_file(dir: &Path, file: &File, prefixes: &Prefixes<'_>) -> Result<Change, 
             })
             .collect();
     }
-    if change.search_path || change.strings > 0 {
+    if change.search_path || change.interpreter || change.strings > 0 {
         change.bytes = Some(new);
     }
-    Ok(change)
-}
-
-/// The file with a search path that names folders of the tree relative to `$ORIGIN`; `None` when it names none.
-fn search_path(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> Result<Option<Vec<u8>>, elf::ElfError> {
-    let file = elf::parse(bytes)?;
-    let Some(old) = file.search_path() else { return Ok(None) };
-    let mut folders: Vec<Vec<u8>> = Vec::new();
-    for folder in old.split(|byte| *byte == b':') {
-        let new = match prefixes.below(folder) {
-            Some(below) => {
-                let relative = fsutil::relative(fsutil::parent_of(path), Path::new(OsStr::from_bytes(below)));
-                let mut new = b"$ORIGIN".to_vec();
-                if relative != Path::new(".") {
-                    new.push(b'/');
-                    new.extend_from_slice(relative.as_os_str().as_bytes());
-                }
-                new
-            }
-            None => folder.to_vec(),
-        };
-        if !folders.contains(&new) {
-            folders.push(new);
-        }
-    }
-    let new = folders.join(&b':');
-    if new == old {
-        return Ok(None);
-    }
-    let search_path = if file.runpath.is_some() { SearchPath::Runpath(new) } else { SearchPath::Rpath(new) };
-    match elf::edit(bytes, &Edit { search_path, ..Edit::default() })? {
-        Edited::Changed(bytes) => Ok(Some(bytes)),
-        Edited::Unchanged => Ok(None),
-    }
+    change
 }
 
 /// Another first line for a script whose interpreter the kernel would not find: it takes [`SHEBANG`] bytes, and ends the
@@ -550,6 +535,6 @@ fn complete(request: &Request<'_>, staging: &Path) -> Result<Option<Moved>, Move
     }
     carry_out(request.dir, staging, &list)
         .map_err(|source| MoveError::Halfway { dir: request.dir.to_owned(), source })?;
-    let Summary { files, search_paths, text, strings, links } = list.result;
-    Ok(Some(Moved { files, search_paths, text, strings, links, completed: true, ..Moved::default() }))
+    let Summary { files, search_paths, interpreters, text, strings, links } = list.result;
+    Ok(Some(Moved { files, search_paths, interpreters, text, strings, links, completed: true, ..Moved::default() }))
 }

@@ -14,6 +14,10 @@
 //!
 //! [`in_place()`] is for trees of others: it moves one from one prefix to another where it lies.
 
+pub mod copy;
+mod elf_paths;
+mod findings;
+mod hidden;
 mod in_place;
 pub mod prefix;
 pub mod rules;

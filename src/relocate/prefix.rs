@@ -31,6 +31,16 @@ impl<'a> Prefixes<'a> {
         Self { from, to, finder: Finder::new(from) }
     }
 
+    /// The old one.
+    pub fn from(&self) -> &'a [u8] {
+        self.from
+    }
+
+    /// The new one.
+    pub fn to(&self) -> &'a [u8] {
+        self.to
+    }
+
     /// Whether the new one fits where the old one was.
     pub fn fits(&self) -> bool {
         self.to.len() <= self.from.len()

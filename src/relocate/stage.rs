@@ -1,10 +1,11 @@
 //! The staged copy: one walk of the view that decides, one parallel pass that copies and rewrites.
 
+use super::copy::{Change, Copier};
 use super::rules::Rules;
 use super::search_path::{self, Libraries};
 use super::strings::{self, Place};
 use super::text::{self, MapPath};
-use crate::elf::{self, Edit, Edited, SearchPath, Strip};
+use crate::elf::{self, Edit, SearchPath, Strip};
 use crate::fsutil;
 use crate::plan::inside;
 use crate::report::{Ctx, Event, Interrupted, Stage};
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -257,7 +258,16 @@ pub fn relocate(origin: &Origin, rules: &Rules, tree: &Path, ctx: &Ctx) -> Resul
     for folder in used_folders(&entries) {
         fs::create_dir_all(tree.join(folder))?;
     }
-    let job = Job { origin, rules, libraries: &libraries, view: &view, tree, ctx, done: AtomicU64::new(0) };
+    let job = Job {
+        origin,
+        rules,
+        libraries: &libraries,
+        view: &view,
+        tree,
+        ctx,
+        copier: Copier::default(),
+        done: AtomicU64::new(0),
+    };
     copy(&job, &entries, &mut report)?;
     Ok(Relocated { tree: tree.to_owned(), report })
 }
@@ -314,8 +324,8 @@ fn settle_links(origin: &Origin, entries: &mut Vec<Entry>, folders: &[PathBuf], 
             report.links_rewritten += 1;
         }
     }
-    loop {
-        let present: std::collections::BTreeSet<PathBuf> =
+    while entries.iter().any(|entry| matches!(entry.kind, Kind::Link(_))) {
+        let present: std::collections::HashSet<PathBuf> =
             entries.iter().map(|e| e.path.clone()).chain(folders.iter().cloned()).collect();
         let before = entries.len();
         entries.retain(|entry| {
@@ -345,6 +355,7 @@ struct Job<'a> {
     view: &'a Path,
     tree: &'a Path,
     ctx: &'a Ctx,
+    copier: Copier,
     done: AtomicU64,
 }
 
@@ -367,13 +378,13 @@ fn copy(job: &Job<'_>, entries: &[Entry], report: &mut Report) -> Result<(), Rel
             Kind::File { inode, links, size, mode } => {
                 report.files += 1;
                 report.bytes_before += size;
-                if *links > 1
-                    && let Some(first) = first_names.get(inode)
-                {
-                    second_names.push((*first, entry.path.as_path()));
-                    continue;
+                if *links > 1 {
+                    if let Some(first) = first_names.get(inode) {
+                        second_names.push((*first, entry.path.as_path()));
+                        continue;
+                    }
+                    first_names.insert(*inode, &entry.path);
                 }
-                first_names.insert(*inode, &entry.path);
                 work.push((entry.path.as_path(), *mode));
             }
             Kind::Link(target) => fs::os::unix::fs::symlink(target, job.tree.join(&entry.path))?,
@@ -410,66 +421,79 @@ fn copy(job: &Job<'_>, entries: &[Entry], report: &mut Report) -> Result<(), Rel
     Ok(())
 }
 
-fn one_file(job: &Job<'_>, path: &Path, mode: u32) -> Result<Outcome, RelocateError> {
-    let (from, to) = (job.view.join(path), job.tree.join(path));
-    let bytes = fs::read(&from)?;
-    let mut outcome = Outcome { bytes: bytes.len() as u64, ..Outcome::default() };
-    let mut changed = None;
-    if elf::is_elf(&bytes) {
-        match relocate_elf(job, path, &bytes)? {
-            Edited::Changed(new) => {
-                outcome.elf = Some(true);
-                changed = Some(new);
-            }
-            Edited::Unchanged => outcome.elf = Some(false),
-        }
-    } else if text::is_text(&bytes)
-        && let Some(rewritten) = text::rewrite(&bytes, job.origin.inside_root.as_bytes(), job.origin)
-    {
-        outcome.text = true;
-        outcome.fill_in = rewritten.fill_in.then(|| path.to_owned());
-        changed = Some(rewritten.bytes);
-    }
-    if !outcome.text && job.rules.rewrites(path) {
-        let mut new = changed.take().unwrap_or_else(|| bytes.clone());
-        let root = job.origin.inside_root.as_bytes();
-        outcome.places = strings::rewrite(job.rules, path, &mut new, root, job.origin)
-            .map_err(|source| RelocateError::String { path: path.to_owned(), source })?;
-        changed = Some(new);
-    }
-    match changed {
-        Some(new) => {
-            outcome.bytes = new.len() as u64;
-            fs::write(&to, new)?;
-        }
-        None => {
-            reflink_copy::reflink_or_copy(&from, &to).map_err(|e| fsutil::with_path(&e, "copy to", &to))?;
-        }
-    }
-    // Others must be able to read a shared package; set-user-id bits do not travel.
-    let mode = if mode & 0o111 != 0 { 0o755 } else { 0o644 };
-    fs::set_permissions(&to, std::fs::Permissions::from_mode(mode))?;
-    Ok(outcome)
+/// What is made of one file of the view.
+struct Making<'a> {
+    job: &'a Job<'a>,
+    path: &'a Path,
+    outcome: Outcome,
 }
 
-fn relocate_elf(job: &Job<'_>, path: &Path, bytes: &[u8]) -> Result<Edited, RelocateError> {
+impl Change for Making<'_> {
+    type Error = RelocateError;
+
+    fn wants(&self, head: &[u8]) -> bool {
+        elf::is_elf(head) || text::is_text(head) || self.job.rules.rewrites(self.path)
+    }
+
+    fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> Result<bool, RelocateError> {
+        let origin = self.job.origin;
+        let root = origin.inside_root.as_bytes();
+        let mut changed = false;
+        if elf::is_elf(old) {
+            changed = relocate_elf(self.job, self.path, old, new)?;
+            self.outcome.elf = Some(changed);
+        } else if text::is_text(old) {
+            let Some(rewritten) = text::rewrite(old, root, origin) else { return Ok(false) };
+            self.outcome.text = true;
+            self.outcome.fill_in = rewritten.fill_in.then(|| self.path.to_owned());
+            *new = rewritten.bytes;
+            return Ok(true);
+        }
+        if self.job.rules.rewrites(self.path) {
+            if !changed {
+                new.clear();
+                new.extend_from_slice(old);
+            }
+            self.outcome.places = strings::rewrite(self.job.rules, self.path, new, root, origin)
+                .map_err(|source| RelocateError::String { path: self.path.to_owned(), source })?;
+            changed = new != old;
+        }
+        Ok(changed)
+    }
+}
+
+fn one_file(job: &Job<'_>, path: &Path, mode: u32) -> Result<Outcome, RelocateError> {
+    // Others must be able to read a shared package; set-user-id bits do not travel.
+    let mode = if mode & 0o111 != 0 { 0o755 } else { 0o644 };
+    let mut making = Making { job, path, outcome: Outcome::default() };
+    making.outcome.bytes = job.copier.copy(&job.view.join(path), &job.tree.join(path), mode, &mut making)?;
+    Ok(making.outcome)
+}
+
+/// Whether the file changed; then `new` holds it.
+fn relocate_elf(job: &Job<'_>, path: &Path, bytes: &[u8], new: &mut Vec<u8>) -> Result<bool, RelocateError> {
     let failed = |source| RelocateError::Elf { path: path.to_owned(), source };
     let file = elf::parse(bytes).map_err(failed)?;
     let code = matches!(file.kind, elf::Kind::Executable | elf::Kind::SharedObject);
     if !code || file.is_debug_file {
-        return Ok(Edited::Unchanged);
+        return Ok(false);
     }
-    let mut needed: Vec<OsString> = file.needed.iter().map(|n| OsString::from_vec(n.clone())).collect();
+    // A library that is named by its path in the build is found like all others.
+    let bare_below = Some(job.origin.inside_root.as_bytes().to_vec());
+    let name = |name: &Vec<u8>| match job.origin.in_view(name) {
+        Some(path) => path.file_name().unwrap_or_default().to_owned(),
+        None => OsString::from_vec(name.clone()),
+    };
+    let mut needed: Vec<OsString> = file.needed.iter().map(name).collect();
     needed.extend(job.rules.dlopen.iter().filter(|d| d.matches(path)).map(|d| OsString::from(&d.library)));
-    let old: Vec<PathBuf> = file
-        .search_path()
-        .unwrap_or_default()
-        .split(|b| *b == b':')
-        .filter_map(|folder| job.origin.in_view(folder))
-        .collect();
+    let named = file.needed.iter().filter_map(|name| job.origin.in_view(name));
+    let searched = file.search_path().unwrap_or_default().split(|b| *b == b':');
+    let searched = searched.filter_map(|folder| job.origin.in_view(folder));
+    // A path named one file and no other of that name: its folder comes first.
+    let old: Vec<PathBuf> = named.map(|path| fsutil::parent_of(&path).to_owned()).chain(searched).collect();
     let computed = search_path::compute(path, &needed, &old, job.libraries);
     let search_path = if computed.path.is_empty() { SearchPath::Remove } else { SearchPath::Rpath(computed.path) };
-    elf::edit(bytes, &Edit { search_path, strip: Strip::All }).map_err(failed)
+    elf::edit_into(bytes, &Edit { search_path, strip: Strip::All, bare_below }, new).map_err(failed)
 }
 
 #[cfg(test)]

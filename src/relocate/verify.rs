@@ -5,210 +5,16 @@
 //! closure is worked out at the end. A search path counts only by what it is: `$ORIGIN` is the file's own
 //! folder, and an absolute path, or one that leaves the tree, is an offence even if the host has it.
 
+pub use super::findings::{AllowedLeak, Findings, Floor, Isa, Needed, Problem, listed};
+use super::hidden;
 use super::rules::Rules;
 use crate::elf::{self, GlibcFloor, IsaLevel, VersionNeed};
 use crate::fsutil;
 use memchr::memmem;
-use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-
-/// Something that makes the tree unfit.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(tag = "problem", rename_all = "kebab-case")]
-pub enum Problem {
-    /// A needed library is neither in the tree, where the file looks, nor one of glibc's.
-    MissingLibrary {
-        /// The file that needs it.
-        path: PathBuf,
-        /// The library's name.
-        library: String,
-        /// Where in the tree there is one of this name, to which no search path of the file leads.
-        elsewhere: Option<PathBuf>,
-    },
-    /// The library that a file finds lacks a version of its symbols that the file needs: the loader refuses it.
-    MissingVersion {
-        /// The file that needs it.
-        path: PathBuf,
-        /// The library that is found.
-        library: PathBuf,
-        /// The version, `LIBFOO_1.2`.
-        version: String,
-    },
-    /// A search path that is not relative to the file, or leaves the tree.
-    SearchPath {
-        /// The file.
-        path: PathBuf,
-        /// The folder on its search path.
-        folder: String,
-    },
-    /// The build prefix stands in a file and no rule allows it.
-    Leak {
-        /// The file.
-        path: PathBuf,
-        /// Offset of the first, in bytes.
-        offset: usize,
-        /// The string there.
-        text: String,
-        /// How many there are in the file.
-        count: usize,
-    },
-    /// A symlink whose target is not in the tree.
-    Link {
-        /// The symlink.
-        path: PathBuf,
-        /// What it names.
-        target: PathBuf,
-    },
-    /// A newer glibc is needed than the system has for which the tree must be fit.
-    Glibc {
-        /// The file.
-        path: PathBuf,
-        /// What it needs.
-        floor: Floor,
-        /// What there is.
-        allowed: String,
-    },
-    /// An ELF file that cannot be read.
-    Elf {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// A mode that a package must not bring.
-    Mode {
-        /// The file.
-        path: PathBuf,
-        /// The mode, octal.
-        mode: String,
-    },
-    /// A file that asks for newer processors than the package is said to be made for.
-    Processor {
-        /// The file.
-        path: PathBuf,
-        /// What it asks for.
-        level: String,
-        /// What was promised.
-        target: String,
-    },
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::MissingLibrary { path, library, elsewhere: Some(place) } => {
-                let (path, place) = (path.display(), place.display());
-                write!(f, "{path}: needs {library}, which is at {place}, but no search path of the file leads there")
-            }
-            Self::MissingLibrary { path, library, elsewhere: None } => {
-                write!(f, "{}: needs {library}, which is neither in the package nor one of glibc's", path.display())
-            }
-            Self::MissingVersion { path, library, version } => {
-                write!(f, "{}: needs version {version} of {}, which has none", path.display(), library.display())
-            }
-            Self::SearchPath { path, folder } => {
-                write!(f, "{}: search path `{folder}` leaves the package", path.display())
-            }
-            Self::Leak { path, offset, text, count } => {
-                write!(f, "{}: names the build at offset {offset}: `{text}`", path.display())?;
-                if *count > 1 { write!(f, ", and {} more", count - 1) } else { Ok(()) }
-            }
-            Self::Link { path, target } => {
-                write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
-            }
-            Self::Glibc { path, floor, allowed } => {
-                let symbol = floor.symbol.as_deref().unwrap_or("the format of the file");
-                let (path, version, library) = (path.display(), &floor.version, &floor.library);
-                write!(f, "{path}: needs glibc {version} ({symbol}, {library}), and there is {allowed}")
-            }
-            Self::Elf { path, reason } => write!(f, "{}: {reason}", path.display()),
-            Self::Processor { path, level, target } => {
-                write!(
-                    f,
-                    "{}: needs a processor of level {level}, and the package is made for {target}",
-                    path.display()
-                )
-            }
-            Self::Mode { path, mode } => write!(f, "{}: mode {mode} (set-id or world-writable)", path.display()),
-        }
-    }
-}
-
-/// A file that names the build prefix, and the rule that allows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AllowedLeak {
-    /// The file.
-    pub path: PathBuf,
-    /// How many times.
-    pub count: usize,
-    /// The first such string.
-    pub text: String,
-    /// Why it is harmless.
-    pub reason: String,
-}
-
-/// The highest glibc version that anything in the tree asks for, and what asks.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Floor {
-    /// `2.36`.
-    pub version: String,
-    /// The file.
-    pub path: PathBuf,
-    /// The library whose version it is, `libc.so.6`.
-    pub library: String,
-    /// A symbol that is needed in that version; nothing when the version marks the format of the file.
-    pub symbol: Option<String>,
-}
-
-/// The highest level of the instruction set that anything in the tree says it needs, and what says so.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Isa {
-    /// `x86-64-v3`.
-    pub level: String,
-    /// The file.
-    pub path: PathBuf,
-}
-
-/// A library that a file needs, and where it is found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Needed {
-    /// Its name, `libz.so.1`.
-    pub library: String,
-    /// Where, relative to the tree; nothing when it is not in the tree: then it is the host's, or missing.
-    pub found: Option<PathBuf>,
-}
-
-/// The result.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Findings {
-    /// Empty when the tree is fit.
-    pub problems: Vec<Problem>,
-    /// What still names the build, with reasons.
-    pub allowed: Vec<AllowedLeak>,
-    /// The glibc that is needed; `None` when nothing asks for one.
-    pub glibc: Option<Floor>,
-    /// ELF files looked at.
-    pub elf_files: usize,
-    /// All files looked at.
-    pub files: usize,
-    /// glibc's libraries that are taken from the host.
-    pub from_host: BTreeSet<String>,
-    /// The instruction set that is needed; `None` when no file says.
-    pub isa: Option<Isa>,
-    /// Who needs what, and where it is found: every ELF file that needs anything.
-    pub closure: BTreeMap<PathBuf, Vec<Needed>>,
-}
-
-impl Findings {
-    /// How much is closed and what it asks of a host, in a line.
-    pub fn summary(&self) -> String {
-        let glibc = self.glibc.as_ref().map_or("none", |floor| floor.version.as_str());
-        format!("{} ELF files closed, needs glibc {glibc}", self.elf_files)
-    }
-}
 
 #[derive(Clone)]
 struct ElfFacts {
@@ -257,8 +63,13 @@ impl<'a> Inspector<'a> {
             return;
         }
         self.findings.elf_files += 1;
+        self.hidden_leaks(path, content);
         match elf::parse(content) {
             Ok(file) => {
+                if let Some(interpreter) = file.interpreter.as_deref().filter(|loader| !is_of_a_system(loader)) {
+                    let interpreter = String::from_utf8_lossy(interpreter).into_owned();
+                    self.findings.problems.push(Problem::Interpreter { path: path.to_owned(), interpreter });
+                }
                 if let Some(floor) = elf::glibc_floor(&file)
                     && self.floor.as_ref().is_none_or(|(known, ..)| floor.version > known.version)
                 {
@@ -314,26 +125,41 @@ impl<'a> Inspector<'a> {
 
     /// Every string that names the build: allowed by the first rule for this file and this string, or a problem.
     fn leaks(&mut self, path: &Path, content: &[u8]) {
-        let mut found = self.needle.find_iter(content).peekable();
-        if found.peek().is_none() {
-            return;
+        let mut found = self.needle.find_iter(content).map(|at| (at, printable(&content[at..]))).peekable();
+        if found.peek().is_some() {
+            let found: Vec<_> = found.collect();
+            self.judge(path, None, &found);
         }
+    }
+
+    /// The same in sections that are compressed (`-gz`), where no search of the file sees them.
+    fn hidden_leaks(&mut self, path: &Path, content: &[u8]) {
+        for section in elf::compressed(content).unwrap_or_default() {
+            match hidden::find(&section, &self.needle) {
+                Ok(found) if found.is_empty() => {}
+                Ok(found) => self.judge(path, Some(&section.name), &found),
+                Err(reason) => self.findings.problems.push(Problem::Elf { path: path.to_owned(), reason }),
+            }
+        }
+    }
+
+    fn judge(&mut self, path: &Path, section: Option<&str>, found: &[(usize, String)]) {
         let mut allowed: BTreeMap<&str, AllowedLeak> = BTreeMap::new();
-        let mut leak: Option<(usize, String, usize)> = None;
-        for offset in found {
-            let text = printable(&content[offset..]);
-            match self.rules.allowed(path, &text) {
+        let mut leak: Option<(usize, &str, usize)> = None;
+        for (offset, text) in found {
+            match self.rules.allowed(path, text) {
                 Some(reason) => {
                     let entry = allowed.entry(reason);
-                    let (path, reason) = (path.to_owned(), reason.to_owned());
+                    let (path, reason, text) = (path.to_owned(), reason.to_owned(), text.clone());
                     entry.or_insert_with(|| AllowedLeak { path, count: 0, text, reason }).count += 1;
                 }
-                None => leak.get_or_insert((offset, text, 0)).2 += 1,
+                None => leak.get_or_insert((*offset, text, 0)).2 += 1,
             }
         }
         self.findings.allowed.extend(allowed.into_values());
         if let Some((offset, text, count)) = leak {
-            self.findings.problems.push(Problem::Leak { path: path.to_owned(), offset, text, count });
+            let (path, section, text) = (path.to_owned(), section.map(str::to_owned), text.to_owned());
+            self.findings.problems.push(Problem::Leak { path, section, offset, text, count });
         }
     }
 
@@ -360,6 +186,11 @@ impl<'a> Inspector<'a> {
             let mut closure = Vec::new();
             for library in &facts.needed {
                 let name = String::from_utf8_lossy(library).into_owned();
+                if library.contains(&b'/') {
+                    self.findings.problems.push(Problem::NamedByPath { path: path.clone(), library: name.clone() });
+                    closure.push(Needed { library: name, found: None });
+                    continue;
+                }
                 let found = folders.iter().find_map(|f| self.real(&f.join(OsStr::from_bytes(library)), 0));
                 if let Some(found) = &found {
                     self.findings.problems.extend(self.missing_versions(path, facts, library, found));
@@ -438,6 +269,12 @@ impl<'a> Inspector<'a> {
     }
 }
 
+/// Whether a loader is where systems have theirs: `/lib64/ld-linux-x86-64.so.2`, `/lib/ld-musl-aarch64.so.1`, `/usr/lib/...`.
+fn is_of_a_system(interpreter: &[u8]) -> bool {
+    let interpreter = interpreter.strip_prefix(b"/usr").unwrap_or(interpreter);
+    interpreter.starts_with(b"/lib") && !interpreter.windows(4).any(|part| part == b"/../")
+}
+
 /// A folder of a search path, relative to the tree; `None` when it is absolute or leaves the tree.
 fn origin_relative(own: &Path, entry: &[u8]) -> Option<PathBuf> {
     let rest = entry.strip_prefix(b"$ORIGIN").or_else(|| entry.strip_prefix(b"${ORIGIN}"))?;
@@ -465,18 +302,6 @@ fn resolve(folder: &Path, relative: &Path) -> Option<PathBuf> {
         }
     }
     Some(out)
-}
-
-/// How many lines a message lists.
-const LISTED: usize = 40;
-
-/// Problems for an error message, a line each, the first of many.
-pub fn listed(items: &[impl std::fmt::Display]) -> String {
-    let mut lines: Vec<_> = items.iter().take(LISTED).map(ToString::to_string).collect();
-    if items.len() > LISTED {
-        lines.push(format!("... and {} more", items.len() - LISTED));
-    }
-    lines.join("\n  ")
 }
 
 /// The text at the begin of `bytes`, at most 200 of them.
@@ -534,6 +359,22 @@ mod tests {
             "{leak:?}"
         );
         assert!(leak.to_string().ends_with("and 1 more"), "{leak}");
+    }
+
+    #[test]
+    fn loaders_of_systems_are_told_from_others() {
+        for (loader, want) in [
+            ("/lib64/ld-linux-x86-64.so.2", true),
+            ("/lib/ld-musl-x86_64.so.1", true),
+            ("/usr/lib64/ld-linux-x86-64.so.2", true),
+            ("/libx32/ld-linux-x32.so.2", true),
+            ("/gnu/store/x-glibc/lib/ld-linux-x86-64.so.2", false),
+            ("/opt/tool/lib/ld.so", false),
+            ("/lib/../home/ld.so", false),
+            ("ld.so", false),
+        ] {
+            assert_eq!(is_of_a_system(loader.as_bytes()), want, "{loader}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::package::manifest::ManifestError;
 use crate::package::{Difference, Package, PackageError, Tree, Trust};
 use crate::plan::inside;
 use crate::relocate::Rules;
+use crate::relocate::copy::with_content;
 use crate::relocate::verify::{Findings, Inspector, Problem, listed};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
@@ -189,7 +190,10 @@ pub fn files(root: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyEr
             inspector.link(path, &fs::read_link(entry.path())?);
         } else if kind.is_file() {
             let mode = fs::symlink_metadata(entry.path())?.mode();
-            inspector.file(path, mode, &fs::read(entry.path())?);
+            with_content(entry.path(), |content| {
+                inspector.file(path, mode, content);
+                Ok::<_, VerifyError>(())
+            })?;
         }
     }
     Ok(inspector.finish())

@@ -7,28 +7,40 @@
 
 use crate::{Cost, best, command, measure, remove, row, text};
 use rayon::prelude::*;
-use slurm_factory::elf::{self, Edit, Edited, SearchPath};
+use slurm_factory::elf::{self, Edit, SearchPath};
+use slurm_factory::relocate::copy::{Change, Copier};
 use slurm_factory::relocate::{Origin, Rules, relocate};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::verify;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const ROUNDS: usize = 3;
 const RPATH: &str = "$ORIGIN/../lib:$ORIGIN/../lib/slurm:$ORIGIN/../lib64/some/folder/that/is/longer/than/before";
 
-/// The part that runs as a program of its own: `--ours-elf FROM TO`.
+struct SetPath(Edit);
+
+impl Change for SetPath {
+    type Error = std::io::Error;
+
+    fn wants(&self, head: &[u8]) -> bool {
+        elf::is_elf(head)
+    }
+
+    fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> std::io::Result<bool> {
+        elf::edit_into(old, &self.0, new).map_err(std::io::Error::other)
+    }
+}
+
+/// The part that runs as a program of its own: `--ours-elf FROM TO`. Each file by what copies and edits them for a package.
 pub fn ours(from: &Path, to: &Path) {
     let edit = Edit { search_path: SearchPath::Rpath(RPATH.into()), ..Edit::default() };
     let files: Vec<_> = fs_err::read_dir(from).unwrap().map(|e| e.unwrap().path()).collect();
+    let copier = Copier::default();
     files.par_iter().for_each(|path| {
         let new = to.join(path.file_name().unwrap());
-        let bytes = fs_err::read(path).unwrap();
-        match elf::edit(&bytes, &edit).unwrap() {
-            Edited::Changed(bytes) => fs_err::write(&new, bytes).unwrap(),
-            Edited::Unchanged => fs_err::write(&new, bytes).unwrap(),
-        }
-        let mode = fs_err::metadata(path).unwrap().permissions();
-        fs_err::set_permissions(&new, mode).unwrap();
+        let mode = fs_err::metadata(path).unwrap().permissions().mode();
+        copier.copy(path, &new, mode & 0o7777, &mut SetPath(edit.clone())).unwrap();
     });
 }
 

@@ -4,6 +4,7 @@
 //! - `corpus`: the shared libraries and programs of this host
 //! - `machines`: small files of other machines, both classes and byte orders
 //! - `malformed`: truncated and flipped bytes: errors, never panics
+//! - `names`: libraries that are named by a path
 //! - `tools`: how the tests call outside programs. A tool that is missing fails the test.
 
 #![allow(
@@ -17,4 +18,5 @@ mod corpus;
 mod linkers;
 mod machines;
 mod malformed;
+mod names;
 mod tools;

@@ -142,7 +142,7 @@ pub fn readelf_warnings(path: &Path) -> usize {
 }
 
 pub fn edit_of(search_path: SearchPath, strip: Strip) -> Edit {
-    Edit { search_path, strip }
+    Edit { search_path, strip, ..Edit::default() }
 }
 
 /// Edits, and checks that the edit of the result changes nothing.

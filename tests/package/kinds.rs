@@ -156,3 +156,69 @@ fn in_a_tree_that_is_moved() {
     assert!(memchr::memmem::find(&debug, padded.as_bytes()).is_some(), "{padded}");
     run("readelf", &["--debug-dump=macro,info,decodedline", to.join("lib/libdebug.so").to_str().unwrap()], dir.path());
 }
+
+/// In a package, a library that is named by its path in the build is found by its name; a loader of the build is refused; and
+/// what a compiler compressed is looked into.
+#[test]
+fn names_loaders_and_compressed_sections() {
+    let dir = tempfile::tempdir().unwrap();
+    let view = dir.path().join("view/v");
+    for folder in ["bin", "lib/deep"] {
+        fs::create_dir_all(view.join(folder)).unwrap();
+    }
+    let origin = Origin {
+        host_root: dir.path().to_owned(),
+        inside_root: ROOT.into(),
+        inside_store: format!("{ROOT}/store"),
+        inside_views: format!("{ROOT}/view"),
+        inside_view: format!("{ROOT}/view/v"),
+    };
+    fs::write(dir.path().join("l.c"), "int one(void) { return 1; }\n").unwrap();
+    fs::write(dir.path().join("p.c"), "int one(void);\nint main(void) { return one() - 1; }\n").unwrap();
+    let path = |name: &str| view.join(name).to_str().unwrap().to_owned();
+    let soname = format!("-Wl,-soname,{ROOT}/store/l-1-hash/lib/deep/libl.so");
+    run("gcc", &["-shared", "-fPIC", "-o", &path("lib/deep/libl.so"), &soname, "l.c"], dir.path());
+    run("gcc", &["-o", &path("bin/p"), "p.c", &path("lib/deep/libl.so")], dir.path());
+    let loader = format!("{ROOT}/store/glibc/lib/ld.so");
+    run(
+        "gcc",
+        &["-o", &path("bin/own"), "p.c", &path("lib/deep/libl.so"), &format!("-Wl,--dynamic-linker={loader}")],
+        dir.path(),
+    );
+    let (rules, tree) = (Rules::embedded().unwrap(), dir.path().join("tree"));
+    relocate(&origin, &rules, &tree, &Ctx::silent()).unwrap();
+    run(tree.join("bin/p").to_str().unwrap(), &[], dir.path());
+    let dynamic = run("readelf", &["-dW", tree.join("bin/p").to_str().unwrap()], dir.path());
+    assert!(dynamic.contains("Shared library: [libl.so]") && dynamic.contains("[$ORIGIN/../lib/deep]"), "{dynamic}");
+    let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;
+    let own = Path::new("bin/own");
+    assert!(
+        problems
+            .iter()
+            .any(|p| matches!(p, Problem::Interpreter { path, interpreter } if path == own && *interpreter == loader)),
+        "{problems:?}"
+    );
+    assert!(problems.iter().all(|p| p.to_string().starts_with("bin/own: ")), "{problems:?}");
+
+    // The same tree before that, and libraries whose debug sections nobody took out.
+    for how in ["zlib", "zstd", "none"] {
+        let made = Path::new("lib").join(format!("lib{how}.so"));
+        library(&view.join(&made), ROOT, dir.path(), "-gz=none");
+        run("objcopy", &[&format!("--compress-debug-sections={how}"), &path(made.to_str().unwrap())], dir.path());
+    }
+    let found = files(&view, &rules, &Ctx::silent()).unwrap().problems;
+    let by_path =
+        |p: &Problem| matches!(p, Problem::NamedByPath { library, .. } if library.ends_with("/lib/deep/libl.so"));
+    assert_eq!(found.iter().filter(|p| by_path(p)).count(), 2, "{found:?}");
+    for how in ["zlib", "zstd", "none"] {
+        let leak = |p: &Problem| match p {
+            Problem::Leak { path, section, text, .. } if path.ends_with(format!("lib{how}.so")) => {
+                section.is_some() == (how != "none") && text.starts_with(ROOT)
+            }
+            _ => false,
+        };
+        let count = found.iter().filter(|p| leak(p)).count();
+        assert!(count > 0, "{how}: {found:#?}");
+        assert!(how == "none" || found.iter().any(|p| p.to_string().contains("of its section .debug_")), "{found:#?}");
+    }
+}

@@ -258,3 +258,49 @@ fn what_makes_no_sense() {
     assert_eq!(site.relocate(&site.path("gone"), &[], &[]).code, 2);
     assert_eq!(site.relocate(&new.join("etc/conf"), &[], &[]).code, 2);
 }
+
+/// A tree with a loader of its own, and a library that is named by its path: both work at a prefix of any length.
+#[test]
+fn a_loader_in_the_tree_and_a_library_named_by_its_path() {
+    let dir = TempDir::new().unwrap();
+    let old = dir.path().join("the-old/prefix");
+    let shown = old.to_str().unwrap();
+    fs::create_dir_all(old.join("bin")).unwrap();
+    fs::create_dir_all(old.join("lib")).unwrap();
+    let system = run("sh", &["-c", "readelf -lW /bin/sh | sed -n 's/.*interpreter: \\(.*\\)]/\\1/p'"], dir.path());
+    fs::copy(system.trim(), old.join("lib/ld.so")).unwrap();
+    fs::write(dir.path().join("l.c"), "int one(void) { return 1; }\n").unwrap();
+    fs::write(dir.path().join("p.c"), "int one(void);\nint main(void) { return one() - 1; }\n").unwrap();
+    let lib = format!("{shown}/lib/libl.so");
+    let soname = format!("-Wl,-soname,{lib}");
+    run("gcc", &["-shared", "-fPIC", "-o", &lib, &soname, "l.c"], dir.path());
+    let loader = format!("-Wl,--dynamic-linker={shown}/lib/ld.so");
+    run("gcc", &["-o", &format!("{shown}/bin/p"), "p.c", &lib, &loader], dir.path());
+    run(&format!("{shown}/bin/p"), &[], dir.path());
+
+    for name in ["n", "a-new-place/that-is-longer-than-the-old-one"] {
+        let new = dir.path().join(name);
+        fs::create_dir_all(new.parent().unwrap()).unwrap();
+        run("cp", &["-a", shown, new.to_str().unwrap()], dir.path());
+        let program = new.join("bin/p");
+        let relocate = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_slurm-factory"));
+            answer(command.arg("relocate").arg(&new).args(["--from", shown, "--json"]).env("HOME", dir.path()))
+        };
+        let told = relocate();
+        assert_eq!(told.code, 0, "{name}: {}", told.err);
+        let json: serde_json::Value = serde_json::from_str(&told.out).unwrap();
+        assert_eq!((&json["interpreters"], &json["search_paths"]), (&1.into(), &2.into()), "{json}");
+        let away = dir.path().join("away");
+        fs::rename(&old, &away).unwrap();
+        run(program.to_str().unwrap(), &[], dir.path());
+        fs::rename(&away, &old).unwrap();
+        let headers = run("readelf", &["-ldW", program.to_str().unwrap()], dir.path());
+        assert!(headers.contains(&format!("interpreter: {}/lib/ld.so]", new.display())), "{headers}");
+        assert!(headers.contains("Shared library: [libl.so]") && headers.contains("[$ORIGIN/../lib]"), "{headers}");
+        let bytes = fs::read(&program).unwrap();
+        assert!(memchr::memmem::find(&bytes, shown.as_bytes()).is_none(), "{name}: the old prefix is left");
+        let again: serde_json::Value = serde_json::from_str(&relocate().out).unwrap();
+        assert_eq!((&again["interpreters"], &again["search_paths"]), (&0.into(), &0.into()), "twice is once: {again}");
+    }
+}

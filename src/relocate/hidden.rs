@@ -1,0 +1,78 @@
+//! Looks for a prefix in what compilers compress (`gcc -gz`): debug sections, which no search of the file's bytes sees.
+//!
+//! A section may be far larger than the file. It is decompressed a block at a time, and no more of it than its header says.
+
+use crate::elf::{Compression, Section};
+use memchr::memmem::Finder;
+use std::io::Read;
+
+/// How much is looked at in one go, in bytes.
+const BLOCK: usize = 256 << 10;
+
+/// How much of the text that was found is shown, in bytes.
+const SHOWN: usize = 200;
+
+/// How many places are told of one section; the rest of it is not looked at.
+const PLACES: usize = 1000;
+
+/// Where in the decompressed section the needle stands, and the text there.
+///
+/// # Errors
+///
+/// A sentence that says why the section cannot be read.
+pub(super) fn find(section: &Section<'_>, needle: &Finder<'_>) -> Result<Vec<(usize, String)>, String> {
+    let failed =
+        |what: &dyn std::fmt::Display| format!("section {} is compressed and cannot be read: {what}", section.name);
+    let plain: Box<dyn Read> = match section.compression {
+        Compression::Zlib => Box::new(flate2::bufread::ZlibDecoder::new(section.bytes)),
+        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(section.bytes).map_err(|e| failed(&e))?),
+        Compression::Other(number) => return Err(failed(&format_args!("method {number} is unknown"))),
+    };
+    let mut plain = plain.take(section.size);
+    let mut found = Vec::new();
+    let mut block: Vec<u8> = Vec::with_capacity(BLOCK + SHOWN);
+    let mut start = 0; // where the block stands in the section
+    loop {
+        let read = plain.by_ref().take(BLOCK as u64).read_to_end(&mut block).map_err(|e| failed(&e))?;
+        let last = read < BLOCK;
+        // What begins near the end is looked at with the next block, so that its text is whole.
+        let end = if last { block.len() } else { block.len().saturating_sub(SHOWN.max(needle.needle().len())) };
+        let places = needle.find_iter(&block).take_while(|at| last || *at < end);
+        found.extend(places.map(|at| (start + at, super::verify::printable(&block[at..]))));
+        if last || found.len() >= PLACES {
+            return Ok(found);
+        }
+        block.drain(..end);
+        start += end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn zlib(plain: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        out.write_all(plain).unwrap();
+        out.finish().unwrap()
+    }
+
+    #[test]
+    fn every_place_is_found_once_also_between_two_blocks() {
+        let needle = Finder::new(b"/build.root");
+        for at in [0, 7, BLOCK - 300, BLOCK - 200, BLOCK - 11, BLOCK - 5, BLOCK, 2 * BLOCK - 203, 3 * BLOCK - 20] {
+            let mut plain = vec![0_u8; 3 * BLOCK];
+            plain[at..at + 13].copy_from_slice(b"/build.root/x");
+            let packed =
+                [(Compression::Zlib, zlib(&plain)), (Compression::Zstd, zstd::encode_all(&plain[..], 1).unwrap())];
+            for (compression, bytes) in packed {
+                let section = Section { name: ".debug_x".into(), compression, size: plain.len() as u64, bytes: &bytes };
+                assert_eq!(find(&section, &needle), Ok(vec![(at, "/build.root/x".to_owned())]), "{at}");
+            }
+        }
+        let bytes = zlib(&vec![0; BLOCK]);
+        let damaged = Section { name: ".debug_x".into(), compression: Compression::Zlib, size: 9, bytes: &bytes[4..] };
+        assert!(find(&damaged, &needle).unwrap_err().contains(".debug_x"));
+    }
+}
