@@ -2,15 +2,13 @@
 //!
 //! A section may be far larger than the file. It is decompressed a block at a time, and no more of it than its header says.
 
+use super::verify::{LONGEST, printable};
 use crate::elf::{Compression, Section};
 use memchr::memmem::Finder;
 use std::io::Read;
 
 /// How much is looked at in one go, in bytes.
 const BLOCK: usize = 256 << 10;
-
-/// How much of the text that was found is shown, in bytes.
-const SHOWN: usize = 200;
 
 /// How many places are told of one section; the rest of it is not looked at.
 const PLACES: usize = 1000;
@@ -30,15 +28,15 @@ pub(super) fn find(section: &Section<'_>, needle: &Finder<'_>) -> Result<Vec<(us
     };
     let mut plain = plain.take(section.size);
     let mut found = Vec::new();
-    let mut block: Vec<u8> = Vec::with_capacity(BLOCK + SHOWN);
+    let mut block: Vec<u8> = Vec::with_capacity(BLOCK + LONGEST);
     let mut start = 0; // where the block stands in the section
     loop {
         let read = plain.by_ref().take(BLOCK as u64).read_to_end(&mut block).map_err(|e| failed(&e))?;
         let last = read < BLOCK;
         // What begins near the end is looked at with the next block, so that its text is whole.
-        let end = if last { block.len() } else { block.len().saturating_sub(SHOWN.max(needle.needle().len())) };
+        let end = if last { block.len() } else { block.len().saturating_sub(LONGEST.max(needle.needle().len())) };
         let places = needle.find_iter(&block).take_while(|at| last || *at < end);
-        found.extend(places.map(|at| (start + at, super::verify::printable(&block[at..]))));
+        found.extend(places.map(|at| (start + at, printable(&block[at..]))));
         if last || found.len() >= PLACES {
             return Ok(found);
         }
@@ -61,7 +59,18 @@ mod tests {
     #[test]
     fn every_place_is_found_once_also_between_two_blocks() {
         let needle = Finder::new(b"/build.root");
-        for at in [0, 7, BLOCK - 300, BLOCK - 200, BLOCK - 11, BLOCK - 5, BLOCK, 2 * BLOCK - 203, 3 * BLOCK - 20] {
+        for at in [
+            0,
+            7,
+            BLOCK - 4200,
+            BLOCK - 4096,
+            BLOCK - 300,
+            BLOCK - 11,
+            BLOCK - 5,
+            BLOCK,
+            2 * BLOCK - 203,
+            3 * BLOCK - 20,
+        ] {
             let mut plain = vec![0_u8; 3 * BLOCK];
             plain[at..at + 13].copy_from_slice(b"/build.root/x");
             let packed =

@@ -20,7 +20,7 @@ use super::copy::with_content;
 use super::elf_paths;
 use super::prefix::Prefixes;
 use super::text;
-use super::verify::{listed, printable};
+use super::verify::{listed, printable, shown};
 use crate::elf;
 use crate::fsutil;
 use crate::report::{Ctx, Event, Interrupted, Stage};
@@ -451,7 +451,7 @@ fn one_content(file: &File, bytes: &[u8], prefixes: &Prefixes<'_>) -> Change {
             .map(|offset| Leftover {
                 path: file.path.clone(),
                 offset,
-                text: printable(&new[offset..]),
+                text: shown(&printable(&new[offset..])),
                 reason: why.clone(),
             })
             .collect();

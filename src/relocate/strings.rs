@@ -9,7 +9,7 @@
 
 use super::rules::{Rules, To};
 use super::text::MapPath;
-use super::verify::printable;
+use super::verify::{LONGEST, printable};
 use crate::fsutil::write_over;
 use memchr::memmem::Finder;
 use serde::Serialize;
@@ -55,7 +55,8 @@ pub fn rewrite(
     let mut places = Vec::new();
     for offset in found {
         let text = printable(&bytes[offset..]);
-        let Some(rule) = rules.rewrite_of(path, &text) else { continue };
+        // Where no end is in sight, nothing is known of what would be written over.
+        let Some(rule) = rules.rewrite_of(path, &text).filter(|_| text.len() < LONGEST) else { continue };
         match &rule.to {
             To::Path(to) => {
                 let over = &mut bytes[offset..offset + text.len()];
@@ -116,6 +117,19 @@ mod tests {
         let mut other = b"/b/store/openssl-3-hash/etc/certs\0".to_vec();
         assert_eq!(rewrite(&rules, Path::new("lib/y"), &mut other, b"/b", &Store), Ok(vec![]));
         assert!(other.starts_with(b"/b/store"), "another file");
+    }
+
+    #[test]
+    fn a_long_string_is_seen_to_its_end() {
+        let rules = rules("[[rewrite]]\nglob = '*'\nstring = '*/certs'\nto = '/etc/ssl/certs'\nreason = 'r'");
+        let long = format!("/b/store/{}/certs", "x".repeat(600));
+        let mut bytes = format!("{long}\0rest").into_bytes();
+        assert_eq!(rewrite(&rules, Path::new("lib/x"), &mut bytes, b"/b", &Store), Ok(vec![]));
+        assert!(bytes.starts_with(b"////") && bytes.ends_with(b"///etc/ssl/certs\0rest"));
+        let mut endless = format!("/b/store/{}/certs", "x".repeat(LONGEST)).into_bytes();
+        let before = endless.clone();
+        assert_eq!(rewrite(&rules, Path::new("lib/x"), &mut endless, b"/b", &Store), Ok(vec![]));
+        assert_eq!(endless, before);
     }
 
     #[test]

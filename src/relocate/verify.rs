@@ -150,7 +150,7 @@ impl<'a> Inspector<'a> {
             match self.rules.allowed(path, text) {
                 Some(reason) => {
                     let entry = allowed.entry(reason);
-                    let (path, reason, text) = (path.to_owned(), reason.to_owned(), text.clone());
+                    let (path, reason, text) = (path.to_owned(), reason.to_owned(), shown(text));
                     entry.or_insert_with(|| AllowedLeak { path, count: 0, text, reason }).count += 1;
                 }
                 None => leak.get_or_insert((*offset, text, 0)).2 += 1,
@@ -158,7 +158,7 @@ impl<'a> Inspector<'a> {
         }
         self.findings.allowed.extend(allowed.into_values());
         if let Some((offset, text, count)) = leak {
-            let (path, section, text) = (path.to_owned(), section.map(str::to_owned), text.to_owned());
+            let (path, section, text) = (path.to_owned(), section.map(str::to_owned), shown(text));
             self.findings.problems.push(Problem::Leak { path, section, offset, text, count });
         }
     }
@@ -304,10 +304,18 @@ fn resolve(folder: &Path, relative: &Path) -> Option<PathBuf> {
     Some(out)
 }
 
-/// The text at the begin of `bytes`, at most 200 of them.
+/// How much of a text is looked at, in bytes: more than any path has.
+pub(super) const LONGEST: usize = 4096;
+
+/// The text at the begin of `bytes`, at most [`LONGEST`] of them: rules are about its end too.
 pub(super) fn printable(bytes: &[u8]) -> String {
-    let end = bytes.iter().take(200).position(|b| !(0x20..0x7f).contains(b)).unwrap_or(bytes.len().min(200));
+    let end = bytes.iter().take(LONGEST).position(|b| !(0x20..0x7f).contains(b)).unwrap_or(bytes.len().min(LONGEST));
     String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// As much of a text as a list has room for. [`printable`] text is ASCII.
+pub(super) fn shown(text: &str) -> String {
+    text.get(..400).map_or_else(|| text.to_owned(), |begin| format!("{begin}..."))
 }
 
 #[cfg(test)]
