@@ -13,7 +13,6 @@ use crate::config::Settings;
 use crate::image::{self, ImageError};
 use crate::oldest::Oldest;
 use crate::package::{self, Content, Package, PackageError, PackageName, Signed, Trust};
-use crate::plan::BuildPlan;
 use crate::relocate::verify::Findings;
 use crate::relocate::{self, RelocateError, Relocated, Rules};
 use crate::report::{Ctx, Interrupted, Stage};
@@ -239,11 +238,11 @@ pub fn plan(
     lookup: Lookup<'_>,
     key: Key<'_>,
     ctx: &Ctx,
-) -> Result<(BuildPlan, Option<PathBuf>), BuildError> {
+) -> Result<(Resolved, Option<PathBuf>), BuildError> {
     resolve::check(settings, flags, cache, lookup, ctx)?;
     let key = key()?;
     publish::planned(settings, flags, key.as_ref(), lookup, true, ctx)?;
     let resolved = resolve::resolve(settings, flags, cache, lookup, ctx)?;
     let there = finished::recall(cache, &resolved.plan).filter(|path| path.exists());
-    Ok((resolved.plan, there))
+    Ok((resolved, there))
 }

@@ -12,7 +12,9 @@ use crate::plan::{
 use crate::relocate::{Rules, RulesError};
 use crate::report::Ctx;
 use crate::rootfs::{self, PrepareError};
-use crate::sandbox::{Backend, Confinement, Ids, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable};
+use crate::sandbox::{
+    Backend, Confinement, Host, Ids, LEAST_DISK, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable,
+};
 use crate::sign::SignError;
 use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
@@ -456,6 +458,14 @@ pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sa
     as_set(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?, settings, ctx)
 }
 
+/// The sandbox that settings ask for, for showing what is done in it: whether it works here is not tried.
+pub fn untried(settings: &Settings) -> Result<Sandbox, ResolveError> {
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let host = Host { uid, gid, own_proc: true, ids: Ids::Single };
+    let sandbox = Sandbox::remembered(host).confined(confinement(settings)?);
+    Ok(if owners(settings)? { sandbox.with_range()? } else { sandbox })
+}
+
 /// The same with a layer over the rootfs, when settings ask for one.
 pub fn layered(
     sandbox: Sandbox,
@@ -516,12 +526,16 @@ pub fn limits(settings: &Settings) -> Result<Limits, ResolveError> {
     if memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return Err(bad("memory", settings.memory.as_deref().unwrap_or_default(), &["0 (all)", "64M and more"]));
     }
+    let disk = some("disk", &settings.disk)?;
+    if disk.is_some_and(|bytes| bytes < LEAST_DISK) {
+        return Err(bad("disk", settings.disk.as_deref().unwrap_or_default(), &["0 (all)", "256M and more"]));
+    }
     let nice = settings.nice.unwrap_or(0);
     let nice = u8::try_from(nice).ok().filter(|nice| *nice < 20);
     Ok(Limits {
         cpus: settings.cpus.and_then(|cpus| usize::try_from(cpus).ok()).filter(|cpus| *cpus > 0),
         memory,
-        disk: some("disk", &settings.disk)?,
+        disk,
         nice: nice.ok_or_else(|| bad("nice", &settings.nice.unwrap_or(0).to_string(), &["0 to 19"]))?,
     })
 }

@@ -12,8 +12,10 @@ use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
 use crate::resolve::Flags;
 use crate::secret::without_login;
+use crate::workflows::sandboxes::{self, Sandboxes};
 use anyhow::Result;
 use humansize::{BINARY, format_size};
+use serde::Serialize;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -93,9 +95,9 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     let source = args.what.key.source()?;
     let key = || signing_key(&settings, &source, &cache, ctx);
     if args.dry_run {
-        let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
+        let (resolved, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
         ctx.reporter.finish();
-        print(&describe(&plan, there.as_deref(), &catalog(&settings)?))?;
+        print(&describe(&resolved.plan, there.as_deref(), &catalog(&settings)?))?;
         return Ok(ExitCode::SUCCESS);
     }
     let built = pipeline::build(&settings, flags, oldest.as_ref(), &cache, &variable, &key, ctx)?;
@@ -114,6 +116,14 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `plan --json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    plan: &'a BuildPlan,
+    sandboxes: Sandboxes,
+}
+
 /// `plan`
 pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, flag_settings(&args.what))?;
@@ -122,12 +132,13 @@ pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let source = args.what.key.source()?;
     let key = || signing_key(&settings, &source, &cache, ctx);
-    let (plan, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
+    let (resolved, there) = pipeline::plan(&settings, flags, &cache, &variable, &key, ctx)?;
     ctx.reporter.finish();
     if args.json {
-        print_json(&plan)?;
+        let sandboxes = sandboxes::planned(&settings, &resolved, &cache, &variable)?;
+        print_json(&Shown { plan: &resolved.plan, sandboxes })?;
     } else {
-        print(&describe(&plan, there.as_deref(), &catalog(&settings)?))?;
+        print(&describe(&resolved.plan, there.as_deref(), &catalog(&settings)?))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -91,7 +91,7 @@ pub fn run(global: &Global, args: &DoctorArgs, ctx: &Ctx) -> Result<ExitCode> {
     if args.json {
         print_json(&Answer { schema: SCHEMA, can_build, backend, sandbox: why, limits, findings: &findings })?;
     } else {
-        print(&describe(&findings, why.filter(|_| can_build), &limits, args.online))?;
+        print(&describe(&findings, why.filter(|_| can_build), &limits, args.online, global.quiet))?;
     }
     Ok(if can_build { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
@@ -117,9 +117,10 @@ fn git(ctx: &Ctx) -> Finding {
     }
 }
 
-fn describe(findings: &[Finding], sandbox: Option<&str>, limits: &[String], online: bool) -> String {
+/// Warnings and failures only when `quiet`; nothing then says that a build can run.
+fn describe(findings: &[Finding], sandbox: Option<&str>, limits: &[String], online: bool, quiet: bool) -> String {
     let mut text = String::new();
-    for finding in findings {
+    for finding in findings.iter().filter(|finding| !quiet || finding.outcome != Outcome::Ok) {
         let word = match finding.outcome {
             Outcome::Ok => "ok",
             Outcome::Warn => "note",
@@ -131,6 +132,9 @@ fn describe(findings: &[Finding], sandbox: Option<&str>, limits: &[String], onli
     let Some(sandbox) = sandbox else {
         return text + "\nbuilds cannot run here as it is; what to do is said at FAIL\n";
     };
+    if quiet {
+        return text;
+    }
     let _ = writeln!(text, "\nbuilds can run here; sandbox: {sandbox}");
     for limit in limits {
         let _ = writeln!(text, "limit: {limit}");

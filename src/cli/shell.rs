@@ -52,5 +52,8 @@ pub fn run(global: &Global, args: &ShellArgs, ctx: &Ctx) -> Result<ExitCode> {
     let argv: Vec<OsString> = command.iter().map(OsString::from).collect();
     let mut begin = || watch_signals(&ctx.interrupt);
     let exit = sandbox.run_first(&spec, &argv, Io::Terminal, &ctx.interrupt, &mut begin)?;
+    if let Some(memory) = &exit.memory {
+        ctx.warn(memory);
+    }
     Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)))
 }

@@ -16,5 +16,5 @@ mod tree;
 
 pub use crate::image::TarError;
 pub use apply::{Limits, UnpackError, UnpackReport, unpack, unpack_owned};
-pub use prepare::{Meta, PrepareError, Recipe, Rootfs, check_distribution, prepare};
+pub use prepare::{Meta, PrepareError, Recipe, Rootfs, check_distribution, prepare, prepare_sandbox};
 pub use travel::{adopt, as_image, restore};

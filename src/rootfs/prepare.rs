@@ -276,6 +276,35 @@ pub fn prepare<E: From<PrepareError>>(
     Ok(Rootfs { root: parent.join(&id).join("root"), id, meta })
 }
 
+/// The sandbox in which a rootfs is prepared, as it will be: nothing of it need be there. The folders that are staged under
+/// a name drawn by lot have a plain one here.
+pub fn prepare_sandbox(recipe: &Recipe<'_>, cache: &Cache, host: &HostAccess) -> Spec {
+    let dir = cache.dir("rootfs").join(recipe.id());
+    let spec = sandbox_of(&dir.join("root"), &logs(recipe, cache).join(WHEELS), host);
+    if recipe.package_sources.is_none() && recipe.snapshot.is_none() && host.package_mirror.is_none() {
+        return spec;
+    }
+    spec.mount(dir.join("sources"), packages::inside(recipe.family), Access::ReadOnly)
+}
+
+fn logs(recipe: &Recipe<'_>, cache: &Cache) -> PathBuf {
+    cache.dir("logs").join(format!("rootfs-{}", &recipe.id()[..12]))
+}
+
+/// The file there that says which wheels are installed.
+const WHEELS: &str = "requirements.txt";
+
+fn sandbox_of(root: &Path, requirements: &Path, host: &HostAccess) -> Spec {
+    let mut spec = Spec::prepare(root).host_names().mount(requirements, REQUIREMENTS, Access::ReadOnly);
+    if let Some(bundle) = &host.ca_bundle {
+        spec = spec.ca_bundle(bundle);
+    }
+    for (name, value) in &host.env {
+        spec = spec.env(name, value);
+    }
+    spec
+}
+
 fn fill(
     recipe: &Recipe<'_>,
     image: Arriving,
@@ -292,19 +321,13 @@ fn fill(
     if !owners.is_empty() {
         sandbox.own(root, owners)?;
     }
-    let logs = cache.dir("logs").join(format!("rootfs-{}", &recipe.id()[..12]));
+    let logs = logs(recipe, cache);
     fs::create_dir_all(&logs)?;
     let log = logs.join("prepare.log");
     ctx.event(&Event::LogFile { stage: Stage::Rootfs, path: log.clone() });
-    let requirements = logs.join("requirements.txt");
+    let requirements = logs.join(WHEELS);
     fs::write(&requirements, recipe.requirements)?;
-    let mut spec = Spec::prepare(root).host_names().mount(&requirements, REQUIREMENTS, Access::ReadOnly);
-    if let Some(bundle) = &host.ca_bundle {
-        spec = spec.ca_bundle(bundle);
-    }
-    for (name, value) in &host.env {
-        spec = spec.env(name, value);
-    }
+    let mut spec = sandbox_of(root, &requirements, host);
     // Gone afterwards: an address may hold a password.
     let sources_dir = tempfile::Builder::new().prefix("sources-").tempdir_in(fsutil::parent_of(root))?;
     let sources = package_sources(recipe, host, root)?;

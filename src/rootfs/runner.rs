@@ -69,7 +69,7 @@ impl<'a> Runner<'a> {
         Err(PrepareError::Step {
             step: step.to_owned(),
             exit: exit.ended,
-            tail: lines.into_iter().skip(skip).collect(),
+            tail: lines.into_iter().skip(skip).chain(exit.memory).collect(),
             log: self.path.clone(),
         })
     }

@@ -28,6 +28,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
+/// Less than this holds neither Spack's own folders nor the stage of one package, in bytes.
+pub const LEAST_DISK: u64 = 256 << 20;
+
 /// Less than this and not even the sandbox's own first process is sure to live, in bytes.
 pub const LEAST_MEMORY: u64 = 64 << 20;
 
@@ -131,9 +134,10 @@ impl Limited {
             lines.push(format!("{cpus} processors (affinity)"));
         }
         if let Some((limit, way)) = &self.memory {
+            // The reasons of each way fill lines; they are a row of doctor's.
             let why = match way {
-                Way::PerProcess { why } => format!("; not for all together: {why}"),
-                _ => String::new(),
+                Way::PerProcess { .. } => "; not for all together, `slurm-factory doctor` says why",
+                _ => "",
             };
             lines.push(format!("memory {} ({}{why})", format_size(*limit, BINARY), way.describe()));
         }

@@ -73,7 +73,7 @@ pub use findings::{Finding, Outcome, classify};
 pub use helper::init_if_helper;
 pub use ids::{Ids, SubIds};
 pub use layer::{Writable, as_root, layers};
-pub use limits::{LEAST_MEMORY, Limits};
+pub use limits::{LEAST_DISK, LEAST_MEMORY, Limits};
 pub use ops::{Filter, Op};
 pub use plan::{Host, IdMap, Namespace, Plan, SpecError, plan};
 pub use probe::{Trial, Try};

@@ -196,7 +196,7 @@ impl Podman {
         status.map_err(|source| SandboxError::Helper { doing: "wait for", source })?;
         let code = fs::read_to_string(folder.path().join(STATUS)).ok().and_then(|text| text.trim().parse().ok());
         if let Some(code) = code {
-            return Ok(Exit { ended: ended(code), stdout: output.stdout, stderr: output.stderr });
+            return Ok(Exit { ended: ended(code), stdout: output.stdout, stderr: output.stderr, memory: None });
         }
         let said = if merged { errors } else { output.stderr };
         Err(SandboxError::Podman { call: self.describe(), said: String::from_utf8_lossy(&said).trim().into() })

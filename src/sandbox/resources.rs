@@ -71,7 +71,8 @@ fn memory(meminfo: &str, limit: Option<(u64, std::path::PathBuf)>) -> Finding {
     let few = limit.as_ref().map_or(free, |(limit, _)| free.min(*limit)) < MEMORY_NEEDED;
     let outcome = if few { Outcome::Warn } else { Outcome::Ok };
     let mut row = row("memory", "memory, and the limits on it around us", outcome, meaning);
-    row.remedy = few.then(|| "Build where there is more (`srun --mem=8G --pty bash`), or with --jobs 1.".into());
+    row.remedy =
+        few.then(|| "Build where there is more (`srun --mem=8G --pty bash`), or with `build --jobs 1`.".into());
     row
 }
 
@@ -100,13 +101,13 @@ fn processes(facts: &Facts, group: Option<u64>) -> Finding {
 
 /// Made and thrown away, with a process in it.
 fn limit_of_memory(interrupt: &Interrupt) -> Result<Finding, SandboxError> {
-    let tried = "limiting memory, for --memory";
+    let tried = "limiting memory, for `build --memory`";
     Ok(match Way::find(MEMORY_NEEDED, interrupt)? {
         Way::PerProcess { why } => {
             let meaning = format!("only for each process by itself (RLIMIT_DATA): {why}");
             let mut row = row("limit-memory", tried, Outcome::Warn, meaning);
             row.remedy = Some(
-                "Should --memory hold for a build as a whole, run it in a Slurm job (`srun --mem=8G`), or ask an \
+                "Should `build --memory` hold for a build as a whole, run it in a Slurm job (`srun --mem=8G`), or ask an \
                  administrator for:\n  mkdir -p /etc/systemd/system/user@.service.d\n  printf '[Service]\\nDelegate=cpu \
                  cpuset io memory pids\\n' > /etc/systemd/system/user@.service.d/delegate.conf\n  systemctl daemon-reload"
                     .into(),

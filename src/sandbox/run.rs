@@ -71,6 +71,9 @@ pub struct Exit {
     pub stdout: Vec<u8>,
     /// Standard error, with [`Io::Capture`].
     pub stderr: Vec<u8>,
+    /// When it failed: that the kernel meanwhile ended processes for want of memory, and by whose limit. They are of the
+    /// same control group, which a compiler's driver does not say of the compiler that it lost.
+    pub memory: Option<String>,
 }
 
 impl Exit {
@@ -331,20 +334,23 @@ pub(super) fn run(
             }
             Report::Probed(_) | Report::Terminal => continue,
         };
-        return Ok(Exit { ended, stdout: output.stdout, stderr: output.stderr });
+        let failed = ended != Ended::Code(0);
+        let memory = failed.then(|| out_of_memory(cgroup::kills_around(), kills, "")).flatten();
+        return Ok(Exit { ended, stdout: output.stdout, stderr: output.stderr, memory });
     }
-    let memory = (gone == Some(Signal::SIGKILL as i32)).then(|| out_of_memory(cgroup::kills_around(), kills)).flatten();
+    let killed = gone == Some(Signal::SIGKILL as i32);
+    let memory = killed.then(|| out_of_memory(cgroup::kills_around(), kills, ", the first among them")).flatten();
     Err(SandboxError::Lost { signal: gone, memory })
 }
 
 /// What the kernel's counts say, from the time when the sandbox was made to its end.
-fn out_of_memory(now: u64, before: u64) -> Option<String> {
+fn out_of_memory(now: u64, before: u64, which: &str) -> Option<String> {
     let killed = now.checked_sub(before).filter(|killed| *killed > 0)?;
     let limit = cgroup::memory_limit().map_or("of the machine".to_owned(), |(limit, dir)| {
         format!("{} ({}, {})", resources::whose(&dir), humansize::format_size(limit, humansize::BINARY), dir.display())
     });
     Some(format!(
-        "memory ran out, and the kernel ended {killed} of its processes, the first among them; the limit is that {limit}. Ask for \
+        "memory ran out, and the kernel ended {killed} of its processes{which}; the limit is that {limit}. Ask for \
          more (srun, salloc or sbatch with --mem), or use less at a time with fewer --jobs"
     ))
 }
@@ -519,9 +525,9 @@ mod tests {
 
     #[test]
     fn that_memory_ran_out_is_said_when_the_kernel_counted_it() {
-        assert_eq!(out_of_memory(3, 3), None);
-        assert_eq!(out_of_memory(2, 3), None, "another group's count");
-        let memory = out_of_memory(5, 3);
+        assert_eq!(out_of_memory(3, 3, ""), None);
+        assert_eq!(out_of_memory(2, 3, ""), None, "another group's count");
+        let memory = out_of_memory(5, 3, ", the first among them");
         let error = SandboxError::Lost { signal: Some(9), memory }.to_string();
         assert!(
             error.contains("memory ran out") && error.contains("ended 2 of its") && error.contains("--mem"),

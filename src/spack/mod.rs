@@ -19,6 +19,7 @@
 mod index;
 pub mod lock;
 pub mod log;
+mod mounts;
 pub mod own_repo;
 pub mod recipe;
 pub mod render;
@@ -26,6 +27,7 @@ pub mod source;
 
 pub use lock::LockedPackage;
 pub use log::Failure;
+pub use mounts::sandbox;
 pub use render::External;
 pub use source::SourceError;
 
@@ -388,59 +390,15 @@ impl Session<'_> {
         })
     }
 
-    /// The build sandbox: what is mounted where, and the environment, whole.
+    /// The build sandbox, with everything there that is mounted into it.
     fn spec(&self, slot: &Path, ctx: &Ctx) -> Result<Spec, SpackError> {
         let identity = &self.plan.identity;
-        let execution = &self.plan.execution;
-        let offline = execution.offline;
-        let spack = source::fetch("Spack", &identity.spack, offline, self.cache, ctx)?;
-        let recipes = source::fetch("Spack recipes", &identity.spack_packages, offline, self.cache, ctx)?;
-        let own = own_repo::write(self.cache, &identity.own_repo_digest, &identity.release)?;
-        let source_cache = self.cache.dir("sourcecache");
-        fs::create_dir_all(&source_cache)?;
-        let mut spec = Spec::build(self.rootfs)
-            .mount(slot, inside::ROOT, Access::ReadWrite)
-            .mount(spack.path(), inside::SPACK, Access::ReadOnly)
-            .mount(recipes.path(), inside::PACKAGES, Access::ReadOnly)
-            .mount(own, inside::OWN_REPO, Access::ReadOnly)
-            .mount(source_cache, inside::SOURCE_CACHE, Access::ReadWrite);
-        for (index, repo) in execution.repos.iter().enumerate() {
-            spec = spec.mount(&repo.path, render::overlay_repo_dir(index, &repo.namespace), Access::ReadOnly);
-        }
-        for (index, mirror) in execution.source_mirrors.iter().enumerate().filter(|(_, m)| !m.contains("://")) {
-            spec = spec.mount(mirror, format!("{}/{index}", inside::MIRRORS), Access::ReadOnly);
-        }
-        let variables = [
-            ("HOME", inside::HOME.to_owned()),
-            ("SPACK_DISABLE_LOCAL_CONFIG", "1".to_owned()),
-            ("SPACK_USER_CACHE_PATH", inside::USER.to_owned()),
-            ("SPACK_GNUPGHOME", inside::GNUPG.to_owned()),
-            ("SPACK_PYTHON", "/usr/bin/python3".to_owned()),
-            // Spack's own tree is read-only; compiled Python is kept here and makes each later call faster.
-            ("PYTHONPYCACHEPREFIX", index::python_inside(identity)),
-            // Spack folds what the compiler said to the width of a terminal.
-            ("COLUMNS", "200".to_owned()),
-            // Spack forks while it prints; through a buffer its lines would come out of order.
-            ("PYTHONUNBUFFERED", "1".to_owned()),
-        ];
-        for (name, value) in variables {
-            spec = spec.env(name, value);
-        }
-        // pip works when the rootfs is prepared; its addresses may hold a password and are not for recipes to see.
-        for (name, value) in self.host.env.iter().filter(|(name, _)| !name.starts_with("PIP_")) {
-            spec = spec.env(name, value);
-        }
-        if let Some(bundle) = &self.host.ca_bundle {
-            spec = spec.ca_bundle(bundle);
-        }
-        spec.network = match execution.network {
-            crate::plan::Network::Host | crate::plan::Network::FetchOnly => Network::Host,
-            crate::plan::Network::None => Network::None,
-        };
-        spec.shm_size = execution.shm_size;
-        spec.cpus = usize::try_from(execution.cpus).ok().filter(|n| *n > 0);
-        spec.cwd = inside::ROOT.into();
-        Ok(spec.host_names())
+        let offline = self.plan.execution.offline;
+        source::fetch("Spack", &identity.spack, offline, self.cache, ctx)?;
+        source::fetch("Spack recipes", &identity.spack_packages, offline, self.cache, ctx)?;
+        own_repo::write(self.cache, &identity.own_repo_digest, &identity.release)?;
+        fs::create_dir_all(self.cache.dir(SOURCE_CACHE))?;
+        Ok(sandbox(self.plan, self.rootfs, slot, self.host, self.cache))
     }
 
     /// Writes `spack.yaml` and the scope; returns the environment's folder on the host.
@@ -535,6 +493,7 @@ impl Session<'_> {
         ctx.check()?;
         let why = match ended {
             Ok(exit) if exit.success() => return Ok(progress.installed()),
+            Ok(Exit { memory: Some(memory), .. }) => Some(memory),
             Ok(Exit { ended: Ended::Signal(signal), .. }) => Some(format!("Spack was ended by signal {signal}")),
             Ok(_) => None,
             // Which package it was that used too much stands in what Spack said.
@@ -556,6 +515,9 @@ impl Session<'_> {
         self.cache.dir("logs").join(self.plan.digest.short()).join(format!("{}.log", stage.title()))
     }
 }
+
+/// Where source archives are kept, in the cache.
+const SOURCE_CACHE: &str = "sourcecache";
 
 /// The sandbox of the last build, for `slurm-factory shell`: a [`Spec`] as JSON, in the cache.
 pub const LAST_BUILD: &str = "last-build.json";

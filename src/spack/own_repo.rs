@@ -62,9 +62,14 @@ pub fn export<'r>(into: &Path, releases: impl IntoIterator<Item = &'r SlurmRelea
     Ok(into.join("spack_repo/slurm_factory"))
 }
 
+/// Where recipes of this digest are kept.
+pub fn dir(cache: &Cache, digest: &str) -> PathBuf {
+    cache.dir("spack").join(format!("own-{digest}"))
+}
+
 /// The repository in the cache, written when it is not there. Returns the folder that holds `spack_repo/`.
 pub fn write(cache: &Cache, digest: &str, release: &SlurmRelease) -> Result<PathBuf, CacheError> {
-    let path = cache.dir("spack").join(format!("own-{digest}"));
+    let path = dir(cache, digest);
     if path.is_dir() {
         return Ok(path);
     }

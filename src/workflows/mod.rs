@@ -10,4 +10,5 @@ pub mod package_image;
 pub mod payload;
 pub mod processor;
 pub mod publish;
+pub mod sandboxes;
 pub mod verify;

@@ -384,6 +384,12 @@ fn doctor_answers_as_its_page_says() {
     let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
     assert_eq!((answer.code, &json["schema"], &json["can_build"]), (0, &1.into(), &true.into()), "{json:#}");
     holds(&json, &fields("One object:"));
+    // With -q only what is not well, and of each row the same words.
+    let quiet = world.run_env(&["doctor", "-q", "--build-dir", "."], &memory);
+    let not_ok = json["findings"].as_array().unwrap().iter().filter(|row| row["outcome"] != "ok").count();
+    let shown = quiet.out.lines().filter(|line| line.starts_with(" note  ") || line.starts_with(" FAIL  ")).count();
+    assert_eq!((quiet.code, shown), (0, not_ok), "{}", quiet.out);
+    assert!(!quiet.out.contains("   ok  ") && !quiet.out.contains("builds can run"), "{}", quiet.out);
     let limits = json["limits"].as_array().unwrap();
     assert!(limits[0].as_str().unwrap().starts_with("memory 1 GiB (") && limits.len() == 2, "{limits:?}");
     let finding = fields("A finding:");
@@ -491,6 +497,42 @@ fn doctor_online_names_what_does_not_answer() {
     assert!(answer.code == 0 && answer.out.contains("--online does"), "{}", answer.out);
 }
 
+/// Both sandboxes of a build as ordered operations, before anything of it is there: nothing is made but the cache's folders.
+#[test]
+fn a_plan_shows_the_sandboxes_operation_by_operation() {
+    let world = World::new();
+    world.write("root/usr/lib/os-release", "ID=debian\nVERSION_ID=12\n");
+    let image = format!("dir:{}", world.path("root"));
+    let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spack-standin");
+    let recipes = format!("{standin}/packages");
+    let spack = ["--toolchain", "debian12", "--spack-source", standin, "--spack-packages", &recipes];
+    let args = [&["plan", "--json", "--image", &image, "--network", "none", "--shm-size", "1G"], &spack[..]].concat();
+    let answer = world.run_env(&args, &[("https_proxy", "http://user:secret@proxy:3128")]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(!answer.out.contains("secret"), "{}", answer.out);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    let words = |what: &str| -> Vec<String> {
+        let operations = json["sandboxes"][what]["operations"].as_array().unwrap();
+        operations.iter().map(|operation| operation["op"].as_str().unwrap().to_owned()).collect()
+    };
+    let (prepare, build) = (words("prepare"), words("build"));
+    let at =
+        |words: &[String], word: &str| words.iter().position(|have| have == word).unwrap_or_else(|| panic!("{word}"));
+    for words in [&prepare, &build] {
+        let order =
+            ["detach-mounts", "root", "proc", "bind", "pivot", "no-new-privs", "capabilities", "landlock", "seccomp"];
+        let places: Vec<_> = order.iter().map(|word| at(words, word)).collect();
+        assert!(places.is_sorted(), "{words:?}");
+    }
+    assert_eq!(prepare.iter().filter(|word| *word == "seccomp").count(), 2, "root is stood in for");
+    assert!(at(&build, "loopback") < at(&build, "pivot") && !prepare.contains(&"loopback".to_owned()));
+    let text = json["sandboxes"]["build"].to_string();
+    for part in ["/opt/spack\"", "\"/dev/shm\",\"size\":1073741824", "\"net\"", "\"https_proxy\""] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert!(!fs_err::exists(world.path("cache/rootfs")).unwrap(), "nothing was made");
+}
+
 #[test]
 fn limits_are_planned_and_nonsense_is_refused() {
     let world = World::new();
@@ -498,6 +540,7 @@ fn limits_are_planned_and_nonsense_is_refused() {
         ("--memory", "3X", "3X"),
         ("--memory", "1M", "64M and more"),
         ("--disk", "much", "much"),
+        ("--disk", "1M", "256M and more"),
         ("--nice", "20", "0 to 19"),
     ] {
         let answer = world.run(&["build", "--dry-run", flag, value]);

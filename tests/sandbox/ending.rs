@@ -29,6 +29,7 @@ pub const TESTS: &[Test] = &[
     ("a_command_that_ignores_term_is_killed", a_command_that_ignores_term_is_killed),
     ("a_second_signal_kills_at_once", a_second_signal_kills_at_once),
     ("sigkill_of_any_process_ends_all", sigkill_of_any_process_ends_all),
+    ("out_of_memory_ends_all", out_of_memory_ends_all),
     ("no_mount_is_left", no_mount_is_left),
     ("a_terminal_is_handed_over_and_back", a_terminal_is_handed_over_and_back),
     ("a_closed_terminal_ends_all", a_closed_terminal_ends_all),
@@ -232,6 +233,90 @@ fn sigkill_of_any_process_ends_all(world: &World) {
             _ => assert!(said.contains("by SIGKILL; a memory limit"), "{said}"),
         }
     }
+}
+
+/// A real lack of memory, by the limit of a group around the program, as a login node or a Slurm job has it: the kernel
+/// ends the sandbox's first process, then, in another run, the command. Root alone can make such a group here.
+fn out_of_memory_ends_all(world: &World) {
+    if !world.is_root() {
+        return;
+    }
+    let cache = world.folder("oom");
+    fs::write(cache.join("last-build.json"), serde_json::to_vec(&world.build()).unwrap()).unwrap();
+    for (first, code, says) in [
+        (true, 137, "ended from outside by SIGKILL: memory ran out, and the kernel ended"),
+        (false, 137, "memory ran out, and the kernel ended 1 of its processes; the limit"),
+    ] {
+        let group = Limited::new(96 << 20);
+        let nap = Nap::new();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let eats = "exec dd if=/dev/zero of=/dev/null bs=300M count=1";
+        let script = format!("setsid {n} & {n} & echo ready; read x; {eats}", n = nap.command());
+        let mut child = Command::new("sh")
+            .args(["-c", "echo $$ > \"$0\"; exec \"$@\""])
+            .arg(group.dir.join("cgroup.procs"))
+            .arg(world.program())
+            .args(["--cache-dir", cache.to_str().unwrap(), "shell", "--", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        nap.wait_for(2);
+        let inside = children(child.id());
+        let [pid] = inside[..] else { panic!("{inside:?}") };
+        if first {
+            // Whom the kernel prefers.
+            fs::write(format!("/proc/{pid}/oom_score_adj"), "1000").unwrap();
+        }
+        writeln!(child.stdin.take().unwrap()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(says) && said.contains("of the control group (96 MiB"), "{said}");
+        assert!(said.contains("--jobs"), "{said}");
+        assert_eq!(nap.count(), 0, "when the program has ended nothing runs");
+        assert_eq!(fs::read_to_string(group.dir.join("cgroup.procs")).unwrap(), "");
+        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts);
+    }
+}
+
+/// A control group with a limit of memory, below the one that we are in, for as long as this lives.
+struct Limited {
+    dir: std::path::PathBuf,
+}
+
+impl Limited {
+    fn new(limit: u64) -> Self {
+        let dir = crate::world::own_group().join(format!("sandbox-oom-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap_or_else(|e| panic!("root cannot make a control group here: {e}"));
+        for (file, value) in
+            [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", limit), ("memory.max", limit)]
+        {
+            if dir.join(file).exists() {
+                fs::write(dir.join(file), value.to_string()).unwrap();
+            }
+        }
+        Self { dir }
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if fs::remove_dir(&self.dir).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn children(of: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 fn no_mount_is_left(world: &World) {

@@ -9,7 +9,7 @@ use slurm_factory::fsutil;
 use slurm_factory::image::{self, ClientConfig, Platform, Reference, ResolveOptions};
 use slurm_factory::report::{Ctx, Interrupt};
 use slurm_factory::rootfs::{Limits, unpack_owned};
-use slurm_factory::sandbox::{Backend, Ids, Io, Sandbox, Spec, Writable, as_root, remove_of_range};
+use slurm_factory::sandbox::{Access, Backend, Ids, Io, Sandbox, Spec, Writable, as_root, remove_of_range};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -158,6 +158,10 @@ fn owners_are_the_images(world: &World) {
     let said = as_user("layers");
     assert_eq!(said.matches("33:44 4755 again").count(), 2, "{said}");
     assert_eq!(listing(&mine.join("root")), before);
+    // The program's own `clean --full`, in a cache whose rootfs holds what is closed to its user.
+    world.program();
+    let said = as_user("clean");
+    assert!(said.contains("33:44 700 closed") && said.contains("/rootfs/range\n"), "{said}");
     as_user("remove");
     assert!(!mine.join("root").exists());
 }
@@ -226,6 +230,22 @@ pub fn owner(arguments: &[String]) -> i32 {
                 assert!(exit.success(), "{way:?}");
                 assert_eq!(fs::read_dir(&layers).unwrap().count(), 0, "{way:?} left something");
             }
+            0
+        }
+        "clean" => {
+            let cache = Cache::open(&dir.join("cache")).unwrap();
+            let rootfs = cache.dir("rootfs/range");
+            fs::create_dir_all(&rootfs).unwrap();
+            let script = "cd /mnt; mkdir -p root/closed/in; touch root/closed/in/f; chown -R 33:44 root/closed; \
+                          chmod 700 root/closed; stat -c '%u:%g %a closed' root/closed";
+            assert_eq!(sh(&Spec::prepare(&root).mount(&rootfs, "/mnt", Access::ReadWrite), script), 0);
+            assert!(fs::read_dir(rootfs.join("root/closed")).is_err(), "it is open to its user");
+            let program = std::env::current_exe().unwrap().with_file_name("slurm-factory");
+            let output = Command::new(program).arg("--cache-dir").arg(cache.root()).args(["clean", "--full"]).output();
+            let output = output.unwrap();
+            print!("{}", String::from_utf8_lossy(&output.stdout));
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && !rootfs.exists());
             0
         }
         "remove" => {

@@ -302,7 +302,7 @@ impl Drop for Delegated {
 }
 
 /// Our own group's folder in the hierarchy of the memory controller, v1 or v2.
-fn own_group() -> PathBuf {
+pub fn own_group() -> PathBuf {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
     let path =
         |of: &str| groups.lines().find_map(|line| Some(line.split_once(of)?.1.trim_start_matches('/').to_owned()));
