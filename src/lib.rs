@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A module uses only what is below it, and sideways only: rootfs uses image; rootfs and spack use sandbox;
-//! package uses sign; buildcache uses sign and publish's store. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
+//! package uses sign; buildcache uses sign and publish's store; publish uses image's client of registries. `tests/layers` reads every path in the sources and fails on any other edge. Stages read
 //! no environment and no configuration file, and draw nothing: they report events.
 
 pub mod buildcache;

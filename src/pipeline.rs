@@ -158,7 +158,7 @@ fn install(
         host: &resolved.host,
         cache,
         sandbox,
-        binaries: &|missing| buildcache::binaries(cache, key, &resolved.plan.execution.binary_mirrors, missing, ctx),
+        binaries: &|missing| buildcache::binaries(cache, key, &resolved.mirrors, missing, ctx),
     };
     let installed = session.install(ctx)?;
     buildcache::keep(&installed, key, cache, ctx)?;

@@ -28,7 +28,7 @@ mod registries;
 mod sense;
 
 pub use key::{AskPassphrase, KeySource, PASSPHRASE, SIGNING_KEY, key_there, make_key};
-pub use publish::s3_options;
+pub use publish::{BinaryMirrors, reach};
 pub use registries::{image_reference, whole_name};
 
 /// Why a plan could not be made.
@@ -205,6 +205,8 @@ pub struct Resolved {
     pub image: ResolvedImage,
     /// How registries are reached.
     pub client: ClientConfig,
+    /// Binary caches of others, and how they are reached.
+    pub mirrors: BinaryMirrors,
     /// What of the host the sandboxes may use.
     pub host: HostAccess,
     /// What is pruned and allowed.
@@ -430,7 +432,9 @@ pub fn resolve(
         host_cpus: host_cpus(),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
+    let mirrors = BinaryMirrors::new(&plan.execution.binary_mirrors, request.offline, settings, lookup, ctx)?;
     Ok(Resolved {
+        mirrors,
         request,
         plan,
         image,

@@ -1,7 +1,6 @@
 //! Says everything that is wrong with a cache, before Spack would trip over it or, worse, would not.
 
 use super::index::{self, Index};
-use super::manifest::{self, INDEX_MANIFEST};
 use super::spec::Spec;
 use super::{BuildcacheError, read};
 use crate::publish::{Key, Store};
@@ -68,6 +67,8 @@ pub struct Report {
     pub good: BTreeSet<String>,
     /// Who signed how many of them.
     pub signers: BTreeMap<Fingerprint, usize>,
+    /// How many of them nobody signed, where that was allowed.
+    pub unsigned: usize,
     /// What is wrong.
     pub faults: Vec<Fault>,
     /// What is no fault and may surprise: packages that the index does not name.
@@ -76,10 +77,11 @@ pub struct Report {
 
 /// Follows, for each package, everything that Spack would follow, and what it does not. `scratch` is a folder of this host for
 /// copies of tarballs, which are looked into when they are whole, a few at a time; without it tarballs stay unread, and that
-/// they are right is not known.
+/// they are right is not known. With `unsigned`, a package that nobody signed is no fault for that.
 pub fn check(
     store: &dyn Store,
     keyring: &Keyring,
+    unsigned: bool,
     scratch: Option<&Path>,
     ctx: &Ctx,
 ) -> Result<Report, BuildcacheError> {
@@ -90,7 +92,7 @@ pub fn check(
     let index = match index::read(store, ctx) {
         Ok((index, version)) => {
             if version.is_none() {
-                report.faults.push(Fault::new(Kind::BadIndex, INDEX_MANIFEST, "there is no index".into()));
+                report.faults.push(Fault::new(Kind::BadIndex, read::index_at(store), "there is no index".into()));
             }
             index
         }
@@ -103,11 +105,11 @@ pub fn check(
     let (there, misnamed) = read::manifests(store, ctx)?;
     report.faults.extend(misnamed);
     for entry in index.entries().iter().filter(|e| !there.contains_key(&e.hash)) {
-        report.faults.push(match manifest::spec_key(&entry.name, &entry.version, &entry.hash) {
+        report.faults.push(match read::spec_key(store, &entry.name, &entry.version, &entry.hash) {
             Ok(key) => {
                 Fault::new(Kind::MissingManifest, key.as_str(), "the index names it, and it is not there".into())
             }
-            Err(e) => Fault::new(Kind::BadIndex, INDEX_MANIFEST, format!("it names what cannot be there: {e}")),
+            Err(e) => Fault::new(Kind::BadIndex, read::index_at(store), format!("it names what cannot be there: {e}")),
         });
     }
     let chosen: Vec<(&String, &Key)> = there.iter().collect();
@@ -115,7 +117,11 @@ pub fn check(
     let answers: Vec<_> = chosen
         .par_iter()
         .map(|(hash, key)| {
-            let found = match read::package(store, keyring, key, hash, ctx)? {
+            let found = match read::package(store, Some(keyring), key, hash, ctx)? {
+                Err(fault) if unsigned && fault.kind == Kind::NotSigned => read::package(store, None, key, hash, ctx)?,
+                found => found,
+            };
+            let found = match found {
                 Ok(found) => found,
                 Err(fault) => return Ok(Err(fault)),
             };
@@ -124,14 +130,17 @@ pub fn check(
             {
                 return Ok(Err(fault));
             }
-            Ok(Ok(found.signer.fingerprint))
+            Ok(Ok(found.signer.map(|signer| signer.fingerprint)))
         })
         .collect::<Result<_, BuildcacheError>>()?;
     for ((hash, key), answer) in chosen.iter().zip(answers) {
         match answer {
             Ok(signer) => {
                 report.good.insert((*hash).clone());
-                *report.signers.entry(signer).or_default() += 1;
+                match signer {
+                    Some(signer) => *report.signers.entry(signer).or_default() += 1,
+                    None => report.unsigned += 1,
+                }
             }
             Err(fault) => report.faults.push(fault),
         }
@@ -143,10 +152,11 @@ pub fn check(
     Ok(report)
 }
 
-/// The specs of all packages whose manifests are right, and what is wrong with the others.
+/// The specs of all packages whose manifests are right, and what is wrong with the others. Without a keyring signatures are not
+/// asked for.
 pub(super) fn specs(
     store: &dyn Store,
-    keyring: &Keyring,
+    keyring: Option<&Keyring>,
     ctx: &Ctx,
 ) -> Result<(Vec<Spec>, Vec<Fault>), BuildcacheError> {
     let (there, mut faults) = read::manifests(store, ctx)?;

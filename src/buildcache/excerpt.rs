@@ -13,7 +13,7 @@ use crate::report::Ctx;
 use crate::sign::Keyring;
 use fs_err as fs;
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -28,13 +28,16 @@ pub struct Excerpt {
     pub refused: BTreeSet<String>,
 }
 
-/// Copies of these packages those that are there and right to `to`, and writes an index of them, added to what is there. Each
-/// is followed from its hash to what its tarball holds. That one is not there is no fault. `install_tree` is the path at which
-/// Spack will install them.
+/// A package that is asked for: its name and version, by which its manifest is found without listing the cache.
+pub type Wanted = (String, String);
+
+/// Copies of these packages, by their hashes, those that are there and right to `to`, and writes an index of them, added to what
+/// is there. Each is followed from its hash to what its tarball holds. That one is not there is no fault. `install_tree` is the
+/// path at which Spack will install them.
 pub fn excerpt(
     store: &dyn Store,
     keyring: &Keyring,
-    wanted: &BTreeSet<String>,
+    wanted: &BTreeMap<String, Wanted>,
     install_tree: &str,
     to: &Path,
     ctx: &Ctx,
@@ -42,21 +45,27 @@ pub fn excerpt(
     if read::only_older_layout(store, ctx)? {
         return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
     }
-    let (there, _) = read::manifests(store, ctx)?;
-    let chosen: Vec<(&String, &Key)> = there.iter().filter(|(hash, _)| wanted.contains(*hash)).collect();
-    let copied: Vec<_> = chosen
+    let wanted: Vec<(&String, &Wanted)> = wanted.iter().collect();
+    let copied: Vec<_> = wanted
         .par_iter()
-        .map(|(hash, at)| one(store, keyring, at, hash, install_tree, to, ctx))
+        .map(|(hash, (name, version))| {
+            let at = read::spec_key(store, name, version, hash)?;
+            match one(store, keyring, &at, hash, install_tree, to, ctx)? {
+                Err(fault) if fault.kind == Kind::MissingManifest => Ok(None),
+                other => Ok(Some(other)),
+            }
+        })
         .collect::<Result<_, BuildcacheError>>()?;
     let mut excerpt = Excerpt::default();
     let mut specs = Vec::new();
-    for ((hash, _), answer) in chosen.into_iter().zip(copied) {
+    for ((hash, _), answer) in wanted.into_iter().zip(copied) {
         match answer {
-            Ok(spec) => {
+            None => {}
+            Some(Ok(spec)) => {
                 excerpt.taken.insert(hash.clone());
                 specs.push(spec);
             }
-            Err(fault) => {
+            Some(Err(fault)) => {
                 excerpt.refused.insert(hash.clone());
                 excerpt.faults.push(fault);
             }
@@ -80,7 +89,7 @@ fn one(
     to: &Path,
     ctx: &Ctx,
 ) -> Result<Result<Spec, Fault>, BuildcacheError> {
-    let found = match read::package(store, keyring, at, hash, ctx)? {
+    let found = match read::package(store, Some(keyring), at, hash, ctx)? {
         Ok(found) => found,
         Err(fault) => return Ok(Err(fault)),
     };
@@ -110,6 +119,8 @@ fn one(
     }
     copy.persist(&path).map_err(|e| fsutil::with_path(&e.error, "rename into place", &path))?;
     fsutil::write_atomic(&place(&found.spec_blob)?, &found.spec_bytes, 0o644)?;
+    let root = found.spec.root();
+    let at = manifest::spec_key(&root.name, &root.version, &root.hash)?;
     fsutil::write_atomic(&to.join(at.as_str()), found.signed.as_bytes(), 0o644)?;
     Ok(Ok(found.spec))
 }

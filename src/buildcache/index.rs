@@ -6,8 +6,19 @@
 //!
 //! Every node of every pushed spec is in it, externals and build dependencies too; `in_buildcache` tells those that have a
 //! manifest. It is not signed, and tells Spack only where to look.
+//!
+//! # In a registry
+//!
+//! A registry has no conditional writes, so of two publishers that read the same index the second would undo what the first
+//! wrote. But tags can be listed, and each package has one before its publisher comes to the index. So a publisher that wrote the
+//! index lists the tags again, and reads the index again, until it finds every package of the list in the index. Whoever wrote
+//! last did that afterwards: what it did not find was tagged later still, by a publisher who has yet to look. So nothing is lost
+//! when all of them end; when one is killed, the next push or `buildcache index` adds what is missing, and Spack finds a package
+//! by its tag meanwhile.
 
 use super::manifest::{self, Blob, INDEX, INDEX_MANIFEST, JSON, Manifest};
+use super::oci::{self, Image};
+use super::read::{self as reader, index_at};
 use super::spec::{self, Spec};
 use super::{BuildcacheError, key};
 use crate::publish::{Condition, Keep, Put, Store, Version, Written, until_written};
@@ -144,19 +155,26 @@ fn target(value: &Value) -> String {
 
 /// The index that is there, with the version of its manifest; an empty one when there is none yet.
 pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), BuildcacheError> {
-    let Some((manifest, version)) = manifest::read_plain(store, INDEX_MANIFEST, ctx)? else {
-        return Ok((Index::default(), None));
-    };
-    let at = key(INDEX_MANIFEST.to_owned())?;
+    let at = key(index_at(store).to_owned())?;
     let refuse = |key, reason| BuildcacheError::Format { address: store.address().to_owned(), key, reason };
-    let blob = manifest.blob(INDEX).map_err(|reason| refuse(at, reason))?;
+    let (blob, version) = if store.registry() {
+        let found = reader::small(store, &at, manifest::LIMIT, ctx)?.map_err(|reason| refuse(at.clone(), reason))?;
+        let Some((bytes, version)) = found else { return Ok((Index::default(), None)) };
+        let blob = Image::parse(&bytes).and_then(|image| image.index()).map_err(|reason| refuse(at, reason))?;
+        (blob, version)
+    } else {
+        let Some((manifest, version)) = manifest::read_plain(store, INDEX_MANIFEST, ctx)? else {
+            return Ok((Index::default(), None));
+        };
+        (manifest.blob(INDEX).map_err(|reason| refuse(at, reason))?.clone(), version)
+    };
     let at = blob.key()?;
     let found = super::read::small(store, &at, LIMIT, ctx)?;
     let found =
         found.and_then(|found| found.ok_or_else(|| "the index's manifest names it, and it is not there".into()));
     let (bytes, _) =
         found.map_err(|reason| refuse(at.clone(), format!("{reason}: `buildcache index` makes a new one")))?;
-    if let Some(reason) = super::read::differs(blob, &bytes) {
+    if let Some(reason) = reader::differs(&blob, &bytes) {
         return Err(refuse(at, format!("{reason}: `buildcache index` makes a new one")));
     }
     let index = Index::parse(&bytes).map_err(|reason| refuse(at, reason))?;
@@ -166,6 +184,9 @@ pub fn read(store: &dyn Store, ctx: &Ctx) -> Result<(Index, Option<Version>), Bu
 /// Changes the index with `change` until nobody else changed it meanwhile; nothing is written when it stays the same. Returns
 /// whether it was written.
 pub fn update(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) -> Result<bool, BuildcacheError> {
+    if store.registry() {
+        return update_registry(store, ctx, change);
+    }
     let written = until_written(ctx, |attempt| {
         let (before, version) = match read(store, ctx) {
             Ok(found) => found,
@@ -184,10 +205,46 @@ pub fn update(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) -> Resu
     written.ok_or_else(|| BuildcacheError::contended(store))
 }
 
+/// The same where there are no conditions: until what was written is found again, with every package that has a tag.
+fn update_registry(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) -> Result<bool, BuildcacheError> {
+    let mut wrote = false;
+    let written = until_written(ctx, |_| {
+        // The tags first: what is in the list is in the index of whoever tagged it and went on, or is not yet.
+        let (tags, _) = reader::manifests(store, ctx)?;
+        let (before, version) = match read(store, ctx) {
+            Ok(found) => found,
+            // It is made of the tags.
+            Err(BuildcacheError::Format { .. }) => (Index::default(), None),
+            Err(e) => return Err(e),
+        };
+        let mut index = before.clone();
+        change(&mut index);
+        for (hash, at) in &tags {
+            // One that cannot be used is told by `check`. It is looked at again each time: its tag may be on its way.
+            if !index.has(hash)
+                && let Ok(found) = reader::package(store, None, at, hash, ctx)?
+            {
+                index.add(&found.spec);
+            }
+        }
+        index.settle();
+        if index == before && version.is_some() {
+            return Ok(Some(wrote));
+        }
+        oci::put_index(store, &index.bytes(), Condition::Always, ctx)?;
+        wrote = true;
+        Ok::<_, BuildcacheError>(None)
+    })?;
+    written.ok_or_else(|| BuildcacheError::contended(store))
+}
+
 /// Writes the index in the place of the one of this version; false when it is another's by now.
 fn write(store: &dyn Store, index: &Index, version: Option<Version>, ctx: &Ctx) -> Result<bool, BuildcacheError> {
     let condition = version.map_or(Condition::Absent, Condition::Unchanged);
     let bytes = index.bytes();
+    if store.registry() {
+        return Ok(oci::put_index(store, &bytes, condition, ctx)? != Written::Conflict);
+    }
     let blob = Blob::new(INDEX, "none", bytes.len() as u64, hex::encode(Sha256::digest(&bytes)));
     // Always: a damaged one must not stay.
     let how = Put { content_type: INDEX, keep: Keep::Forever, condition: Condition::Always };
@@ -198,14 +255,14 @@ fn write(store: &dyn Store, index: &Index, version: Option<Version>, ctx: &Ctx) 
 }
 
 /// Makes the index anew from the specs that the manifests name. What another publisher adds meanwhile is kept: the whole is done
-/// again then.
+/// again then. In a registry, where Spack asks for no signatures, neither does the index.
 pub fn rebuild(
     store: &dyn Store,
     keyring: &crate::sign::Keyring,
     ctx: &Ctx,
 ) -> Result<(usize, Vec<super::check::Fault>), BuildcacheError> {
     let written = until_written(ctx, |_| {
-        let at = key(INDEX_MANIFEST.to_owned())?;
+        let at = key(index_at(store).to_owned())?;
         let version = if let Ok(found) = super::read::small(store, &at, manifest::LIMIT, ctx)? {
             found.map(|(_, version)| version)
         } else {
@@ -213,7 +270,7 @@ pub fn rebuild(
             store.delete(&at, ctx)?;
             None
         };
-        let (specs, faults) = super::check::specs(store, keyring, ctx)?;
+        let (specs, faults) = super::check::specs(store, (!store.registry()).then_some(keyring), ctx)?;
         let mut index = Index::default();
         for spec in &specs {
             index.add(spec);
@@ -221,7 +278,12 @@ pub fn rebuild(
         index.settle();
         Ok::<_, BuildcacheError>(write(store, &index, version, ctx)?.then_some((specs.len(), faults)))
     })?;
-    written.ok_or_else(|| BuildcacheError::contended(store))
+    let made = written.ok_or_else(|| BuildcacheError::contended(store))?;
+    if store.registry() {
+        // Whoever came between.
+        update(store, ctx, |_| {})?;
+    }
+    Ok(made)
 }
 
 #[cfg(test)]

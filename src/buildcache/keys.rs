@@ -11,8 +11,11 @@ use crate::sign::SigningKey;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// Puts the public half of `signer` and its line in the list of keys where they are not there yet.
+/// Puts, where there is a place for keys, the public half of `signer` and its line in the list of keys where they are not there yet.
 pub fn publish(store: &dyn Store, signer: &SigningKey, ctx: &Ctx) -> Result<(), BuildcacheError> {
+    if store.registry() {
+        return Ok(());
+    }
     let fingerprint = signer.fingerprint().to_string();
     let at = key(format!("{KEYS}{fingerprint}{KEY_SUFFIX}"))?;
     let armored = signer.public_armored()?;
@@ -71,6 +74,9 @@ fn listed(
 
 /// The keys that a cache offers: fingerprint, and the armored key when its blob is there and whole.
 pub fn offered(store: &dyn Store, ctx: &Ctx) -> Result<Vec<(String, Option<String>)>, BuildcacheError> {
+    if store.registry() {
+        return Err(BuildcacheError::NoKeys { address: store.address().to_owned() });
+    }
     let mut found = Vec::new();
     for fingerprint in listed(store, ctx)?.0.keys() {
         let Ok(at) = key(format!("{KEYS}{fingerprint}{KEY_SUFFIX}")) else { continue };

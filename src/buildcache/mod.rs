@@ -20,6 +20,8 @@
 //!   must be the hash of the spec that the manifest names, computed again from its content;
 //! - [`index::rebuild`] makes the index from the manifests; [`prune::prune`] removes what nothing names.
 //!
+//! In an OCI registry the same lies as Spack's `oci://` mirrors have it: [`mod@oci`].
+//!
 //! An index is replaced only if it is still the one that was read, else the merge is done again: two publishers at once lose
 //! nothing, as long as the [`Store`](crate::publish::Store) keeps its promises.
 
@@ -29,6 +31,7 @@ mod excerpt;
 pub mod index;
 pub mod keys;
 pub mod manifest;
+mod oci;
 pub mod prune;
 mod push;
 mod read;
@@ -36,7 +39,7 @@ pub mod spec;
 mod tarball;
 mod tree;
 
-pub use excerpt::{Excerpt, excerpt};
+pub use excerpt::{Excerpt, Wanted, excerpt};
 pub use index::Entry;
 pub use push::{Again, Done, Pushed, Request, Undone, push, would_push};
 pub use tree::{DATABASE, InTree, Selection, Tree};
@@ -109,6 +112,15 @@ pub enum BuildcacheError {
          it when nobody reads it any more"
     )]
     OlderLayout {
+        /// The store.
+        address: String,
+    },
+    /// A registry has no place for keys.
+    #[error(
+        "{address}: a binary cache in a registry has no keys, in Spack's layout and so in ours; get the public key another way, compare its \
+         fingerprint, and give it with --key"
+    )]
+    NoKeys {
         /// The store.
         address: String,
     },

@@ -3,9 +3,13 @@
 //! A publisher writes blobs first and the index last, so what nobody names yet may be on its way: only what is older than the
 //! caller says is removed. Manifests go before their blobs, so that a reader never sees a name of what is not there; and which
 //! blobs are named is asked after the listing, so that whatever came to be named meanwhile stays.
+//!
+//! In a registry only manifests are removed, whose age is what they say themselves: blobs that none names any more, the registry
+//! clears away.
 
 use super::manifest::{self, BLOBS, INDEX_MANIFEST, KEYS, Manifest, SPECS};
-use super::{BuildcacheError, index};
+use super::oci::Image;
+use super::{BuildcacheError, index, read};
 use crate::publish::{Entry, Store};
 use crate::report::Ctx;
 use std::collections::BTreeSet;
@@ -26,15 +30,16 @@ pub struct Pruned {
 
 /// Removes what is not named and was written before `before`. Without an index nothing is removed: everything would be.
 pub fn prune(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) -> Result<Pruned, BuildcacheError> {
+    if store.registry() {
+        return prune_registry(store, before, dry_run, ctx);
+    }
     let old = |entry: &Entry| entry.modified < before;
     let manifests = store.list(SPECS, ctx)?;
     let blobs = store.list(BLOBS, ctx)?;
     let (index, version) = index::read(store, ctx)?;
     let mut pruned = Pruned::default();
     if version.is_none() {
-        let key = super::key(INDEX_MANIFEST.to_owned())?;
-        let reason = "there is no index, by which what is needed is known; `buildcache index` makes one".to_owned();
-        return Err(BuildcacheError::Format { address: store.address().to_owned(), key, reason });
+        return Err(no_index(store)?);
     }
     let unnamed = |entry: &&Entry| old(entry) && !manifest::hash_of(&entry.key).is_some_and(|hash| index.has(hash));
     let gone: BTreeSet<&str> = manifests.iter().filter(unnamed).map(|e| e.key.as_str()).collect();
@@ -77,4 +82,35 @@ pub fn prune(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) ->
         pruned.halves.push(half.key.to_string());
     }
     Ok(pruned)
+}
+
+/// The manifests that the index does not name. One that does not say when it was made, as Spack's do not, stays.
+fn prune_registry(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) -> Result<Pruned, BuildcacheError> {
+    let (index, version) = index::read(store, ctx)?;
+    if version.is_none() {
+        return Err(no_index(store)?);
+    }
+    let mut pruned = Pruned::default();
+    for (hash, at) in read::manifests(store, ctx)?.0 {
+        if index.has(&hash) {
+            continue;
+        }
+        let Ok(Some((bytes, _))) = read::small(store, &at, manifest::LIMIT, ctx)? else { continue };
+        let created = Image::parse(&bytes).ok().and_then(|image| image.created()).map(SystemTime::from);
+        if created.is_none_or(|created| created >= before) {
+            continue;
+        }
+        pruned.bytes += bytes.len() as u64;
+        pruned.manifests.push(at.to_string());
+        if !dry_run {
+            store.delete(&at, ctx)?;
+        }
+    }
+    Ok(pruned)
+}
+
+fn no_index(store: &dyn Store) -> Result<BuildcacheError, BuildcacheError> {
+    let key = super::key(read::index_at(store).to_owned())?;
+    let reason = "there is no index, by which what is needed is known; `buildcache index` makes one".to_owned();
+    Ok(BuildcacheError::Format { address: store.address().to_owned(), key, reason })
 }

@@ -8,11 +8,12 @@ use super::manifest::{self, Blob, JSON, Manifest, SPEC, TARBALL};
 use super::spec::Spec;
 use super::tarball::{self, Distribution};
 use super::tree::PLACEHOLDER;
-use super::{BuildcacheError, InTree, Tree, index, key, keys, read};
+use super::{BuildcacheError, InTree, Tree, index, key, keys, oci, read};
 use crate::gzip::{self, Pool};
 use crate::publish::{Condition, Keep, Put, Source, Store, Written};
 use crate::report::{Ctx, Event};
 use crate::sign::{Keyring, SigningKey, clearsign};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -128,11 +129,31 @@ fn todo<'r>(
     there.retain(|hash, _| !again.is_about(hash));
     let blobs: BTreeMap<String, u64> = if there.is_empty() {
         BTreeMap::new()
+    } else if store.registry() {
+        // It lists none: those that the packages name are asked for.
+        let named = packages.par_iter().filter_map(|(package, _)| there.get(&package.hash));
+        let asked = named.map(|at| -> Result<Vec<_>, BuildcacheError> {
+            let Ok(Some((bytes, _))) = read::small(store, at, manifest::LIMIT, ctx)? else { return Ok(Vec::new()) };
+            let Ok(followed) = oci::Image::parse(&bytes).and_then(|image| image.followed()) else {
+                return Ok(Vec::new());
+            };
+            let mut found = Vec::new();
+            for blob in &followed.data {
+                let at = blob.key()?;
+                found.extend(store.size(&at, ctx)?.map(|size| (at.as_str().to_owned(), size)));
+            }
+            Ok(found)
+        });
+        asked.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
     } else {
         store.list(manifest::BLOBS, ctx)?.into_iter().map(|e| (e.key.as_str().to_owned(), e.size)).collect()
     };
-    for (package, spec) in packages {
-        match state(store, keyring, there.get(&package.hash), &blobs, ctx)? {
+    let states: Vec<State> = packages
+        .par_iter()
+        .map(|(package, _)| state(store, keyring, there.get(&package.hash), &blobs, ctx))
+        .collect::<Result<_, _>>()?;
+    for ((package, spec), state) in packages.iter().zip(states) {
+        match state {
             State::Absent => todo.missing.push((*package, spec)),
             State::There => todo.present.push(spec),
             State::Foreign(reason) => {
@@ -172,11 +193,17 @@ pub fn would_push(
 pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushed, BuildcacheError> {
     let Todo { missing, present, foreign } = todo(store, &request.packages, request.keyring, request.again, ctx)?;
     let mut pushed = Pushed { there: present.len(), foreign, ..Pushed::default() };
-    if !missing.is_empty() {
+    if !missing.is_empty() && !store.registry() {
         let how = Put { content_type: JSON, keep: Keep::Briefly, condition: Condition::Absent };
         store.put(&key(manifest::LAYOUT.to_owned())?, manifest::LAYOUT_TEXT, &how, ctx)?;
     }
-    pushed.pushed = all(store, request, &missing, ctx)?;
+    let made = all(store, request, &missing, ctx)?;
+    if store.registry() {
+        // When all the layers are there that they name.
+        let layers = made.iter().filter_map(|(done, layer)| Some((done.hash.clone(), layer.clone()?))).collect();
+        oci::manifests(store, request, &missing, &layers, ctx)?;
+    }
+    pushed.pushed = made.into_iter().map(|(done, _)| done).collect();
     keys::publish(store, request.key, ctx)?;
     // Those that were there too: a run that was cut may have left them out of the index.
     let specs: Vec<&Spec> = missing.iter().map(|(_, spec)| *spec).chain(present).collect();
@@ -205,7 +232,7 @@ fn state(
     ctx: &Ctx,
 ) -> Result<State, BuildcacheError> {
     let Some(at) = at else { return Ok(State::Absent) };
-    match read::signed(store, keyring, at, ctx)? {
+    match read::signed(store, Some(keyring), at, ctx)? {
         Ok(signed) => {
             for blob in &signed.manifest.data {
                 if blobs.get(blob.key()?.as_str()) != Some(&blob.content_length) {
@@ -225,7 +252,7 @@ fn all(
     request: &Request<'_>,
     missing: &[(&InTree, &Spec)],
     ctx: &Ctx,
-) -> Result<Vec<Done>, BuildcacheError> {
+) -> Result<Vec<Made>, BuildcacheError> {
     let writers = gzip::threads(request.threads, MOST_WRITERS)?.min(missing.len()).max(1);
     let pool = Pool::new(request.threads, writers)?;
     let next = AtomicUsize::new(0);
@@ -256,11 +283,14 @@ fn all(
         return Err(e);
     }
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by(|a, b| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
+    done.sort_by(|(a, _), (b, _)| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
     Ok(done)
 }
 
-/// One package: tarball, spec, manifest.
+/// What was done of a package; for a registry with the layer that its manifest is to name.
+type Made = (Done, Option<oci::Layer>);
+
+/// One package: tarball, spec, manifest; for a registry the tarball alone.
 fn one(
     store: &dyn Store,
     request: &Request<'_>,
@@ -268,13 +298,28 @@ fn one(
     spec: &Spec,
     pool: &Pool,
     ctx: &Ctx,
-) -> Result<Done, BuildcacheError> {
+) -> Result<Made, BuildcacheError> {
+    let registry = store.registry();
     let file = tempfile::Builder::new().prefix("tarball-").tempfile_in(request.scratch)?;
-    let made = tarball::write(package, distribution(request, package, spec)?, file.path(), LEVEL, pool, ctx)?;
+    let made =
+        tarball::write(package, distribution(request, package, spec)?, file.path(), (LEVEL, registry), pool, ctx)?;
     let archive = Blob::new(TARBALL, "gzip", made.size, made.sha256.clone());
     let source = Source { path: file.path().to_owned(), size: made.size, sha256: made.sha256.clone() };
     let how = |content_type| Put { content_type, keep: Keep::Forever, condition: Condition::Always };
     store.put_file(&archive.key()?, &source, &how("application/gzip"), ctx)?;
+
+    ctx.detail(format!("{} pushed, {} bytes", package.label(), made.size));
+    let done = Done {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        hash: package.hash.clone(),
+        size: made.size,
+        sha256: made.sha256.clone(),
+    };
+    if registry {
+        let layer = made.unpacked.map(|diff_id| oci::Layer { sha256: made.sha256, size: made.size, diff_id });
+        return Ok((done, layer));
+    }
 
     let text = gzip::pack(&spec.for_cache(), LEVEL)?;
     let described = Blob::new(SPEC, "gzip", text.len() as u64, hex::encode(Sha256::digest(&text)));
@@ -290,14 +335,7 @@ fn one(
             reason: "the store refused a write that had no condition".into(),
         });
     };
-    ctx.detail(format!("{} pushed, {} bytes", package.label(), made.size));
-    Ok(Done {
-        name: package.name.clone(),
-        version: package.version.clone(),
-        hash: package.hash.clone(),
-        size: made.size,
-        sha256: made.sha256,
-    })
+    Ok((done, None))
 }
 
 /// The root of a tree without what Spack pads it with.

@@ -2,11 +2,12 @@
 
 use super::check::{Fault, Kind};
 use super::manifest::{self, Blob, Manifest, as_spack_reads};
+use super::oci::{self, Image};
 use super::spec::Spec;
 use super::tarball::{DISTRIBUTION, Distribution};
 use super::{BuildcacheError, key};
 use crate::gzip;
-use crate::publish::{Key, Store, StoreError, Version};
+use crate::publish::{Key, Store, StoreError, TAGS, Version};
 use crate::report::Ctx;
 use crate::sha256::Hashing;
 use crate::sign::{GoodSignature, Keyring, SignError};
@@ -21,7 +22,8 @@ const SPEC_LIMIT: u64 = 64 << 20;
 
 /// A package whose manifest, signature and spec are right; its tarball has not been looked at.
 pub(super) struct Found {
-    pub signer: GoodSignature,
+    /// Nobody when signatures were not asked for.
+    pub signer: Option<GoodSignature>,
     pub spec: Spec,
     pub tarball: Blob,
     pub spec_blob: Blob,
@@ -56,18 +58,28 @@ pub(super) fn small(store: &dyn Store, at: &Key, limit: u64, ctx: &Ctx) -> Resul
     }
 }
 
+/// Where the manifest of a package lies in this store.
+pub(super) fn spec_key(store: &dyn Store, name: &str, version: &str, hash: &str) -> Result<Key, BuildcacheError> {
+    if store.registry() { oci::spec_key(name, version, hash) } else { manifest::spec_key(name, version, hash) }
+}
+
+/// Where the index's manifest lies in this store.
+pub(super) fn index_at(store: &dyn Store) -> &'static str {
+    if store.registry() { oci::INDEX_TAG } else { manifest::INDEX_MANIFEST }
+}
+
 /// A signed manifest whose signature is good, and which Spack would read as what was signed.
 pub(super) struct Signed {
     pub manifest: Manifest,
-    pub signer: GoodSignature,
+    pub signer: Option<GoodSignature>,
     /// As it lies there.
     pub text: String,
 }
 
-/// Reads a manifest and its signature.
+/// Reads a manifest and its signature; without a keyring, what Spack would follow without one.
 pub(super) fn signed(
     store: &dyn Store,
-    keyring: &Keyring,
+    keyring: Option<&Keyring>,
     at: &Key,
     ctx: &Ctx,
 ) -> Result<Result<Signed, Fault>, BuildcacheError> {
@@ -78,6 +90,34 @@ pub(super) fn signed(
         Err(reason) => return fault(Kind::BadManifest, reason),
     };
     let Ok(text) = String::from_utf8(bytes) else { return fault(Kind::BadManifest, "it is not UTF-8".into()) };
+    // What Spack follows whatever is signed, where that is another text.
+    let mut followed = None;
+    let mut text = text;
+    if store.registry() {
+        let image = match Image::parse(text.as_bytes()).and_then(|image| Ok((image.followed()?, image))) {
+            Ok((names, image)) => {
+                followed = Some(names);
+                image
+            }
+            Err(reason) => return fault(Kind::BadManifest, reason),
+        };
+        text = match (image.signed(), keyring) {
+            (Some(signed), _) => signed.to_owned(),
+            (None, None) => String::new(),
+            (None, Some(_)) => {
+                let reason =
+                    "it is not signed: Spack keeps no signatures in registries, and what slurm-factory pushes has one";
+                return fault(Kind::NotSigned, reason.into());
+            }
+        };
+    }
+    let Some(keyring) = keyring else {
+        let plain = as_spack_reads(&text).unwrap_or(&text);
+        return match followed.map_or_else(|| Manifest::parse(plain), Ok) {
+            Ok(manifest) => Ok(Ok(Signed { manifest, signer: None, text })),
+            Err(reason) => fault(Kind::BadManifest, reason),
+        };
+    };
     let seen = match as_spack_reads(&text) {
         Ok(seen) => seen,
         Err(reason) => return fault(Kind::NotSigned, reason),
@@ -96,7 +136,11 @@ pub(super) fn signed(
     };
     let same = Manifest::parse(&said).and_then(|signed| Ok((Manifest::parse(seen)? == signed, signed)));
     match same {
-        Ok((true, manifest)) => Ok(Ok(Signed { manifest, signer, text })),
+        Ok((true, manifest)) if followed.as_ref().is_some_and(|followed| *followed != manifest) => fault(
+            Kind::Substituted,
+            "it names other blobs than those that were signed: Spack would install them".into(),
+        ),
+        Ok((true, manifest)) => Ok(Ok(Signed { manifest, signer: Some(signer), text })),
         Ok((false, _)) => fault(Kind::BadManifest, "what Spack would read is not what was signed".into()),
         Err(reason) => fault(Kind::BadManifest, reason),
     }
@@ -105,7 +149,7 @@ pub(super) fn signed(
 /// Follows requested hash, manifest, signature, spec blob and recomputed hash.
 pub(super) fn package(
     store: &dyn Store,
-    keyring: &Keyring,
+    keyring: Option<&Keyring>,
     at: &Key,
     hash: &str,
     ctx: &Ctx,
@@ -133,7 +177,11 @@ pub(super) fn package(
         return fault(Kind::ChangedBlob, &blob_at, reason);
     }
     let mut text = Vec::new();
-    let unpacked = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(SPEC_LIMIT + 1).read_to_end(&mut text);
+    let unpacked = if spec_blob.compression == "none" {
+        bytes.as_slice().read_to_end(&mut text)
+    } else {
+        flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(SPEC_LIMIT + 1).read_to_end(&mut text)
+    };
     if unpacked.is_err() || text.len() as u64 > SPEC_LIMIT {
         return fault(Kind::BadSpec, &blob_at, "it does not unpack".into());
     }
@@ -143,7 +191,7 @@ pub(super) fn package(
     };
     let root = spec.root();
     // A name that no manifest can lie under is another's too.
-    let place = manifest::spec_key(&root.name, &root.version, &root.hash);
+    let place = spec_key(store, &root.name, &root.version, &root.hash);
     if root.hash != hash || place.ok().as_ref() != Some(at) {
         return fault(
             Kind::Substituted,
@@ -292,8 +340,14 @@ pub(super) fn manifests(
 ) -> Result<(std::collections::BTreeMap<String, Key>, Vec<Fault>), BuildcacheError> {
     let mut found = std::collections::BTreeMap::new();
     let mut faults = Vec::new();
-    for entry in store.list(manifest::SPECS, ctx)? {
-        match manifest::hash_of(&entry.key) {
+    let registry = store.registry();
+    for entry in store.list(if registry { TAGS } else { manifest::SPECS }, ctx)? {
+        let hash = match (registry, oci::hash_of(&entry.key)) {
+            (true, None) => continue,
+            (true, Some(hash)) => hash.ok(),
+            (false, _) => manifest::hash_of(&entry.key),
+        };
+        match hash {
             None => faults.push(Fault::new(Kind::BadManifest, entry.key.as_str(), "no package has such a name".into())),
             Some(hash) => {
                 if let Some(other) = found.insert(hash.to_owned(), entry.key.clone()) {
@@ -308,7 +362,7 @@ pub(super) fn manifests(
 
 /// Whether an older layout is there and this one is not.
 pub(super) fn only_older_layout(store: &dyn Store, ctx: &Ctx) -> Result<bool, BuildcacheError> {
-    if store.size(&key(manifest::LAYOUT.to_owned())?, ctx)?.is_some() {
+    if store.registry() || store.size(&key(manifest::LAYOUT.to_owned())?, ctx)?.is_some() {
         return Ok(false);
     }
     Ok(store.size(&key("build_cache/index.json".to_owned())?, ctx)?.is_some())

@@ -120,6 +120,15 @@ impl Spec {
         ascii(&json.to_string()).into_bytes()
     }
 
+    /// The same as the configuration of an image in a registry: `config` is an image's own part, `archive` says what else Spack's
+    /// has beside the spec.
+    pub(super) fn for_registry(&self, config: &Value, archive: &Value) -> Vec<u8> {
+        let mark = serde_json::json!({"buildcache_layout_version": 2});
+        let parts = [config, &self.json, &mark, archive].into_iter().filter_map(Value::as_object).flatten();
+        let whole: serde_json::Map<String, Value> = parts.map(|(name, value)| (name.clone(), value.clone())).collect();
+        ascii(&Value::Object(whole).to_string()).into_bytes()
+    }
+
     /// Hashes of the package, of what it links transitively, and of what it runs itself: all that its files may name. Externals
     /// are not among them.
     pub fn relocated(&self) -> Vec<&Node> {

@@ -24,6 +24,7 @@ use crate::sha256::Hashing;
 use fs_err as fs;
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -70,14 +71,17 @@ pub struct Made {
     pub size: u64,
     /// SHA-256 of the compressed bytes, hexadecimal.
     pub sha256: String,
+    /// The same before they were compressed, when it was asked for.
+    pub unpacked: Option<String>,
 }
 
-/// Writes the tarball of `package` to the file `to`. `distribution` has everything but the three lists.
+/// Writes the tarball of `package` to the file `to`. `distribution` has everything but the three lists. How it is compressed is
+/// the level, and whether what is compressed is to have a sum of its own.
 pub fn write(
     package: &InTree,
     mut distribution: Distribution,
     to: &Path,
-    level: u8,
+    (level, sum): (u8, bool),
     pool: &Pool,
     ctx: &Ctx,
 ) -> Result<Made, BuildcacheError> {
@@ -87,7 +91,8 @@ pub fn write(
     let finders = store.each_ref().map(|path| Finder::new(path.as_bytes()));
     let own = if store[1].starts_with(&store[0]) { 1 } else { 2 };
     let (store, finders) = (store.get(..own).unwrap_or_default(), finders.get(..own).unwrap_or_default());
-    let mut writer = Tar { out: GzipWriter::shared(Hashing::new(file), level, pool)?, written: 0 };
+    let mut writer =
+        Tar { out: GzipWriter::shared(Hashing::new(file), level, pool)?, written: 0, sum: sum.then(Sha256::new) };
     let name = package.prefix.trim_start_matches('/').to_owned();
     let mut above = String::new();
     let parents: Vec<&str> = name.split('/').collect();
@@ -103,8 +108,8 @@ pub fn write(
     writer.entry(format!("{}/{DISTRIBUTION}", walk.name).as_bytes(), EntryType::Regular, 0o644, size, None)?;
     writer.write(&text)?;
     writer.pad(size)?;
-    let hashing = writer.finish()?;
-    Ok(Made { size: hashing.size(), sha256: hashing.hex() })
+    let (hashing, unpacked) = writer.finish()?;
+    Ok(Made { size: hashing.size(), sha256: hashing.hex(), unpacked })
 }
 
 struct Walk<'w> {
@@ -228,11 +233,15 @@ impl Walk<'_> {
 struct Tar<W: Write> {
     out: GzipWriter<W>,
     written: u64,
+    sum: Option<Sha256>,
 }
 
 impl<W: Write> Tar<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)?;
+        if let Some(sum) = &mut self.sum {
+            sum.update(bytes);
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -296,10 +305,10 @@ impl<W: Write> Tar<W> {
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<W> {
+    fn finish(mut self) -> io::Result<(W, Option<String>)> {
         self.zeros(2 * UNIT)?;
         self.zeros((RECORD - self.written % RECORD) % RECORD)?;
-        self.out.finish()
+        Ok((self.out.finish()?, self.sum.map(|sum| hex::encode(sum.finalize()))))
     }
 }
 

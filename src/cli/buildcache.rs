@@ -56,6 +56,9 @@ pub enum BuildcacheVerb {
         /// Whom to believe.
         #[command(flatten)]
         trust: KeysArgs,
+        /// Take what nobody signed for good: Spack keeps no signatures in registries
+        #[arg(long)]
+        unsigned: bool,
         /// Leave tarballs unread
         #[arg(long)]
         quick: bool,
@@ -95,7 +98,7 @@ pub enum BuildcacheVerb {
 /// Which cache.
 #[derive(Debug, Args)]
 pub struct Place {
-    /// Where the binary cache is: a folder, file:///folder or s3://bucket/prefix [default: CACHE/buildcache]
+    /// Where the binary cache is: a folder, file:///folder, s3://bucket/prefix or oci://host/repository [default: CACHE/buildcache]
     #[arg(value_name = "URL|DIR")]
     pub at: Option<String>,
     /// How a bucket is reached.
@@ -112,7 +115,7 @@ pub struct PushArgs {
     /// An install tree of Spack, or a build folder [default: that of the last build]
     #[arg(long, value_name = "BUILD|DIR")]
     pub from: Option<PathBuf>,
-    /// Where to push to: a folder, file:///folder or s3://bucket/prefix [default: CACHE/buildcache]
+    /// Where to push to: a folder, file:///folder, s3://bucket/prefix or oci://host/repository [default: CACHE/buildcache]
     #[arg(long, value_name = "URL|DIR")]
     pub to: Option<String>,
     /// How a bucket is reached.
@@ -147,7 +150,7 @@ pub struct PushArgs {
 /// The store at an address, the cache's own when none is given.
 fn store(at: Option<&str>, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Box<dyn Store>> {
     let Some(at) = at else { return Ok(Box::new(FolderStore::new(&work::own_dir(cache)))) };
-    Ok(publish::open(at, &resolve::s3_options(settings, &variable), ctx)?)
+    Ok(publish::open(at, &resolve::reach([at], settings, &variable, ctx)?, ctx)?)
 }
 
 fn keyring(cache: &Cache, trust: &KeysArgs) -> Result<Keyring> {
@@ -201,10 +204,10 @@ pub fn run(global: &Global, verb: &BuildcacheVerb, ctx: &Ctx) -> Result<ExitCode
             timer.done(format!("{count} packages in the index"));
             told(&faults, &format!("{}: left out of the index", store.address()))
         }
-        BuildcacheVerb::Check { place, trust, quick, json } => {
+        BuildcacheVerb::Check { place, trust, unsigned, quick, json } => {
             let (store, keyring) = (store(place.at.as_deref(), &settings, &cache, ctx)?, keyring(&cache, trust)?);
             let scratch = if *quick { None } else { Some(cache.staging(&cache.dir("tmp"))?) };
-            let report = check::check(&*store, &keyring, scratch.as_ref().map(cache::Staging::path), ctx)?;
+            let report = check::check(&*store, &keyring, *unsigned, scratch.as_ref().map(cache::Staging::path), ctx)?;
             ctx.reporter.finish();
             if *json {
                 print_json(&report)?;
@@ -365,6 +368,9 @@ fn describe(report: &check::Report, quick: bool) -> String {
     for (signer, count) in &report.signers {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{count} signed by {signer}");
+    }
+    if report.unsigned > 0 {
+        let _ = writeln!(text, "{} signed by nobody", report.unsigned);
     }
     text
 }

@@ -212,9 +212,10 @@ fn build(error: &BuildError) -> u8 {
 
 fn buildcache(error: &BuildcacheError) -> u8 {
     match error {
-        BuildcacheError::NotATree { .. } | BuildcacheError::Unknown { .. } | BuildcacheError::OlderLayout { .. } => {
-            USAGE
-        }
+        BuildcacheError::NotATree { .. }
+        | BuildcacheError::Unknown { .. }
+        | BuildcacheError::OlderLayout { .. }
+        | BuildcacheError::NoKeys { .. } => USAGE,
         BuildcacheError::Sign(_) => HOST,
         BuildcacheError::Format { .. } => VERIFY,
         BuildcacheError::Io(_)

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 /// Where to, and how a bucket is reached.
 #[derive(Debug, Clone, Default, Args)]
 pub struct StoreArgs {
-    /// Where to publish to: s3://bucket/prefix, file:///folder or a folder
+    /// Where to publish to: s3://bucket/prefix, oci://host/repository, file:///folder or a folder
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
     /// How a bucket is reached.
@@ -91,7 +91,7 @@ pub fn run(global: &Global, args: &PublishArgs, ctx: &Ctx) -> Result<ExitCode> {
     let settings = settings(global, args.store.over(Settings::default()))?;
     let to = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
     let keyring = args.trust.keyring(|| own_keyring(global, ctx))?;
-    let store = store::open(to, &resolve::s3_options(&settings, &variable), ctx).map_err(PublishError::from)?;
+    let store = store::open(to, &resolve::reach([to], &settings, &variable, ctx)?, ctx).map_err(PublishError::from)?;
     if !args.dry_run {
         // Before gigabytes are read and hashed.
         store.check(ctx).map_err(PublishError::from)?;

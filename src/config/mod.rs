@@ -180,6 +180,9 @@ pub struct Settings {
     /// Binary mirrors: URLs or folders of Spack buildcaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binary_mirrors: Option<Vec<String>>,
+    /// Whole fingerprints of keys that a binary mirror itself may offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub binary_mirror_keys: Option<Vec<String>>,
     /// How registries are reached: for each layer that says something, the lowest first, a table with the keys of
     /// containers-registries.conf(5). What it means is the image stage's business.
     #[serde(skip_serializing, deserialize_with = "one_layer")]
@@ -266,7 +269,8 @@ impl Settings {
     /// Variables of the tests (`SLURM_FACTORY_TEST_*`) and of `ignored` are passed over; any other unknown
     /// name is an error, so that a misspelt variable does not silently do nothing.
     pub fn from_env(vars: impl IntoIterator<Item = (String, String)>, ignored: &[&str]) -> Result<Self, ConfigError> {
-        const LISTS: [&str; 5] = ["spack-repos", "source-mirrors", "binary-mirrors", "with", "without"];
+        const LISTS: [&str; 6] =
+            ["spack-repos", "source-mirrors", "binary-mirrors", "binary-mirror-keys", "with", "without"];
         const NUMBERS: [&str; 3] = ["jobs", "cpus", "nice"];
         const BOOLEANS: [&str; 1] = ["s3-path-style"];
         let mut merged = Self::default();

@@ -69,6 +69,8 @@ pub use pull::PulledImage;
 pub use reach::{Reached, reach};
 pub use reference::{BadReference, DockerArchiveReference, LayoutReference, Reference, RegistryReference, Which};
 pub use registries::{Endpoint, Expanded, Registries, RegistriesError, Route, UnknownKeys, is_short_name};
+pub use registry::{BlobBody, Content, Refused, Registry as Repository};
 pub use resolve::{ResolveOptions, ResolvedImage, resolve};
 pub use save::{Name, check_target, save};
 pub use tar::TarError;
+pub use tls::web_client;

@@ -6,6 +6,9 @@
 //! 401 WWW-Authenticate: Bearer|Basic    a token for `repository:NAME:pull`, then the same request again
 //! ```
 //!
+//! What writes is in [`push`], and asks for a token with more rights only then: some token servers give one who may only read
+//! nothing at all when more is asked for.
+//!
 //! A 401 counts only when it comes from the registry itself: one from a place that it redirects to could name a token
 //! server of its own, and be sent the registry's login.
 //!
@@ -14,6 +17,10 @@
 //!
 //! Protocol: OCI distribution-spec, "Pull". Sizes are bounded, and every answer that is no success becomes an
 //! error that names the image. Nothing that comes from here is trusted: [`super::blobs`] checks digest and size.
+
+mod push;
+
+pub use push::{Content, Refused};
 
 use super::client::ClientConfig;
 use super::credentials::{Candidate, Kind, Login};
@@ -32,6 +39,9 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
+
+/// Makes a request, as often as it is sent.
+type Make<'m> = &'m (dyn Fn(&reqwest::Client) -> RequestBuilder + Send + Sync);
 
 /// How much of an answer's body an error quotes.
 const QUOTED: usize = 200;
@@ -54,6 +64,8 @@ pub struct Registry {
     /// The image as it was asked for.
     reference: String,
     authorization: RwLock<Granted>,
+    /// What a token is asked for.
+    actions: RwLock<&'static str>,
     /// Held by the one who asks for a new token.
     renewing: Mutex<()>,
     retries: u32,
@@ -113,6 +125,7 @@ impl Registry {
             login: OnceCell::new(),
             reference: full_name.to_owned(),
             authorization: RwLock::default(),
+            actions: RwLock::new(token::PULL),
             renewing: Mutex::default(),
             retries,
             ctx: ctx.clone(),
@@ -232,23 +245,41 @@ impl Registry {
         self.authorization.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A GET that is authorised when the registry asks for it, and repeated when the failure may pass.
-    async fn get(&self, path: &str, what: &str, accept: Option<&str>, mut offset: u64) -> Result<Response, ImageError> {
+    /// A GET, whose answer is a success.
+    async fn get(&self, path: &str, what: &str, accept: Option<&str>, offset: u64) -> Result<Response, ImageError> {
         self.settle_scheme().await?;
-        let http = self.client().await?;
         let url = self.url(path);
+        let ask = |offset: u64| {
+            let url = url.clone();
+            move |http: &reqwest::Client| {
+                let mut request = http.get(&url);
+                if let Some(accept) = accept {
+                    request = request.header(ACCEPT, accept);
+                }
+                if offset > 0 { request.header(RANGE, format!("bytes={offset}-")) } else { request }
+            }
+        };
+        let mut response = self.exchange(&url, &ask(offset), self.retries).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE && offset > 0 {
+            // What we have is not a beginning of what the registry has: from the start.
+            response = self.exchange(&url, &ask(0), self.retries).await?;
+        }
+        match response.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
+            _ => Err(self.refusal(&url, what, response).await),
+        }
+    }
+
+    /// Sends a request, authorised when the registry asks for it, and `retries` times again when the failure may pass. The
+    /// answer may be a refusal of any other kind.
+    async fn exchange(&self, url: &str, make: Make<'_>, retries: u32) -> Result<Response, ImageError> {
+        let http = self.client().await?;
         let mut attempt = 0;
         // The grant that was got for this very request.
         let mut fresh = None;
         loop {
             let granted = self.granted();
-            let mut request = http.get(&url);
-            if let Some(accept) = accept {
-                request = request.header(ACCEPT, accept);
-            }
-            if offset > 0 {
-                request = request.header(RANGE, format!("bytes={offset}-"));
-            }
+            let mut request = make(http);
             match &granted.authorization {
                 Some(Authorization::Bearer(token)) => request = request.bearer_auth(token.expose()),
                 Some(Authorization::Basic(login)) => {
@@ -256,48 +287,32 @@ impl Registry {
                 }
                 None => {}
             }
-            let (wait, error) = match request.send().await {
-                Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) => {
-                    return Ok(response);
-                }
-                Ok(response) if response.status() == StatusCode::RANGE_NOT_SATISFIABLE && offset > 0 => {
-                    // What we have is not a beginning of what the registry has: from the start.
-                    offset = 0;
-                    continue;
-                }
+            let (wait, outcome) = match request.send().await {
                 Ok(response)
-                    if response.status() == StatusCode::UNAUTHORIZED && !is_same_place(&url, response.url()) =>
+                    if response.status() == StatusCode::UNAUTHORIZED && !is_same_place(url, response.url()) =>
                 {
                     // Whoever the registry sent us to gets no login of it, nor does a token server of their choice.
-                    return Err(self.asked_elsewhere(&url, response.url()));
+                    return Err(self.asked_elsewhere(url, response.url()));
                 }
                 Ok(response) if response.status() == StatusCode::UNAUTHORIZED && fresh != Some(granted.number) => {
                     // No token yet, or one that has expired.
-                    fresh = self.authorise(&url, granted.number, response).await?;
+                    fresh = self.authorise(url, granted.number, response).await?;
                     continue;
                 }
-                Ok(response) => {
-                    let status = response.status();
-                    let wait = retry_after(response.headers());
-                    let passing = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-                    let error = self.refusal(&url, what, response).await;
-                    if !passing {
-                        return Err(error);
-                    }
-                    (wait, error)
-                }
+                Ok(response) if !is_passing(response.status()) => return Ok(response),
+                Ok(response) => (retry_after(response.headers()), Ok(response)),
                 Err(error) => {
                     // Nobody listening, no such host, an untrusted certificate: the same the next time.
                     let passing = error.is_timeout() || !error.is_connect();
-                    let error = self.unreachable(&url, &chain(&error.without_url()));
+                    let error = self.unreachable(url, &chain(&error.without_url()));
                     if !passing {
                         return Err(error);
                     }
-                    (None, error)
+                    (None, Err(error))
                 }
             };
-            if attempt == self.retries || wait.is_some_and(|w| w > MAX_WAIT) {
-                return Err(error);
+            if attempt == retries || wait.is_some_and(|w| w > MAX_WAIT) {
+                return outcome;
             }
             tokio::time::sleep(wait.map_or_else(|| backoff(attempt), after)).await;
             attempt += 1;
@@ -404,7 +419,8 @@ impl Registry {
         } else {
             self.client().await?
         };
-        let request = || token::request(http, &realm_url, service, self.endpoint.reference.repository(), login);
+        let (repository, actions) = (self.endpoint.reference.repository(), self.actions());
+        let request = || token::request(http, &realm_url, service, repository, actions, login);
         let response = self.send(realm, request).await?;
         let status = response.status();
         let body = read_bounded(response, token::MAX_ANSWER).await.ok().flatten().unwrap_or_default();
@@ -424,9 +440,7 @@ impl Registry {
             let wait = match sent {
                 Ok(response) => {
                     let wait = retry_after(response.headers());
-                    let passing =
-                        response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error();
-                    if !passing || last || wait.is_some_and(|w| w > MAX_WAIT) {
+                    if !is_passing(response.status()) || last || wait.is_some_and(|w| w > MAX_WAIT) {
                         return Ok(response);
                     }
                     wait
@@ -448,6 +462,9 @@ impl Registry {
 
     fn unauthorized(&self, url: &str, reason: &str) -> ImageError {
         let hint = match self.login.get() {
+            _ if self.actions() != token::PULL => {
+                "this login, or nobody, may not write there: log in as somebody who may (docker login, podman login)"
+            }
             Some(Some(_)) => {
                 "the stored login is refused or has no right to pull it: log in again (docker login, podman login)"
             }
@@ -486,6 +503,11 @@ impl Registry {
             _ => ImageError::Server { reference, url, status: status.as_u16(), reason },
         }
     }
+}
+
+/// Whether the same request may be answered otherwise a little later.
+fn is_passing(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
 /// Whether the answer came from whom we asked: scheme, host and port are the same, whatever redirects there were.

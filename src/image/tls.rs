@@ -126,9 +126,18 @@ impl Folder {
     }
 }
 
+/// A client for the web: the site's proxies and authorities, and nothing that a registry has of its own.
+pub fn web_client(config: &ClientConfig) -> Result<reqwest::Client, ImageError> {
+    Way::of(None, config)?.client(false, true)
+}
+
 impl Way {
     /// Reads what is configured for a registry.
     pub fn new(reference: &RegistryReference, config: &ClientConfig) -> Result<Self, ImageError> {
+        Self::of(Folder::find(&config.certificate_dirs, reference.host())?, config)
+    }
+
+    fn of(folder: Option<Folder>, config: &ClientConfig) -> Result<Self, ImageError> {
         let no_proxy = match config.no_proxy.as_deref() {
             Some("*") => EVERY_HOST.to_owned(),
             Some(hosts) => format!("{hosts},{LOOPBACK}"),
@@ -138,7 +147,6 @@ impl Way {
         for path in &config.extra_ca_files {
             authorities.extend(read_authorities(path)?);
         }
-        let folder = Folder::find(&config.certificate_dirs, reference.host())?;
         let mut identities = Identities::default();
         if let Some(folder) = &folder {
             for path in &folder.authorities {

@@ -21,6 +21,13 @@ pub const MAX_ANSWER: u64 = 1 << 20;
 
 const CLIENT: &str = "slurm-factory";
 
+/// What a token may be asked for: reading, writing too, and removing too.
+pub const PULL: &str = "pull";
+/// See [`PULL`].
+pub const PUSH: &str = "pull,push";
+/// See [`PULL`].
+pub const DELETE: &str = "pull,push,delete";
+
 /// What a registry asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Challenge {
@@ -65,15 +72,16 @@ impl Challenge {
     }
 }
 
-/// The request for a token that may pull `repository`.
+/// The request for a token for `repository`; `actions` is one of the above.
 pub fn request(
     http: &reqwest::Client,
     realm: &Url,
     service: Option<&str>,
     repository: &str,
+    actions: &str,
     login: Option<&Login>,
 ) -> RequestBuilder {
-    let scope = format!("repository:{repository}:pull");
+    let scope = format!("repository:{repository}:{actions}");
     let mut url = realm.clone();
     match login {
         Some(login) if login.is_identity_token() => {
@@ -147,7 +155,7 @@ mod tests {
         let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
         let realm: Url = "https://a.site/token?account=x".parse().unwrap();
         let login = |user: &str| Login { user: user.to_owned(), password: Secret::new("p&q".to_owned()) };
-        let build = |login: Option<&Login>| request(&http, &realm, Some("r s"), "a/b", login).build().unwrap();
+        let build = |login: Option<&Login>| request(&http, &realm, Some("r s"), "a/b", PULL, login).build().unwrap();
         let anonymous = build(None);
         assert_eq!(anonymous.url().query(), Some("account=x&scope=repository%3Aa%2Fb%3Apull&service=r+s"));
         assert!(!anonymous.headers().contains_key("authorization"));

@@ -1,4 +1,4 @@
-//! Where packages and caches are published: a folder, a bucket.
+//! Where packages and caches are published: a folder, a bucket, a repository of an OCI registry.
 //!
 //! A store holds objects under keys, as S3 does; a folder is made to behave the same. What makes publishing safe is built on
 //! three promises that every [`Store`] keeps:
@@ -7,17 +7,24 @@
 //! - what was written is read back by whoever asks afterwards;
 //! - a write can depend on what is there ([`Condition`]), so that two publishers at once lose nothing.
 //!
+//! A registry keeps the first two, has no keys but blobs' digests and tags ([`Store::registry`]), and cannot keep the third: who
+//! writes to one looks again afterwards. A web server is read alone ([`WebStore`]).
+//!
 //! The order is the caller's: blobs, then what names them, then the index, last.
 
 mod folder;
 mod key;
+mod oci;
 mod open;
 mod s3;
+mod web;
 
 pub use folder::FolderStore;
 pub use key::Key;
-pub use open::open;
+pub use oci::{OciStore, TAGS};
+pub use open::{Reach, open, open_to_read};
 pub use s3::{S3Options, S3Store};
+pub use web::WebStore;
 
 use crate::report::{Ctx, Interrupted};
 use crate::sha256::Hashing;
@@ -174,6 +181,12 @@ pub struct Source {
 pub trait Store: Send + Sync {
     /// `s3://bucket/prefix`, `file:///path`: how messages name the store.
     fn address(&self) -> &str;
+
+    /// Whether it is an OCI registry, which has blobs and tags alone: `blobs/sha256/ab/abcd...` and `tags/TAG`, of which only the
+    /// second can be listed, and no conditional writes.
+    fn registry(&self) -> bool {
+        false
+    }
 
     /// Finds out, before any work, whether this can be written to. May leave a small object that is none of the caller's.
     fn check(&self, ctx: &Ctx) -> Result<(), StoreError>;

@@ -1,17 +1,38 @@
 //! From an address to a store.
 
-use super::{FolderStore, S3Options, S3Store, Store, StoreError};
+use super::{FolderStore, OciStore, S3Options, S3Store, Store, StoreError, WebStore, oci};
+use crate::image::ClientConfig;
 use crate::report::Ctx;
 use std::path::{Path, PathBuf};
 
-/// The store that an address names: `s3://bucket/prefix`, `file:///folder` or a folder's path.
+/// How stores in the network are reached. The default trusts the system's certificates and uses no proxy.
+#[derive(Debug, Default)]
+pub struct Reach {
+    /// Buckets.
+    pub s3: S3Options,
+    /// Registries, and the web.
+    pub registries: ClientConfig,
+}
+
+/// The store that an address names: `s3://bucket/prefix`, `oci://host/repository`, `file:///folder` or a folder's path.
 ///
 /// For a bucket, credentials are looked for now; nothing is written and nothing is asked of the store.
-pub fn open(address: &str, options: &S3Options, ctx: &Ctx) -> Result<Box<dyn Store>, StoreError> {
+pub fn open(address: &str, reach: &Reach, ctx: &Ctx) -> Result<Box<dyn Store>, StoreError> {
     if address.starts_with("s3://") {
-        return Ok(Box::new(S3Store::open(address, options, ctx)?));
+        return Ok(Box::new(S3Store::open(address, &reach.s3, ctx)?));
+    }
+    if oci::parse(address).is_some() {
+        return Ok(Box::new(OciStore::open(address, &reach.registries, ctx)?));
     }
     folder(address).map(|folder| Box::new(FolderStore::new(&folder)) as Box<dyn Store>)
+}
+
+/// The same, and web servers, which can be read and not written to.
+pub fn open_to_read(address: &str, reach: &Reach, ctx: &Ctx) -> Result<Box<dyn Store>, StoreError> {
+    match address.split_once("://") {
+        Some(("http" | "https", _)) => Ok(Box::new(WebStore::open(address, &reach.registries)?)),
+        _ => open(address, reach, ctx),
+    }
 }
 
 /// The folder that an address names.
@@ -29,23 +50,22 @@ fn folder(address: &str) -> Result<PathBuf, StoreError> {
             }
             path
         }
-        Some(("oci", _)) => {
-            return refuse(
-                "an OCI registry as a place to publish to is not available yet; publish to s3:// or a folder",
-            );
-        }
         Some(("http" | "https", _)) => {
             return refuse(
                 "a web server cannot be written to; a bucket is s3://bucket/prefix, its server is named with --s3-endpoint",
             );
         }
         Some((scheme, _)) => {
-            return refuse(&format!("`{scheme}` is not one of s3://bucket/prefix, file:///folder and a folder's path"));
+            return refuse(&format!(
+                "`{scheme}` is not one of s3://bucket/prefix, oci://host/repository, file:///folder and a folder's path"
+            ));
         }
         None => address,
     };
     if path.is_empty() {
-        return refuse("it is empty; name s3://bucket/prefix, file:///folder or a folder's path");
+        return refuse(
+            "it is empty; name s3://bucket/prefix, oci://host/repository, file:///folder or a folder's path",
+        );
     }
     std::path::absolute(Path::new(path)).or_else(|e| refuse(&e.to_string()))
 }
@@ -61,7 +81,6 @@ mod tests {
         }
         assert!(folder("mirror").unwrap().is_absolute());
         for (address, hint) in [
-            ("oci://site/x", "not available"),
             ("https://site/x", "--s3-endpoint"),
             ("file://host/x", "three slashes"),
             ("gs://x", "s3://bucket"),

@@ -1,14 +1,65 @@
 //! Where to publish to, as settings say, and how a bucket is reached from this host.
 
-use super::Lookup;
+use super::registries::client_config;
+use super::{Lookup, ResolveError};
 use crate::config::Settings;
 use crate::image::ClientConfig;
-use crate::publish::S3Options;
+use crate::publish::{Reach, S3Options};
+use crate::report::Ctx;
+use crate::sign::Fingerprint;
 use std::path::PathBuf;
+
+/// Binary caches that the site names, for builds to take from.
+#[derive(Debug)]
+pub struct BinaryMirrors {
+    /// Folders and addresses, in the order in which they are asked.
+    pub places: Vec<String>,
+    /// How those in the network are reached; nothing when none may be.
+    pub reach: Option<Reach>,
+    /// Fingerprints of keys that a mirror itself may offer.
+    pub keys: Vec<Fingerprint>,
+}
+
+impl BinaryMirrors {
+    pub(super) fn new(
+        places: &[String],
+        offline: bool,
+        settings: &Settings,
+        lookup: Lookup<'_>,
+        ctx: &Ctx,
+    ) -> Result<Self, ResolveError> {
+        let reach = if offline { None } else { Some(reach(places.iter().map(String::as_str), settings, lookup, ctx)?) };
+        let named = settings.binary_mirror_keys.iter().flatten();
+        let known = &["the whole fingerprint of a key, as `slurm-factory key list` shows it"];
+        let parse = |text: &String| text.parse().map_err(|_| super::bad("binary-mirror-keys", text, known));
+        let keys = named.map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { places: places.to_vec(), reach, keys })
+    }
+}
+
+/// How the stores at these addresses are reached. What is configured about registries is read only when one of them is in a
+/// registry or in the web: what is wrong there must not stop who uses none.
+pub fn reach<'a>(
+    addresses: impl IntoIterator<Item = &'a str>,
+    settings: &Settings,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<Reach, ResolveError> {
+    let of_registries = |address: &str| {
+        let scheme = address.split_once("://").map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| matches!(scheme, "oci" | "oci+http" | "http" | "https"))
+    };
+    let registries = if addresses.into_iter().any(of_registries) {
+        client_config(settings, lookup, ctx)?
+    } else {
+        ClientConfig::default()
+    };
+    Ok(Reach { s3: s3_options(settings, lookup), registries })
+}
 
 /// How buckets are reached: endpoint, region and path style by settings; the site's proxy and authorities as everywhere
 /// (`https_proxy`, `http_proxy`, `no_proxy`, `SSL_CERT_FILE`) and as other tools for S3 have them (`AWS_CA_BUNDLE`).
-pub fn s3_options(settings: &Settings, lookup: Lookup<'_>) -> S3Options {
+fn s3_options(settings: &Settings, lookup: Lookup<'_>) -> S3Options {
     let proxies = ClientConfig::from_environment(lookup);
     let file = |name| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     // A bundle that is named for S3 must be there; the other may be meant for programs that are not this one.

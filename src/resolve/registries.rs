@@ -53,7 +53,7 @@ pub fn whole_name(text: &str, settings: &Settings, lookup: Lookup<'_>, ctx: &Ctx
 
 /// How registries are reached: proxies, the site's CA, mirrors, short names, logins that containers' tools or docker
 /// keep.
-fn client_config(settings: &Settings, lookup: Lookup<'_>, ctx: &Ctx) -> Result<ClientConfig, ResolveError> {
+pub(super) fn client_config(settings: &Settings, lookup: Lookup<'_>, ctx: &Ctx) -> Result<ClientConfig, ResolveError> {
     let host = Host::new(lookup);
     let mut client = ClientConfig::from_environment(lookup);
     for name in ["SSL_CERT_FILE", "SSL_CERT_DIR", "no_proxy", "NO_PROXY"] {

@@ -286,13 +286,9 @@ impl Session<'_> {
         if self.plan.execution.network != crate::plan::Network::Host {
             build.network = Network::None;
         }
-        // What a mirror in the network has is Spack's to find out, so sources are fetched as they are needed. Else all are fetched
-        // before anything is built, and then only read: a recipe cannot put something into the cache that another build takes
-        // for an archive.
-        let from_network = self.plan.execution.binary_mirrors.iter().any(|m| m.contains("://"));
-        if !from_network {
-            build = sources_read_only(build);
-        }
+        // All sources are fetched before anything is built, and then only read: a recipe cannot put something into the cache that
+        // another build takes for an archive.
+        build = sources_read_only(build);
         self.remember_for_shell(&build, &environment)?;
 
         let lock_file = environment.join("spack.lock");
@@ -322,30 +318,30 @@ impl Session<'_> {
         let absent = missing(&slot, &packages)?;
         let mut binaries = if absent.is_empty() { Binaries::default() } else { (self.binaries)(&absent)? };
         // Deleted when this ends.
-        let mut keyring = None;
-        if binaries.dir.is_some() || (from_network && !absent.is_empty()) {
+        let _keyring = if binaries.dir.is_some() {
             match self.trust(&spec, &binaries.keys, ctx) {
                 Ok(made) => {
                     build = build.mount(made.path(), inside::GNUPG, Access::ReadOnly);
-                    keyring = Some(made);
+                    Some(made)
                 }
                 Err(e) => {
                     ctx.check()?;
                     ctx.warn(format!("binary caches are not used, and everything is built: {e}"));
                     binaries = Binaries { unusable: binaries.unusable, ..Binaries::default() };
-                    build = sources_read_only(build);
+                    None
                 }
             }
-        }
-        let from_network = from_network && keyring.is_some();
-        self.name_mirrors(&slot, binaries.dir.is_some(), from_network)?;
+        } else {
+            None
+        };
+        self.name_mirrors(&slot, binaries.dir.is_some())?;
         if let Some(dir) = &binaries.dir {
             build = build.mount(dir.path(), format!("{}/0", inside::BINARIES), Access::ReadOnly);
             ctx.note(format!("{} of {} packages are taken from binary caches", binaries.hashes.len(), absent.len()));
         }
         // What cannot be had is said before anything is compiled. From a binary mirror a package needs no sources.
         let to_build: Vec<&&LockedPackage> = absent.iter().filter(|p| !binaries.hashes.contains(&p.hash)).collect();
-        if !from_network && absent.iter().any(|p| p.root) && !to_build.is_empty() {
+        if absent.iter().any(|p| p.root) && !to_build.is_empty() {
             let timer = ctx.stage(Stage::Fetch, "source archives");
             let hashes: Vec<String> = to_build.iter().map(|p| format!("/{}", p.hash)).collect();
             let mut args = vec!["fetch"];
@@ -414,8 +410,8 @@ impl Session<'_> {
     }
 
     /// Says which mirrors Spack may ask, once it is known whether what they have can be checked.
-    fn name_mirrors(&self, slot: &Path, checked: bool, from_network: bool) -> Result<(), SpackError> {
-        let text = render::mirrors_file(self.plan, checked, from_network)?;
+    fn name_mirrors(&self, slot: &Path, checked: bool) -> Result<(), SpackError> {
+        let text = render::mirrors_file(self.plan, checked)?;
         let scope = on_host(slot, &render::scope_dir(self.plan));
         Ok(fsutil::write_atomic(&scope.join(render::MIRRORS), text.as_bytes(), 0o644)?)
     }

@@ -79,7 +79,7 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
         ("packages.yaml", packages(plan, gcc, externals)),
         ("repos.yaml", repos(plan)),
         // Binary caches are named when there are keys to check them with.
-        (MIRRORS, mirrors(plan, false, false)),
+        (MIRRORS, mirrors(plan, false)),
         ("bootstrap.yaml", bootstrap()),
         ("concretizer.yaml", concretizer()),
     ];
@@ -94,9 +94,9 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
 pub const MIRRORS: &str = "mirrors.yaml";
 
 /// The file of mirrors for the installation. `checked`: binaries that were checked are mounted as the first of
-/// [`inside::BINARIES`]; `from_network`: Spack has the keys to check binaries of mirrors in the network itself.
-pub fn mirrors_file(plan: &BuildPlan, checked: bool, from_network: bool) -> Result<String, RenderError> {
-    to_yaml(MIRRORS, &mirrors(plan, checked, from_network))
+/// [`inside::BINARIES`].
+pub fn mirrors_file(plan: &BuildPlan, checked: bool) -> Result<String, RenderError> {
+    to_yaml(MIRRORS, &mirrors(plan, checked))
 }
 
 fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
@@ -193,20 +193,17 @@ pub fn overlay_repo_dir(index: usize, namespace: &str) -> String {
     format!("{}/{index}/spack_repo/{namespace}", inside::OVERLAYS)
 }
 
-/// Folders of binaries are not named: what is taken from them was checked, and lies in one place when there is any.
-fn mirrors(plan: &BuildPlan, checked: bool, from_network: bool) -> Value {
+/// Mirrors of binaries are not named, wherever they are: what is taken from them was checked, and lies in one place when there is
+/// any.
+fn mirrors(plan: &BuildPlan, checked: bool) -> Value {
     let mut mirrors = Map::new();
     for (index, mirror) in plan.execution.source_mirrors.iter().enumerate() {
         let url = if mirror.contains("://") { mirror.clone() } else { format!("file://{}/{index}", inside::MIRRORS) };
         mirrors.insert(format!("source-{index}"), json!({"url": url, "source": true, "binary": false}));
     }
-    let binary = |url: &str| json!({"url": url, "source": false, "binary": true, "signed": true});
     if checked {
-        mirrors.insert("checked".into(), binary(&format!("file://{}/0", inside::BINARIES)));
-    }
-    let in_network = |url: &str| from_network && url.contains("://");
-    for (index, url) in plan.execution.binary_mirrors.iter().enumerate().filter(|(_, m)| in_network(m)) {
-        mirrors.insert(format!("binary-{index}"), binary(url));
+        let url = format!("file://{}/0", inside::BINARIES);
+        mirrors.insert("checked".into(), json!({"url": url, "source": false, "binary": true, "signed": true}));
     }
     json!({"mirrors:": mirrors})
 }

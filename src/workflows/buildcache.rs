@@ -1,16 +1,17 @@
 //! What the `buildcache` verbs and the build share: which install tree is meant, and pushing of it.
 
 use crate::buildcache::check::{Fault, Kind};
-use crate::buildcache::{self, Again, BuildcacheError, Pushed, Selection, Tree};
+use crate::buildcache::{self, Again, BuildcacheError, Pushed, Selection, Tree, Wanted};
 use crate::cache::Cache;
 use crate::plan::inside;
-use crate::publish::{FolderStore, Store};
+use crate::publish::{self, FolderStore, Store};
 use crate::report::{Ctx, Interrupted, Stage};
+use crate::resolve::BinaryMirrors;
 use crate::sandbox::Spec;
 use crate::sign::{KeyStore, Keyring, SignError, SigningKey};
 use crate::spack::{self, Binaries, Installed, LAST_BUILD, LockedPackage};
 use fs_err as fs;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The cache's own binary cache, which every build fills and later ones take from.
@@ -158,13 +159,13 @@ pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -
     Ok(())
 }
 
-/// What of the missing packages need not be built: the cache's own binary cache is asked first, then the folders that the site
-/// names. Each package is followed from its hash to the bytes of its tarball, and what is good is laid out as a cache of its
+/// What of the missing packages need not be built: the cache's own binary cache is asked first, then the folders, buckets,
+/// registries and web servers that the site names. Each package is followed from its hash to the bytes of its tarball, and what is good is laid out as a cache of its
 /// own, which is all that Spack gets to see of them. What is not good is told, and built.
 pub fn binaries(
     cache: &Cache,
     key: &SigningKey,
-    mirrors: &[String],
+    mirrors: &BinaryMirrors,
     missing: &[&LockedPackage],
     ctx: &Ctx,
 ) -> Result<Binaries, Interrupted> {
@@ -179,49 +180,70 @@ pub fn binaries(
 fn offered(
     cache: &Cache,
     key: &SigningKey,
-    mirrors: &[String],
+    mirrors: &BinaryMirrors,
     missing: &[&LockedPackage],
     ctx: &Ctx,
 ) -> Result<Binaries, PushError> {
-    let keyring = keyring(cache, key).map_err(BuildcacheError::from)?;
-    let keys = keyring.armored().map_err(BuildcacheError::from)?;
-    let mut binaries = Binaries { keys, ..Binaries::default() };
-    let mut wanted: BTreeSet<String> = missing.iter().map(|p| p.hash.clone()).collect();
-    let folders = mirrors.iter().filter(|m| !m.contains("://")).map(PathBuf::from);
-    for folder in [own_dir(cache)].into_iter().chain(folders) {
-        if wanted.is_empty() || !folder.is_dir() {
+    let mut keyring = keyring(cache, key).map_err(BuildcacheError::from)?;
+    let mut binaries = Binaries::default();
+    let mut wanted: BTreeMap<String, Wanted> =
+        missing.iter().map(|p| (p.hash.clone(), (p.name.clone(), p.version.clone()))).collect();
+    let own = own_dir(cache).display().to_string();
+    for place in [&own].into_iter().chain(&mirrors.places) {
+        if wanted.is_empty() {
+            break;
+        }
+        let unused = |e: &dyn std::fmt::Display| ctx.warn(format!("the binary cache `{place}` is not used: {e}"));
+        let store = match (place.contains("://"), &mirrors.reach) {
+            (false, _) if !Path::new(place).is_dir() => continue,
+            (false, _) => Box::new(FolderStore::new(Path::new(place))),
+            (true, None) => {
+                unused(&"with --offline nothing in the network is asked");
+                continue;
+            }
+            (true, Some(reach)) => match publish::open_to_read(place, reach, ctx) {
+                Ok(store) => store,
+                Err(e) => {
+                    unused(&e);
+                    continue;
+                }
+            },
+        };
+        if let Err(e) = offered_keys(&*store, mirrors, &mut keyring, ctx) {
+            ctx.check().map_err(BuildcacheError::from)?;
+            unused(&e);
             continue;
         }
-        let store = FolderStore::new(&folder);
         let to = match &mut binaries.dir {
             Some(to) => to,
             none => none.insert(cache.staging(&cache.dir("tmp"))?),
         };
-        let excerpt = match buildcache::excerpt(&store, &keyring, &wanted, inside::INSTALL_TREE, to.path(), ctx) {
+        let excerpt = match buildcache::excerpt(&*store, &keyring, &wanted, inside::INSTALL_TREE, to.path(), ctx) {
             Ok(excerpt) => excerpt,
             Err(e) => {
                 ctx.check().map_err(BuildcacheError::from)?;
-                ctx.warn(format!("the binary cache `{}` is not used: {e}", folder.display()));
+                unused(&e);
                 continue;
             }
         };
-        tell(&folder, &excerpt.faults, ctx);
-        if folder == own_dir(cache) {
+        tell(place, &excerpt.faults, ctx);
+        if *place == own {
             binaries.unusable.extend(excerpt.refused);
         }
-        wanted.retain(|hash| !excerpt.taken.contains(hash));
+        wanted.retain(|hash, _| !excerpt.taken.contains(hash));
         binaries.hashes.extend(excerpt.taken);
     }
     if binaries.hashes.is_empty() {
         binaries.dir = None;
     }
+    binaries.keys = keyring.armored().map_err(BuildcacheError::from)?;
     Ok(binaries)
 }
 
 /// Says what is not taken. Binaries for shorter paths come in dozens, and one line does for them.
-fn tell(folder: &Path, faults: &[Fault], ctx: &Ctx) {
+fn tell(place: &str, faults: &[Fault], ctx: &Ctx) {
     let (short, others): (Vec<_>, Vec<_>) = faults.iter().partition(|f| f.kind == Kind::ShortPrefix);
-    let from = format!("the binary cache `{}`", folder.display());
+    let from = format!("the binary cache `{place}`");
     for fault in others {
         ctx.warn(format!("not taken from {from}: {}: {}", fault.key, fault.detail));
     }
@@ -229,6 +251,36 @@ fn tell(folder: &Path, faults: &[Fault], ctx: &Ctx) {
         let count = short.len();
         ctx.warn(format!("not taken from {from}: {count} packages, as {}: {}", first.key, first.detail));
     }
+}
+
+/// Believes, of the keys that a cache offers, those whose whole fingerprint the site's configuration names: they lie beside what
+/// they signed, so whoever can write the one can write the other.
+fn offered_keys(
+    store: &dyn Store,
+    mirrors: &BinaryMirrors,
+    keyring: &mut Keyring,
+    ctx: &Ctx,
+) -> Result<(), BuildcacheError> {
+    let known = keyring.fingerprints();
+    let wanted: Vec<_> = mirrors.keys.iter().filter(|key| !known.contains(key)).collect();
+    if wanted.is_empty() || store.registry() {
+        return Ok(());
+    }
+    for (_, armored) in buildcache::keys::offered(store, ctx)? {
+        let mut offered = Keyring::new();
+        let Some(text) = armored else { continue };
+        // What is no key is passed over: what it signed is not taken.
+        if offered.add_bytes(store.address(), text.as_bytes()).is_err() {
+            continue;
+        }
+        let named: Vec<_> = offered.fingerprints().into_iter().filter(|f| wanted.contains(&f)).collect();
+        if !named.is_empty() {
+            let armored = offered.pinned(&named)?.armored()?;
+            keyring.add_bytes(store.address(), armored.as_bytes())?;
+            ctx.detail(format!("{}: its key {} is believed, as `binary-mirror-keys` says", store.address(), named[0]));
+        }
+    }
+    Ok(())
 }
 
 /// Why a push did not end well.

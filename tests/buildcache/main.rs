@@ -4,12 +4,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+mod oci;
+#[path = "../publish/proxy.rs"]
+mod proxy;
+#[path = "../common/registry.rs"]
+mod registry;
 mod support;
+mod web;
 
 use sha2::{Digest, Sha256};
 use slurm_factory::buildcache::check::{self, Kind};
 use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest};
-use slurm_factory::buildcache::{Again, Pushed, Selection, Tree, excerpt, index, prune};
+use slurm_factory::buildcache::{Again, Pushed, Selection, Tree, Wanted, excerpt, index, prune};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
@@ -24,7 +30,7 @@ use support::{ROOT, World};
 /// What is wrong with a cache.
 fn kinds(cache: &Path, keyring: &Keyring) -> Vec<Kind> {
     let scratch = tempfile::tempdir().unwrap();
-    let report = check::check(&FolderStore::new(cache), keyring, Some(scratch.path()), &Ctx::silent()).unwrap();
+    let report = check::check(&FolderStore::new(cache), keyring, false, Some(scratch.path()), &Ctx::silent()).unwrap();
     report.faults.iter().map(|f| f.kind).collect()
 }
 
@@ -241,8 +247,9 @@ fn an_excerpt_has_what_is_right_and_names_what_is_not() {
     let store = FolderStore::new(&cache);
     let to = world.dir.path().join("excerpt");
     fs::create_dir(&to).unwrap();
-    let wanted: BTreeSet<String> =
-        ["app", "lib"].map(|name| world.hash(name)).into_iter().chain(["0".repeat(32)]).collect();
+    let named = ["app", "lib"].map(|name| (world.hash(name), world.wanted(name)));
+    let nobody = ("0".repeat(32), ("nobody".to_owned(), "1".to_owned()));
+    let wanted: BTreeMap<String, Wanted> = named.into_iter().chain([nobody]).collect();
     let excerpt = excerpt(&store, &world.keyring(), &wanted, ROOT, &to, &Ctx::silent()).unwrap();
     assert_eq!(excerpt.taken, BTreeSet::from([world.hash("lib")]));
     assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::BadTarball]);
@@ -259,7 +266,8 @@ fn what_was_built_for_shorter_paths_is_not_taken_and_can_be_pushed_again() {
     let all = Selection { build_dependencies: true, ..Selection::default() };
     world.push(&cache, &all);
     let store = FolderStore::new(&cache);
-    let wanted: BTreeSet<String> = ["app", "lib", "tool"].map(|name| world.hash(name)).into();
+    let wanted: BTreeMap<String, Wanted> =
+        ["app", "lib", "tool"].map(|name| (world.hash(name), world.wanted(name))).into();
     let to = world.dir.path().join("excerpt");
     fs::create_dir(&to).unwrap();
     let longer = format!("{ROOT}x");
@@ -384,7 +392,7 @@ fn an_older_layout_is_left_alone() {
     assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
     let store = FolderStore::new(&cache);
     assert!(store.address().starts_with("file://"));
-    assert!(check::check(&store, &world.keyring(), None, &Ctx::silent()).is_err());
+    assert!(check::check(&store, &world.keyring(), false, None, &Ctx::silent()).is_err());
 }
 
 #[test]
@@ -413,7 +421,16 @@ fn a_dry_run_pushes_nothing_and_makes_no_key() {
 
 #[test]
 fn stock_spack_installs_from_it() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/buildcache/spack.sh");
+    script("spack.sh");
+}
+
+#[test]
+fn stock_spack_installs_from_a_registry() {
+    script("spack-oci.sh");
+}
+
+fn script(name: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/buildcache").join(name);
     let status = Command::new("bash").arg(script).arg(env!("CARGO_BIN_EXE_slurm-factory")).status().unwrap();
     assert!(status.success(), "what it said stands above");
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use slurm_factory::buildcache::manifest::{Blob, Manifest, TARBALL};
-use slurm_factory::buildcache::{Again, BuildcacheError, Pushed, Request, Selection, Tree, push, spec};
-use slurm_factory::publish::FolderStore;
+use slurm_factory::buildcache::{Again, BuildcacheError, Pushed, Request, Selection, Tree, Wanted, push, spec};
+use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::secret::Secret;
 use slurm_factory::sign::{Algorithm, Keyring, SigningKey, clearsign, generate};
@@ -115,6 +115,17 @@ impl World {
         self.tree.packages().values().find(|p| p.name == name).unwrap().hash.clone()
     }
 
+    /// Name and version.
+    pub fn wanted(&self, name: &str) -> Wanted {
+        let package = self.tree.packages().values().find(|p| p.name == name).unwrap();
+        (package.name.clone(), package.version.clone())
+    }
+
+    /// Pushes to any store.
+    pub fn push_to(&self, store: &dyn Store, selection: &Selection) -> Result<Pushed, BuildcacheError> {
+        self.push_into(store, &self.tree, selection, 2, &Again::Nothing)
+    }
+
     pub fn push(&self, cache: &Path, selection: &Selection) -> Pushed {
         self.push_tree(&self.tree, cache, selection, 2)
     }
@@ -141,6 +152,17 @@ impl World {
         threads: usize,
         again: &Again,
     ) -> Result<Pushed, BuildcacheError> {
+        self.push_into(&FolderStore::new(cache), tree, selection, threads, again)
+    }
+
+    fn push_into(
+        &self,
+        store: &dyn Store,
+        tree: &Tree,
+        selection: &Selection,
+        threads: usize,
+        again: &Again,
+    ) -> Result<Pushed, BuildcacheError> {
         let scratch = tempfile::tempdir().unwrap();
         let request = Request {
             tree,
@@ -152,7 +174,7 @@ impl World {
             threads,
             again,
         };
-        push(&FolderStore::new(cache), &request, &Ctx::silent())
+        push(store, &request, &Ctx::silent())
     }
 
     /// Gives `app` a manifest, well signed, that names the tarball of `lib`.

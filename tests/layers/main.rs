@@ -40,10 +40,14 @@ const LAYERS: [(&str, u8); 28] = [
 ];
 
 /// Stages that use another stage's types. Leaves and pure modules may use each other; a cycle is an error anyway.
-const SIDEWAYS: [(&str, &str); 6] = [
+///
+/// `publish` uses `image` for its client of registries: logins, tokens, certificates and proxies of a registry are one thing,
+/// whether it is read or written.
+const SIDEWAYS: [(&str, &str); 7] = [
     ("buildcache", "publish"),
     ("buildcache", "sign"),
     ("package", "sign"),
+    ("publish", "image"),
     ("rootfs", "image"),
     ("rootfs", "sandbox"),
     ("spack", "sandbox"),

@@ -10,6 +10,9 @@ mod objects;
 mod program;
 mod proxy;
 mod publishers;
+mod registries;
+#[path = "../common/registry.rs"]
+mod registry;
 mod servers;
 mod signers;
 mod world;

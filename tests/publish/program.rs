@@ -63,7 +63,7 @@ impl Program {
         Answer { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
     }
 
-    fn say(&self, args: &[&str]) -> Answer {
+    pub fn say(&self, args: &[&str]) -> Answer {
         self.run(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
     }
 }

@@ -80,11 +80,13 @@ impl Proxy {
         state.heads.clear();
     }
 
+    #[allow(dead_code)] // not by every binary that has this file
     pub fn drop_headers(&self, names: &[&'static str]) {
         self.state.lock().unwrap().dropped = names.to_vec();
     }
 
     /// The server gets one request at a time: moto looks at a condition and writes in two steps, where S3 does both in one.
+    #[allow(dead_code)] // as above
     pub fn one_at_a_time(&self) {
         self.state.lock().unwrap().turn = Some(Arc::default());
     }

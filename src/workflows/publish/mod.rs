@@ -12,10 +12,13 @@
 //! TO/index.html                                                               the same for people, made from it
 //! ```
 //!
+//! In an OCI registry there are no such places: a package is an artifact there ([`mod@artifact`]).
+//!
 //! The name of an archive does not name its content, so another archive of the same name is not overwritten unless that is asked
 //! for ([`Options::replace`]); then the index forgets the old one first. What is there with the same bytes is not sent again, so a
 //! run that was cut is ended by the next. docs/publish.md is for those who use it.
 
+mod artifact;
 pub mod index;
 mod page;
 
@@ -24,12 +27,13 @@ use crate::cache::Cache;
 use crate::config::Settings;
 use crate::package::{Compression, Package, PackageError, PackageName, Trust};
 use crate::plan::Publish;
-use crate::publish::{self, Condition, Keep, Key, Put, S3Options, Source, Store, StoreError, Written};
+use crate::publish::{self, Condition, Keep, Key, Put, Reach, Source, Store, StoreError, TAGS, Written};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError};
 use crate::sign::{Fingerprint, Keyring, SignError, SigningKey};
 use crate::spack::Installed;
 use crate::workflows::buildcache::{self, PushError};
+use artifact::There;
 use fs_err as fs;
 use humansize::{BINARY, format_size};
 use index::{Index, Listed};
@@ -57,7 +61,9 @@ pub enum PublishError {
     #[error(transparent)]
     Resolve(#[from] Box<ResolveError>),
     /// Nobody said where to.
-    #[error("publish: where to? give --to s3://bucket/prefix, file:///folder or a folder, or set `publish-to`")]
+    #[error(
+        "publish: where to? give --to s3://bucket/prefix, oci://host/repository, file:///folder or a folder, or set `publish-to`"
+    )]
     NoDestination,
     /// Published packages are signed by a key that those who install know.
     #[error(
@@ -196,6 +202,8 @@ pub struct Outgoing {
     signers: Keyring,
     /// Who signed what is there and stays, when that is another.
     stays: Option<String>,
+    /// What is there of it, in a registry.
+    artifact: Option<There>,
 }
 
 impl Outgoing {
@@ -219,7 +227,7 @@ impl Outgoing {
 pub struct Target {
     store: Box<dyn Store>,
     /// With `--publish all`: how the place is reached, for what is below it.
-    all: Option<S3Options>,
+    all: Option<Reach>,
     signer: Keyring,
     options: Options,
 }
@@ -238,13 +246,15 @@ pub fn planned(
         return Ok(None);
     }
     let address = settings.publish_to.as_deref().ok_or(PublishError::NoDestination)?;
-    if flags.offline && address.starts_with("s3://") {
+    if flags.offline && address.contains("://") && !address.starts_with("file:") {
         return Err(PublishError::Offline { address: address.to_owned() });
     }
     let key = key.ok_or(PublishError::NoKey)?;
-    let reach = resolve::s3_options(settings, lookup);
+    let reach = resolve::reach([address], settings, lookup, ctx).map_err(Box::new)?;
     let store = publish::open(address, &reach, ctx)?;
-    if dry {
+    if dry && store.registry() {
+        store.list(TAGS, ctx)?;
+    } else if dry {
         index::read(store.as_ref(), ctx)?;
     } else {
         store.check(ctx)?;
@@ -320,12 +330,25 @@ fn plan(
         Compression::Zstd { .. } => "application/zstd",
     };
     let archive = Source { path: package.path().to_owned(), size: package.size(), sha256: package.sha256().to_owned() };
+    let artifact = if store.registry() { Some(There::look(store, name, ctx)?) } else { None };
+    // There all files of a package are under one tag.
+    let folder = if artifact.is_some() { name.to_owned() } else { folder };
+    let state = |at: &Key, file: &str, source: &Source| match &artifact {
+        Some(there) => Ok(there.state(file, source)),
+        None => state(store, at, source, ctx),
+    };
     let mut items = Vec::new();
     let archive_key = Key::new(format!("{folder}/{name}"))?;
-    let archive_state = state(store, &archive_key, &archive, ctx)?;
+    let archive_state = state(&archive_key, name, &archive)?;
     let entry = Listed::new(archive_key.as_str(), package, first.as_str().to_owned());
-    let listed = index::read(store, ctx)?.0.packages;
-    let known = listed.into_iter().find(|there| there.path == entry.path && there.sha256 == entry.sha256);
+    let known = match &artifact {
+        Some(there) => there.signed_by.clone().filter(|_| archive_state == State::There),
+        None => {
+            let mut listed = index::read(store, ctx)?.0.packages.into_iter();
+            let same = |there: &Listed| there.path == entry.path && there.sha256 == entry.sha256;
+            listed.find(same).map(|there| there.signed_by)
+        }
+    };
     // A signature of another day of the same archive is as good: what the index names is left as it is, unless it is to be
     // replaced.
     let keeps = known.is_some() && archive_state == State::There && !options.replace;
@@ -360,9 +383,10 @@ fn plan(
             continue;
         }
         let bytes = fs::read(&path).map_err(|source| PublishError::Beside { source })?;
-        let at = Key::new(format!("{folder}/{}", name_of(&path)?))?;
+        let file = name_of(&path)?;
+        let at = Key::new(format!("{folder}/{file}"))?;
         let source = Source { path, size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
-        let mut state = state(store, &at, &source, ctx)?;
+        let mut state = state(&at, &file, &source)?;
         if keeps && state == State::Replace {
             (state, kept) = (State::There, true);
         }
@@ -370,8 +394,8 @@ fn plan(
     }
     // That of the same key alone, of another day, is as good.
     let differs = |there: &str| signers.fingerprints().iter().any(|f| f.as_str() != there);
-    let stays = known.map(|there| there.signed_by).filter(|there| kept && differs(there));
-    Ok(Outgoing { items, entry, signers: signers.clone(), stays })
+    let stays = known.filter(|there| kept && differs(there));
+    Ok(Outgoing { items, entry, signers: signers.clone(), stays, artifact })
 }
 
 /// What is to be done so that the file is there.
@@ -398,6 +422,9 @@ fn check_manifest(package: &Package, path: &Path) -> Result<(), PublishError> {
 
 /// Sends what is not there, in order, and the index last.
 pub fn send(outgoing: &Outgoing, store: &dyn Store, options: Options, ctx: &Ctx) -> Result<(), PublishError> {
+    if let Some(there) = &outgoing.artifact {
+        return artifact::send(outgoing, there, store, options, ctx);
+    }
     let address = store.address();
     let timer = ctx.stage(Stage::Publish, address);
     let Some((archive, _)) = outgoing.items.split_first() else { return Ok(()) };
