@@ -138,10 +138,7 @@ pub(super) fn spec_key(name: &str, version: &str, hash: &str) -> Result<Key, Bui
     let fits = |c: char| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' };
     let tag: String = format!("{name}-{version}-{hash}{SUFFIX}").chars().map(fits).collect();
     let half = LONGEST / 2;
-    let tag = match tag.len() > LONGEST {
-        true => format!("{}{}", &tag[..half], &tag[tag.len() - half..]),
-        false => tag,
-    };
+    let tag = if tag.len() > LONGEST { format!("{}{}", &tag[..half], &tag[tag.len() - half..]) } else { tag };
     key(format!("{TAGS}{tag}"))
 }
 

@@ -94,7 +94,7 @@ impl OciStore {
         StoreError::Service { address: self.address.clone(), what, reason: error.to_string() }
     }
 
-    fn meant(&self, key: &Key) -> Result<Meant, StoreError> {
+    fn meant(key: &Key) -> Result<Meant, StoreError> {
         let text = key.as_str();
         if let Some(tag) = text.strip_prefix(TAGS) {
             let mut letters = tag.chars();
@@ -116,7 +116,7 @@ impl OciStore {
     /// What is there of small things.
     fn get(&self, key: &Key, limit: u64, ctx: &Ctx) -> Result<Option<Vec<u8>>, StoreError> {
         let too_large = |size| StoreError::TooLarge { address: self.address.clone(), key: key.clone(), size, limit };
-        match self.meant(key)? {
+        match Self::meant(key)? {
             Meant::Tag(tag) => {
                 let found = self.run(|| format!("read {key}"), ctx, self.repository.manifest_if_there(&tag))?;
                 match found {
@@ -215,7 +215,7 @@ impl Store for OciStore {
     }
 
     fn holds(&self, key: &Key, source: &Source, ctx: &Ctx) -> Result<bool, StoreError> {
-        match self.meant(key)? {
+        match Self::meant(key)? {
             // Its name is its digest.
             Meant::Blob(digest) => {
                 Ok(digest.to_string() == format!("sha256:{}", source.sha256)
@@ -226,7 +226,7 @@ impl Store for OciStore {
     }
 
     fn size(&self, key: &Key, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
-        match self.meant(key)? {
+        match Self::meant(key)? {
             Meant::Blob(digest) => self.run(|| format!("look at {key}"), ctx, self.repository.blob_size(&digest)),
             Meant::Tag(_) => Ok(self.get(key, u64::MAX, ctx)?.map(|bytes| bytes.len() as u64)),
         }
@@ -240,7 +240,7 @@ impl Store for OciStore {
     }
 
     fn download(&self, key: &Key, out: &mut dyn Write, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
-        match self.meant(key)? {
+        match Self::meant(key)? {
             Meant::Blob(digest) => self.fetch(&digest, key, out, ctx),
             Meant::Tag(_) => {
                 let Some(bytes) = self.get(key, u64::MAX, ctx)? else { return Ok(None) };
@@ -252,7 +252,7 @@ impl Store for OciStore {
 
     fn put(&self, key: &Key, bytes: &[u8], how: &Put<'_>, ctx: &Ctx) -> Result<Written, StoreError> {
         let what = || format!("write {key}");
-        match self.meant(key)? {
+        match Self::meant(key)? {
             Meant::Blob(digest) => {
                 self.run(what, ctx, self.repository.put_blob(&digest, Content::Bytes(bytes)))?;
             }
@@ -267,7 +267,7 @@ impl Store for OciStore {
     }
 
     fn put_file(&self, key: &Key, source: &Source, how: &Put<'_>, ctx: &Ctx) -> Result<Written, StoreError> {
-        let Meant::Blob(digest) = self.meant(key)? else {
+        let Meant::Blob(digest) = Self::meant(key)? else {
             let bytes = fs_err::read(&source.path).map_err(|e| io_error(&self.address, e))?;
             return self.put(key, &bytes, how, ctx);
         };
@@ -297,7 +297,7 @@ impl Store for OciStore {
     }
 
     fn delete(&self, key: &Key, ctx: &Ctx) -> Result<(), StoreError> {
-        if matches!(self.meant(key)?, Meant::Blob(_)) {
+        if matches!(Self::meant(key)?, Meant::Blob(_)) {
             let reason = "a registry removes blobs itself, when no manifest names them any more";
             return Err(StoreError::BadKey { key: key.to_string(), reason });
         }

@@ -20,9 +20,10 @@ const ESCAPED: &AsciiSet =
 
 /// A web server's tree.
 pub struct WebStore {
+    /// As it is asked.
+    url: String,
+    /// The same without the password that may stand in it.
     address: String,
-    /// The address without the password that may stand in it.
-    shown: String,
     client: reqwest::Client,
     tries: u32,
     runtime: Runtime,
@@ -37,19 +38,20 @@ impl WebStore {
             return Err(bad("it has more after the path, which has no place here".into()));
         }
         let client = web_client(config).map_err(|e| bad(e.to_string()))?;
-        let address = address.trim_end_matches('/').to_owned();
-        let runtime = Runtime::new("web").map_err(|e| io_error(&hidden(&address), e))?;
-        Ok(Self { shown: hidden(&address), address, client, tries: config.retries + 1, runtime })
+        let url = address.trim_end_matches('/').to_owned();
+        let address = hidden(&url);
+        let runtime = Runtime::new("web").map_err(|e| io_error(&address, e))?;
+        Ok(Self { url, address, client, tries: config.retries + 1, runtime })
     }
 
-    fn fault(&self, key: &Key, reason: String) -> StoreError {
+    fn fault(&self, key: &Key, reason: &str) -> StoreError {
         let remedy = match () {
             () if reason.contains("certificate") => "; name a file with the site's authority in SSL_CERT_FILE",
             () if reason.contains("connect") => "; is it reached from here (https_proxy, http_proxy, no_proxy)?",
             () => "",
         };
         StoreError::Service {
-            address: self.shown.clone(),
+            address: self.address.clone(),
             what: format!("read {key}"),
             reason: format!("{reason}{remedy}"),
         }
@@ -57,7 +59,7 @@ impl WebStore {
 
     /// The answer from `offset` on, with where it begins; `None` when nothing is there.
     fn get(&self, key: &Key, offset: u64, ctx: &Ctx) -> Result<Option<(Response, u64)>, StoreError> {
-        let url = format!("{}/{}", self.address, utf8_percent_encode(key.as_str(), ESCAPED));
+        let url = format!("{}/{}", self.url, utf8_percent_encode(key.as_str(), ESCAPED));
         let work = async {
             let mut tried = 0;
             loop {
@@ -81,7 +83,7 @@ impl WebStore {
                 };
                 tried += 1;
                 if !passing || tried >= self.tries {
-                    return Err(self.fault(key, reason));
+                    return Err(self.fault(key, &reason));
                 }
                 let pause = Duration::from_millis(500 << tried.min(5)).mul_f64(0.5 + chance());
                 tokio::time::sleep(pause).await;
@@ -116,14 +118,14 @@ impl WebStore {
             };
             cuts += 1;
             if cuts >= self.tries {
-                return Err(self.fault(key, cut));
+                return Err(self.fault(key, &cut));
             }
         }
     }
 
     fn cannot<T>(&self, what: &str) -> Result<T, StoreError> {
         Err(StoreError::Service {
-            address: self.shown.clone(),
+            address: self.address.clone(),
             what: what.to_owned(),
             reason: "a web server is read, and not written to or listed".into(),
         })
@@ -148,7 +150,7 @@ fn hidden(address: &str) -> String {
 
 impl Store for WebStore {
     fn address(&self) -> &str {
-        &self.shown
+        &self.address
     }
 
     fn check(&self, _ctx: &Ctx) -> Result<(), StoreError> {
@@ -169,7 +171,7 @@ impl Store for WebStore {
             bytes.extend_from_slice(part);
             let size = bytes.len() as u64;
             if size > limit {
-                return Err(StoreError::TooLarge { address: self.shown.clone(), key: key.clone(), size, limit });
+                return Err(StoreError::TooLarge { address: self.address.clone(), key: key.clone(), size, limit });
             }
             Ok(())
         };
@@ -181,7 +183,7 @@ impl Store for WebStore {
     }
 
     fn download(&self, key: &Key, out: &mut dyn Write, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
-        let address = self.shown.clone();
+        let address = self.address.clone();
         self.fetch(key, &mut |part| out.write_all(part).map_err(|e| io_error(&address, e)), ctx)
     }
 

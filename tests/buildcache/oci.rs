@@ -305,7 +305,7 @@ fn publishers_at_once_lose_nothing() {
 #[test]
 fn removal_is_refused_where_the_registry_does_not_allow_it() {
     let world = World::new();
-    let (ctx, later) = (Ctx::silent(), SystemTime::now() + Duration::from_secs(60));
+    let (ctx, later) = (Ctx::silent(), SystemTime::now() + Duration::from_mins(1));
     for (registry, allowed) in [(Registry::start(), false), (Registry::that_deletes(), true)] {
         let store = store(registry.port, "cache", 0);
         world.push_to(&store, &all()).unwrap();
@@ -315,7 +315,7 @@ fn removal_is_refused_where_the_registry_does_not_allow_it() {
         put_manifest(&store, &tag_of(&store, "lib"), &lib);
         index::rebuild(&store, &world.keyring(), &ctx).unwrap();
         assert_eq!(names(&store), ["app", "tool"]);
-        let young = prune::prune(&store, SystemTime::now() - Duration::from_secs(60), false, &ctx).unwrap();
+        let young = prune::prune(&store, SystemTime::now() - Duration::from_mins(1), false, &ctx).unwrap();
         assert_eq!(young.manifests.len(), 0, "it may be on its way into the index");
         let would = prune::prune(&store, later, true, &ctx).unwrap();
         assert_eq!(would.manifests, [tag_of(&store, "lib").to_string()]);

@@ -152,7 +152,7 @@ reference=$(awk '$0 == "[spack-packages]" { here = 1; next } /^\[/ { here = 0 } 
 root() {
     local at=$work/$1
     export_tree "$SLURM_FACTORY_TEST_SPACK" "$2" "$at/spack"
-    rm -rf "$3" "$at/user" "$at/scope" "$at/spack"
+    rm -rf "$3" "$at/user" "$at/scope"
     mkdir -p "$at/scope"
     cat >"$at/scope/config.yaml" <<YAML
 config:

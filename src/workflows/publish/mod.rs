@@ -341,13 +341,12 @@ fn plan(
     let archive_key = Key::new(format!("{folder}/{name}"))?;
     let archive_state = state(&archive_key, name, &archive)?;
     let entry = Listed::new(archive_key.as_str(), package, first.as_str().to_owned());
-    let known = match &artifact {
-        Some(there) => there.signed_by.clone().filter(|_| archive_state == State::There),
-        None => {
-            let mut listed = index::read(store, ctx)?.0.packages.into_iter();
-            let same = |there: &Listed| there.path == entry.path && there.sha256 == entry.sha256;
-            listed.find(same).map(|there| there.signed_by)
-        }
+    let known = if let Some(there) = &artifact {
+        there.signed_by.clone().filter(|_| archive_state == State::There)
+    } else {
+        let mut listed = index::read(store, ctx)?.0.packages.into_iter();
+        let same = |there: &Listed| there.path == entry.path && there.sha256 == entry.sha256;
+        listed.find(same).map(|there| there.signed_by)
     };
     // A signature of another day of the same archive is as good: what the index names is left as it is, unless it is to be
     // replaced.
