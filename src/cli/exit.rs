@@ -161,6 +161,7 @@ fn code(error: &Error) -> u8 {
             PackageImageError::Package(e) => package(e),
             PackageImageError::Image(e) => image(e),
             PackageImageError::OtherMachine { .. } => USAGE,
+            PackageImageError::OlderGlibc { .. } => VERIFY,
             _ => BUILD,
         };
     }

@@ -29,6 +29,7 @@ mod error;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod glance;
 mod helper;
 mod identity;
 mod layout;

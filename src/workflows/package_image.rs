@@ -10,6 +10,7 @@
 //! the same digest.
 
 use crate::cache::{Cache, CacheError};
+use crate::catalog::glibc_number;
 use crate::fsutil;
 use crate::image::{self, Changes, ImageError, PulledImage, Reference};
 use crate::package::{Facts, Package, PackageError, Record, Tree, encode_path, layout};
@@ -40,6 +41,24 @@ pub enum PackageImageError {
     /// We were told to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// The base image's glibc is older than what the package needs.
+    #[error(
+        "the package needs glibc {needed} ({file}: {symbol}), and the base image `{base}` has {}: name a newer one with --base, or none for \
+         the image that it was built in",
+        there.as_deref().map_or("no glibc".to_owned(), |version| format!("glibc {version}"))
+    )]
+    OlderGlibc {
+        /// The package's.
+        needed: String,
+        /// The file that needs it.
+        file: String,
+        /// What of it that file needs.
+        symbol: String,
+        /// The image.
+        base: String,
+        /// The image's; `None` when it has none.
+        there: Option<String>,
+    },
     /// The base image is for another processor.
     #[error("the package is built for {target}, and the base image is for {platform}: name one with --base")]
     OtherMachine {
@@ -75,6 +94,19 @@ pub fn make(
     if !fits {
         let (target, platform) = (facts.target.clone(), platform.to_string());
         return Err(PackageImageError::OtherMachine { target, platform });
+    }
+    if let Some(floor) = &facts.glibc {
+        let there = base.glibc(ctx)?;
+        let number = |text: &str| glibc_number(text);
+        if there.as_deref().and_then(number) < number(&floor.version) {
+            return Err(PackageImageError::OlderGlibc {
+                needed: floor.version.clone(),
+                file: floor.file.clone(),
+                symbol: floor.symbol.clone(),
+                base: base.resolved().reference().to_string(),
+                there,
+            });
+        }
     }
     let parent = cache.dir("images");
     fs::create_dir_all(&parent)?;

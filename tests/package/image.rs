@@ -1,12 +1,23 @@
 //! A package as an OCI image, in the hands of skopeo and podman; and the page of a cache, on disk.
 
 use crate::util::*;
-use slurm_factory::package::Compression;
+use slurm_factory::cache::Cache;
+use slurm_factory::package::{Compression, Facts, Package, Request};
+use slurm_factory::report::Ctx;
 use std::path::Path;
 
 /// A base image as an OCI layout: one layer with a static busybox.
 fn base(dir: &Path) -> String {
+    base_with(dir, None)
+}
+
+/// The same with a library in the place of the C library.
+fn base_with(dir: &Path, libc: Option<&Path>) -> String {
     let root = dir.join("root");
+    if let Some(libc) = libc {
+        std::fs::create_dir_all(root.join("usr/lib/x86_64-linux-gnu")).unwrap();
+        std::fs::copy(libc, root.join("usr/lib/x86_64-linux-gnu/libc.so.6")).unwrap();
+    }
     for name in ["bin", "etc", "tmp", "proc", "dev", "sys"] {
         std::fs::create_dir_all(root.join(name)).unwrap();
     }
@@ -29,6 +40,43 @@ fn program(home: &Path, args: &[&str]) -> Answer {
     let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_slurm-factory"));
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", home).current_dir(home);
     answer(command.args(args))
+}
+
+#[test]
+fn a_base_image_with_an_older_glibc_is_refused() {
+    let libc = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6"];
+    let libc = libc.into_iter().map(Path::new).find(|path| path.is_file()).expect("this host has no glibc");
+    let home = tempfile::Builder::new().prefix("oci").tempdir_in("/tmp").unwrap();
+    let public = home.path().join("key.asc");
+    std::fs::write(&public, key().public_armored().unwrap()).unwrap();
+    for name in ["none", "some"] {
+        std::fs::create_dir(home.path().join(name)).unwrap();
+    }
+    let bases = [base(&home.path().join("none")), base_with(&home.path().join("some"), Some(libc))];
+    for (needed, fits) in [("2.17", [false, true]), ("9.99", [false, false])] {
+        let builds = home.path().join(needed);
+        std::fs::create_dir(&builds).unwrap();
+        let tree = home.path().join(format!("tree-{needed}"));
+        std::fs::create_dir(&tree).unwrap();
+        make_tree(&tree);
+        let floor =
+            serde_json::json!({"version": needed, "file": "view/bin/sinfo", "symbol": "x", "library": "libc.so.6"});
+        let facts = Facts { glibc: Some(serde_json::from_value(floor).unwrap()), ..facts() };
+        let cache = Cache::open(&builds.join(".cache")).unwrap();
+        let (name, contents) = (name(), contents(&tree));
+        let compression = Compression::GZIP;
+        let request = Request { dir: &builds, name: &name, contents, facts, compression, threads: 1, key: key() };
+        let package = Package::create(&cache, request, &Ctx::silent()).unwrap().0.path().display().to_string();
+        for (number, (base, fits)) in bases.iter().zip(fits).enumerate() {
+            let (to, public) = (format!("image-{needed}-{number}"), public.display().to_string());
+            let args = ["package", &package, "--oci", &to, "--base", base, "--key", &public, "--offline"];
+            let answer = program(home.path(), &args);
+            assert_eq!(answer.code, if fits { 0 } else { 5 }, "{needed} on {base}: {}", answer.err);
+            let reason = if number == 0 { "has no glibc" } else { "has glibc 2." };
+            assert!(fits || (answer.err.contains(reason) && answer.err.contains("view/bin/sinfo")), "{}", answer.err);
+            assert_eq!(home.path().join(&to).exists(), fits);
+        }
+    }
 }
 
 #[test]
