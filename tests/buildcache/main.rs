@@ -276,7 +276,7 @@ fn what_was_built_for_shorter_paths_is_not_taken_and_can_be_pushed_again() {
     assert_eq!(excerpt.taken, ["app", "tool"].map(|name| world.hash(name)).into());
     assert_eq!(excerpt.faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::ShortPrefix]);
     assert_eq!(excerpt.refused, [world.hash("lib")].into());
-    assert!(excerpt.faults[0].detail.contains("padded_length: 27"), "{}", excerpt.faults[0].detail);
+    assert!(excerpt.faults[0].detail.contains("padded_length: 129"), "{}", excerpt.faults[0].detail);
 
     let names = |pushed: &Pushed| pushed.pushed.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&world.push_again(&cache, &Again::Nothing)), [""; 0]);

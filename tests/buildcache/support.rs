@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-pub const ROOT: &str = "/slurm-factory.build/store";
+pub const ROOT: &str = slurm_factory::plan::inside::INSTALL_TREE;
 
 pub struct World {
     pub dir: tempfile::TempDir,
