@@ -17,7 +17,8 @@ use super::error::ElfError;
 use super::moves::is_table;
 use super::names::{Names, bare, is_name};
 use super::parse::{Elf, describe, is_static};
-use super::raw::{Range, Section, Segment, Symbol, slice};
+use super::parts::Data;
+use super::raw::{Range, Section, Segment, Symbol};
 use super::versions::Versions;
 use super::view::{Entry, View, string_at};
 
@@ -29,6 +30,11 @@ fn expect(good: bool, what: &'static str, at: u64) -> Result<(), ElfError> {
     if good { Ok(()) } else { Err(fail(what, at)) }
 }
 
+/// What is wrong with the new file; or, if only parts of the old one are known, what else must be.
+fn unreadable(error: ElfError, what: &'static str) -> ElfError {
+    if matches!(error, ElfError::NotRead { .. }) { error } else { fail(what, 0) }
+}
+
 /// What was asked for.
 pub(super) struct Asked<'e> {
     pub edit: &'e Edit,
@@ -36,8 +42,8 @@ pub(super) struct Asked<'e> {
 }
 
 /// Compares `bytes` with the file that it was made from. `touched` are the ranges of the original that were changed.
-pub(super) fn check(old: &View<'_>, bytes: &[u8], asked: &Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
-    let new = View::parse(bytes).map_err(|_| fail("it cannot be read", 0))?;
+pub(super) fn check(old: &View<'_>, bytes: Data<'_>, asked: &Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
+    let new = View::read(bytes).map_err(|e| unreadable(e, "it cannot be read"))?;
     let new = &new;
     let edit = asked.edit;
     same_description(old, new, asked)?;
@@ -55,7 +61,7 @@ pub(super) fn check(old: &View<'_>, bytes: &[u8], asked: &Asked<'_>, touched: &[
 fn same_description(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>) -> Result<(), ElfError> {
     let edit = asked.edit;
     let (mut before, after) =
-        (describe(old)?, describe(new).map_err(|_| fail("its dynamic section cannot be read", 0))?);
+        (describe(old)?, describe(new).map_err(|e| unreadable(e, "its dynamic section cannot be read"))?);
     let needs_nothing = before.needed.is_empty() && before.interpreter.is_none();
     let wanted = match &edit.search_path {
         _ if !before.has_dynamic || is_static(old) => (before.rpath.clone(), before.runpath.clone()),
@@ -139,14 +145,19 @@ fn same_image(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>, touched: &[Rang
         let may_grow = a.vaddr.saturating_add(a.memsz) == image_end && a.filesz == a.memsz && b.filesz == b.memsz;
         expect(a == b || (may_grow && grown == *b && b.filesz > a.filesz), "a PT_LOAD differs", a.offset)?;
         let what = "PT_LOAD";
-        let (x, y) = (old.bytes.slice(what, a.offset, a.filesz)?, new.bytes.slice(what, b.offset, a.filesz)?);
+        new.bytes.has(what, b.offset, a.filesz)?;
         // Compare between the touched ranges.
         let mut at = a.offset;
         let end = a.range().end;
         for range in touched.iter().chain([&Range { start: end, end }]) {
             let stop = range.start.clamp(at, end);
-            let part = |bytes| slice(bytes, at - a.offset, stop - at);
-            expect(part(x) == part(y), "loaded bytes differ", at)?;
+            // What nobody read was copied.
+            for part in old.bytes.data.known(Range { start: at, end: stop }) {
+                let new_at = b.offset + (part.start - a.offset);
+                let (x, y) =
+                    (old.bytes.slice(what, part.start, part.len())?, new.bytes.slice(what, new_at, part.len())?);
+                expect(x == y, "loaded bytes differ", part.start)?;
+            }
             at = at.max(range.end.min(end));
         }
     }
@@ -318,6 +329,9 @@ fn same_section(old: &View<'_>, new: &View<'_>, a: &Section, b: &Section, strip:
         }
         return Ok(()); // its bytes are part of the image, or a table that was followed
     }
+    if new.bytes.data.is_copy(a.range(), b.range()) && a.kind != elf::SHT_SYMTAB {
+        return Ok(());
+    }
     let rewritten = match a.kind {
         elf::SHT_SYMTAB => {
             return same_symbols(old, new, a, b, strip);
@@ -337,6 +351,10 @@ fn same_symbols(old: &View<'_>, new: &View<'_>, a: &Section, b: &Section, strip:
     let (Some(names_a), Some(names_b)) = (strings(old, a), strings(new, b)) else {
         return expect(false, "a symbol table without names", a.offset);
     };
+    let same = |a: &Section, b: &Section| new.bytes.data.is_copy(a.range(), b.range());
+    if strip == Strip::Keep && same(a, b) && same(&names_a, &names_b) {
+        return Ok(());
+    }
     let (table_a, table_b) = (old.contents(&names_a)?, new.contents(&names_b)?);
     let size = old.bytes.form.symbol_size();
     let (count_a, count_b) = (a.size / size, b.size / size);
@@ -385,17 +403,19 @@ fn no_new_overlap(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
 
 /// What `goblin` reads is what we read.
 fn goblin_agrees(new: &View<'_>) -> Result<(), ElfError> {
-    let bytes = new.bytes.data;
     let unreadable = |_| fail("goblin cannot read it", 0);
-    let header = goblin::elf::Elf::parse_header(bytes).map_err(unreadable)?;
-    let index = |value: u64| usize::try_from(value).map_err(|_| fail("an offset is too large", value));
+    let bytes = |range: Range| new.bytes.slice("what goblin reads", range.start, range.len());
+    let header = bytes(Range::new(0, new.bytes.form.header_size()))?;
+    let header = goblin::elf::Elf::parse_header(header).map_err(unreadable)?;
     let ctx = goblin::elf::Elf::lazy_parse(header).map_err(unreadable)?;
     let (le, class) = (ctx.little_endian, ctx.is_64);
     let container = if class { goblin::container::Container::Big } else { goblin::container::Container::Little };
     let endian = if le { goblin::container::Endian::Little } else { goblin::container::Endian::Big };
     let context = goblin::container::Ctx::new(container, endian);
     let count = usize::from(header.e_phnum);
-    let segments = ProgramHeader::parse(bytes, index(header.e_phoff)?, count, context).map_err(unreadable)?;
+    let same_places = (header.e_phoff, header.e_shoff) == (new.header.phoff, new.header.shoff);
+    expect(same_places, "goblin reads another header", 0)?;
+    let mut segments = ProgramHeader::parse(bytes(new.segment_table())?, 0, count, context).map_err(unreadable)?;
     let ours = new.segments.iter();
     let same = segments.iter().zip(ours).all(|(theirs, ours)| {
         (theirs.p_type, theirs.p_offset, theirs.p_vaddr, theirs.p_filesz, theirs.p_memsz)
@@ -405,7 +425,8 @@ fn goblin_agrees(new: &View<'_>) -> Result<(), ElfError> {
 
     let count = usize::from(header.e_shnum);
     if header.e_shoff != 0 {
-        let sections = SectionHeader::parse(bytes, index(header.e_shoff)?, count, context).map_err(unreadable)?;
+        let table = bytes(new.section_table())?;
+        let sections = SectionHeader::parse_from(table, 0, count, context).map_err(unreadable)?;
         let same = sections.iter().zip(&new.sections).all(|(theirs, ours)| {
             (theirs.sh_type, theirs.sh_offset, theirs.sh_size, theirs.sh_link)
                 == (ours.kind.0, ours.offset, ours.size, ours.link)
@@ -413,14 +434,20 @@ fn goblin_agrees(new: &View<'_>) -> Result<(), ElfError> {
         expect(same && sections.len() == new.sections.len(), "goblin reads other section headers", 0)?;
     }
 
-    let dynamic = goblin::elf::Dynamic::parse(bytes, &segments, context).map_err(unreadable)?;
+    // It looks for the bytes of PT_DYNAMIC at the segment's offset, and is given no others.
+    let dynamic = new.segment(elf::PT_DYNAMIC).filter(|_| !new.is_debug_file).map(Segment::range);
+    let dynamic_bytes = bytes(dynamic.unwrap_or(Range::new(0, 0)))?;
+    for segment in segments.iter_mut().filter(|segment| segment.p_type == elf::PT_DYNAMIC.0) {
+        segment.p_offset = 0;
+    }
+    let dynamic = goblin::elf::Dynamic::parse(dynamic_bytes, &segments, context).map_err(unreadable)?;
     let (Some(theirs), Some(ours)) = (dynamic, &new.dynamic) else {
         return expect(new.dynamic.is_none() || new.is_debug_file, "goblin finds no dynamic section", 0);
     };
     let strings = ours.strings.map_or((0, 0), |strings| (strings.range.start, strings.range.len()));
     let found = (theirs.info.strtab as u64, theirs.info.strsz as u64);
     expect(strings == found, "goblin finds another string table", found.0)?;
-    let table = slice(bytes, found.0, found.1).unwrap_or_default();
+    let table = new.dynstr()?;
     let texts = |tag: DynamicTag| -> Result<Vec<&[u8]>, ElfError> {
         let entries = theirs.dyns.iter().filter(|entry| entry.d_tag == tag.0.cast_unsigned());
         entries.map(|entry| string_at(table, "string", entry.d_val, found.0)).collect()

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use object::elf;
 
 use super::error::{ElfError, Refusal};
-use super::raw::{Class, Range, Section, Segment, Writer, align_up, slice_mut};
+use super::parts::Edits;
+use super::raw::{Class, Range, Section, Segment, Writer, align_up, slice, slice_mut};
 use super::view::{Dynamic, Entry, View};
 
 /// See the module's page.
@@ -21,8 +22,8 @@ pub(super) struct Draft<'a> {
     pub view: &'a View<'a>,
     /// Where the tail starts in the original.
     pub cut: u64,
-    /// The original up to `cut`, with changes.
-    pub head: Vec<u8>,
+    /// What is written over the original up to `cut`, in this order: offset and bytes.
+    patches: Vec<(u64, Vec<u8>)>,
     /// What is let in at `cut`.
     pub inserted: Vec<u8>,
     pub segments: Vec<Segment>,
@@ -36,17 +37,13 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// A draft without changes, in the memory of `buffer`.
-    pub fn new(view: &'a View<'a>, mut buffer: Vec<u8>) -> Result<Self, ElfError> {
+    pub fn new(view: &'a View<'a>) -> Result<Self, ElfError> {
         let cut = cut(view);
-        let head = view.bytes.slice("loaded part", 0, cut)?;
-        buffer.clear();
-        buffer.reserve(view.bytes.data.len() + 4096);
-        buffer.extend_from_slice(head);
+        view.bytes.has("loaded part", 0, cut)?;
         Ok(Self {
             view,
             cut,
-            head: buffer,
+            patches: Vec::new(),
             inserted: Vec::new(),
             segments: view.segments.clone(),
             sections: view.sections.clone(),
@@ -58,23 +55,41 @@ impl<'a> Draft<'a> {
 
     /// Overwrites bytes of the head.
     pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ElfError> {
-        let length = bytes.len() as u64;
-        self.touched.push(Range::new(offset, length));
-        let what = "a table behind the loaded part";
-        slice_mut(&mut self.head, offset, length)
-            .ok_or(ElfError::SelfCheck { what, at: offset })?
-            .copy_from_slice(bytes);
-        Ok(())
+        self.patch(Range::new(offset, bytes.len() as u64), bytes.to_vec())
     }
 
     /// Zeroes bytes of the head.
     pub fn zero(&mut self, range: Range) -> Result<(), ElfError> {
+        let length = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        if range.end > self.cut {
+            return Err(ElfError::SelfCheck { what: "a table behind the loaded part", at: range.start });
+        }
+        self.patch(range, vec![0; length])
+    }
+
+    fn patch(&mut self, range: Range, bytes: Vec<u8>) -> Result<(), ElfError> {
+        if range.end > self.cut || range.end < range.start {
+            return Err(ElfError::SelfCheck { what: "a table behind the loaded part", at: range.start });
+        }
         self.touched.push(range);
-        let what = "a table behind the loaded part";
-        slice_mut(&mut self.head, range.start, range.len())
-            .ok_or(ElfError::SelfCheck { what, at: range.start })?
-            .fill(0);
+        self.patches.push((range.start, bytes));
         Ok(())
+    }
+
+    /// Bytes of the head as they are now.
+    pub fn get(&self, range: Range) -> Result<Vec<u8>, ElfError> {
+        let mut bytes = self.view.bytes.slice("a table that moves", range.start, range.len())?.to_vec();
+        for (at, patch) in &self.patches {
+            let patched = Range::new(*at, patch.len() as u64);
+            let (start, end) = (patched.start.max(range.start), patched.end.min(range.end));
+            if start < end
+                && let Some(new) = slice(patch, start - at, end - start)
+                && let Some(place) = slice_mut(&mut bytes, start - range.start, end - start)
+            {
+                place.copy_from_slice(new);
+            }
+        }
+        Ok(bytes)
     }
 
     /// Writes the dynamic section where it is, padded with `DT_NULL` to its old size.
@@ -133,10 +148,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Puts the file together.
-    pub fn finish(mut self) -> Result<Vec<u8>, ElfError> {
+    pub fn finish(mut self) -> Result<Edits, ElfError> {
         self.put_contents()?;
-        let mut out = std::mem::take(&mut self.head);
-        out.extend_from_slice(&self.inserted);
+        let mut out = Edits::default();
+        out.copy(0, self.cut);
+        for (at, bytes) in std::mem::take(&mut self.patches) {
+            out.write("a table behind the loaded part", at, bytes)?;
+        }
+        out.append(std::mem::take(&mut self.inserted));
         let (shoff, count) =
             if self.renumbered.is_some() { self.lay_tail(&mut out)? } else { self.keep_tail(&mut out)? };
         if self.segments != self.view.segments {
@@ -144,10 +163,7 @@ impl<'a> Draft<'a> {
             for segment in &self.segments {
                 segment.write(&mut table);
             }
-            let (at, table) = (self.view.header.phoff, table.finish()?);
-            let place = slice_mut(&mut out, at, table.len() as u64);
-            let what = "program headers outside the file";
-            place.ok_or(ElfError::SelfCheck { what, at })?.copy_from_slice(&table);
+            out.write("program headers outside the file", self.view.header.phoff, table.finish()?)?;
         }
         self.write_counts(&mut out, shoff, count)?;
         Ok(out)
@@ -168,10 +184,9 @@ impl<'a> Draft<'a> {
     }
 
     /// The tail as it was, further back by what was let in.
-    fn keep_tail(&mut self, out: &mut Vec<u8>) -> Result<(u64, usize), ElfError> {
-        let shift = self.inserted.len() as u64;
-        let tail = self.view.bytes.slice("tail", self.cut, self.view.bytes.len() - self.cut)?;
-        out.extend_from_slice(tail);
+    fn keep_tail(&mut self, out: &mut Edits) -> Result<(u64, usize), ElfError> {
+        let shift = out.length - self.cut;
+        out.copy(self.cut, self.view.bytes.len() - self.cut);
         for index in 0..self.sections.len() {
             if self.in_tail(index)
                 && let Some(section) = self.sections.get_mut(index)
@@ -181,9 +196,7 @@ impl<'a> Draft<'a> {
         }
         for (index, contents) in &self.contents {
             let Some(section) = self.sections.get(*index) else { continue };
-            let place = slice_mut(out, section.offset, contents.len() as u64);
-            let what = "a section outside the file";
-            place.ok_or(ElfError::SelfCheck { what, at: section.offset })?.copy_from_slice(contents);
+            out.write("a section outside the file", section.offset, contents.clone())?;
         }
         self.move_tail_segments(|old| Some(old.offset + shift))?;
         let shoff = self.view.header.shoff;
@@ -191,15 +204,13 @@ impl<'a> Draft<'a> {
         let kept: Vec<usize> = (0..self.sections.len()).collect();
         let table = self.section_table(&kept)?;
         if !table.is_empty() {
-            let place = slice_mut(out, shoff, table.len() as u64);
-            let what = "section headers outside the file";
-            place.ok_or(ElfError::SelfCheck { what, at: shoff })?.copy_from_slice(&table);
+            out.write("section headers outside the file", shoff, table)?;
         }
         Ok((shoff, kept.len()))
     }
 
     /// The kept sections of the tail, one behind the other, then the section headers, then what followed them.
-    fn lay_tail(&mut self, out: &mut Vec<u8>) -> Result<(u64, usize), ElfError> {
+    fn lay_tail(&mut self, out: &mut Edits) -> Result<(u64, usize), ElfError> {
         let view = self.view;
         let renumbered = self.renumbered.clone().unwrap_or_default();
         let is_kept = |index: usize| renumbered.get(index).copied().flatten().is_some();
@@ -212,16 +223,16 @@ impl<'a> Draft<'a> {
             if !is_kept(index) {
                 continue;
             }
-            let contents = match self.contents.get(&index) {
-                Some(contents) => contents.as_slice(),
-                None => view.contents(old)?,
-            };
             pad(out, section.align)?;
-            section.offset = out.len() as u64;
-            if !section.is_nobits() {
-                section.size = contents.len() as u64;
+            section.offset = out.length;
+            if let Some(contents) = self.contents.remove(&index) {
+                if !section.is_nobits() {
+                    section.size = contents.len() as u64;
+                }
+                out.append(contents);
+            } else {
+                out.copy(old.offset, old.range().len());
             }
-            out.extend_from_slice(contents);
             moved.push((old.range(), section.offset));
         }
         self.move_tail_segments(|old| {
@@ -230,17 +241,17 @@ impl<'a> Draft<'a> {
         })?;
 
         pad(out, 8)?;
-        let shoff = out.len() as u64;
+        let shoff = out.length;
         let kept: Vec<usize> = (0..view.sections.len()).filter(|index| is_kept(*index)).collect();
         let table = self.section_table(&kept)?;
-        out.extend_from_slice(&table);
-        out.extend_from_slice(overlay);
+        out.append(table);
+        out.copy(overlay.start, overlay.len());
         Ok((shoff, kept.len()))
     }
 
     /// What follows everything that a header describes: self-extracting programs keep their payload there. Bytes
     /// *between* described parts have no place in the new tail.
-    fn overlay(&self, order: &[usize]) -> Result<&'a [u8], ElfError> {
+    fn overlay(&self, order: &[usize]) -> Result<Range, ElfError> {
         let view = self.view;
         let mut known: Vec<Range> =
             order.iter().filter_map(|index| view.sections.get(*index)).map(Section::range).collect();
@@ -258,7 +269,7 @@ impl<'a> Draft<'a> {
             }
             at = at.max(range.end);
         }
-        view.bytes.slice("end of the file", at, view.bytes.len().saturating_sub(at))
+        Ok(Range { start: at.min(view.bytes.len()), end: view.bytes.len() })
     }
 
     fn section_table(&self, kept: &[usize]) -> Result<Vec<u8>, ElfError> {
@@ -285,14 +296,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn write_counts(&self, out: &mut [u8], shoff: u64, kept: usize) -> Result<(), ElfError> {
+    fn write_counts(&self, out: &mut Edits, shoff: u64, kept: usize) -> Result<(), ElfError> {
         let form = self.view.bytes.form;
         let word = form.word();
-        let mut put = |at: u64, bytes: Vec<u8>| -> Result<(), ElfError> {
-            let place = slice_mut(out, at, bytes.len() as u64);
-            place.ok_or(ElfError::SelfCheck { what: "no ELF header", at })?.copy_from_slice(&bytes);
-            Ok(())
-        };
+        let mut put = |at: u64, bytes: Vec<u8>| out.write("no ELF header", at, bytes);
         let half = |value: u64, limit: u64, beyond: u16| match u16::try_from(value) {
             Ok(short) if value < limit => short,
             _ => beyond,
@@ -367,9 +374,9 @@ fn cut(view: &View<'_>) -> u64 {
 }
 
 /// Zeroes up to a multiple of `align`.
-fn pad(out: &mut Vec<u8>, align: u64) -> Result<(), ElfError> {
+fn pad(out: &mut Edits, align: u64) -> Result<(), ElfError> {
     let align = if align.is_power_of_two() && align <= 4096 { align } else { 1 };
-    let end = align_up(out.len() as u64, align).and_then(|end| usize::try_from(end).ok());
-    out.resize(end.ok_or(ElfError::Unsupported(Refusal::AddressSpace))?, 0);
+    let end = align_up(out.length, align).and_then(|end| usize::try_from(end - out.length).ok());
+    out.append(vec![0; end.ok_or(ElfError::Unsupported(Refusal::AddressSpace))?]);
     Ok(())
 }

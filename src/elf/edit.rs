@@ -3,6 +3,8 @@
 use super::check;
 use super::draft::Draft;
 use super::error::{BadPath, ElfError};
+use super::parts::{Data, Edits, Parts};
+use super::raw::Range;
 use super::view::View;
 use super::{path, room, strip};
 use object::elf;
@@ -83,6 +85,29 @@ pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
 ///
 /// As for [`edit`].
 pub fn edit_into(data: &[u8], edit: &Edit, out: &mut Vec<u8>) -> Result<bool, ElfError> {
+    let view = View::parse(data)?;
+    let Some((edits, touched)) = plan(&view, edit)? else { return Ok(false) };
+    edits.apply(data, out);
+    check::check(&view, Data::Whole(out), &check::Asked { edit, interpreter: None }, &touched)?;
+    Ok(true)
+}
+
+/// The same as [`edit`] for a file of which only parts were read, as a list of what to copy and what to write; `None` when it
+/// stays as it is. What is copied is not looked at; all else is read again and compared as for [`edit`].
+///
+/// # Errors
+///
+/// [`ElfError::NotRead`]: read what it names, [add](Parts::add) it and ask again. All others as for [`edit`].
+pub fn edit_parts(parts: &Parts, edit: &Edit) -> Result<Option<Edits>, ElfError> {
+    let view = View::read(Data::Parts(parts))?;
+    let Some((edits, touched)) = plan(&view, edit)? else { return Ok(None) };
+    let made = edits.parts(parts);
+    check::check(&view, Data::Made(&made, &edits), &check::Asked { edit, interpreter: None }, &touched)?;
+    Ok(Some(edits))
+}
+
+/// Decides, and drafts; also which ranges of the original were changed on purpose.
+fn plan(view: &View<'_>, edit: &Edit) -> Result<Option<(Edits, Vec<Range>)>, ElfError> {
     if let SearchPath::Rpath(path) | SearchPath::Runpath(path) = &edit.search_path {
         if path.is_empty() {
             return Err(ElfError::SearchPath(BadPath::Empty));
@@ -91,18 +116,17 @@ pub fn edit_into(data: &[u8], edit: &Edit, out: &mut Vec<u8>) -> Result<bool, El
             return Err(ElfError::SearchPath(BadPath::Nul(index)));
         }
     }
-    let view = View::parse(data)?;
     if *edit == Edit::default() {
-        return Ok(false);
+        return Ok(None);
     }
     view.refuse_kind()?;
 
-    let path_plan = path::plan(&view, &edit.search_path, edit.bare_below.as_deref())?;
-    let strip_plan = strip::plan(&view, edit.strip)?;
+    let path_plan = path::plan(view, &edit.search_path, edit.bare_below.as_deref())?;
+    let strip_plan = strip::plan(view, edit.strip)?;
     if path_plan.is_none() && strip_plan.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
-    let mut draft = Draft::new(&view, std::mem::take(out))?;
+    let mut draft = Draft::new(view)?;
     if let Some(plan) = path_plan {
         path::apply(&mut draft, plan)?;
     }
@@ -110,9 +134,7 @@ pub fn edit_into(data: &[u8], edit: &Edit, out: &mut Vec<u8>) -> Result<bool, El
         strip::apply(&mut draft, &plan)?;
     }
     let touched = draft.touched();
-    *out = draft.finish()?;
-    check::check(&view, out, &check::Asked { edit, interpreter: None }, &touched)?;
-    Ok(true)
+    Ok(Some((draft.finish()?, touched)))
 }
 
 /// Sets the program interpreter (`PT_INTERP`): the dynamic loader that the kernel starts, by absolute path.
@@ -142,7 +164,7 @@ pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
     if view.interpreter()? == Some(text) {
         return Ok(Edited::Unchanged);
     }
-    let mut draft = Draft::new(&view, Vec::new())?;
+    let mut draft = Draft::new(&view)?;
     let terminated = [text, b"\0"].concat();
     if terminated.len() as u64 <= segment.filesz {
         draft.zero(segment.range())?;
@@ -151,8 +173,9 @@ pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
         room::move_interpreter(&mut draft, &terminated)?;
     }
     let touched = draft.touched();
-    let bytes = draft.finish()?;
+    let mut bytes = Vec::new();
+    draft.finish()?.apply(data, &mut bytes);
     let edit = Edit::default();
-    check::check(&view, &bytes, &check::Asked { edit: &edit, interpreter: Some(text) }, &touched)?;
+    check::check(&view, Data::Whole(&bytes), &check::Asked { edit: &edit, interpreter: Some(text) }, &touched)?;
     Ok(Edited::Changed(bytes))
 }

@@ -70,6 +70,14 @@ pub enum ElfError {
     /// The file is good, but this edit of it cannot be proven safe. The caller keeps the file as it is.
     #[error("this edit cannot be done safely: {0}")]
     Unsupported(Refusal),
+    /// Only parts of the file were given, and these bytes are needed too: [`edit_parts`](super::edit_parts).
+    #[error("{length} bytes at offset {offset:#x} were not read yet")]
+    NotRead {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
     /// The edited bytes were read again and something else than what was asked for had changed. They are thrown away.
     #[error("the edited file failed its check: {what} (at {at:#x})")]
     SelfCheck {

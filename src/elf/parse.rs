@@ -3,6 +3,7 @@
 use object::elf;
 
 use super::error::ElfError;
+use super::parts::{Data, Parts};
 use super::raw::{Class, Endian};
 use super::view::View;
 
@@ -126,6 +127,15 @@ pub fn is_elf(data: &[u8]) -> bool {
 /// names the structure and its offset. Needs memory in the order of the file's own size, whatever the file claims.
 pub fn parse(data: &[u8]) -> Result<Elf, ElfError> {
     describe(&View::parse(data)?)
+}
+
+/// The same of a file of which only parts were read.
+///
+/// # Errors
+///
+/// [`ElfError::NotRead`] says what else is needed.
+pub fn parse_parts(parts: &Parts) -> Result<Elf, ElfError> {
+    describe(&View::read(Data::Parts(parts))?)
 }
 
 pub(super) fn describe(view: &View<'_>) -> Result<Elf, ElfError> {

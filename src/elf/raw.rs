@@ -8,6 +8,7 @@
 use object::elf;
 
 use super::error::{ElfError, Refusal};
+use super::parts::Data;
 
 /// Whether addresses have 32 or 64 bits (`EI_CLASS`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,17 +78,29 @@ impl Form {
 /// Bytes with bounds-checked reads that say what was being read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bytes<'a> {
-    pub data: &'a [u8],
+    pub data: Data<'a>,
     pub form: Form,
 }
 
 impl<'a> Bytes<'a> {
     pub fn len(self) -> u64 {
-        self.data.len() as u64
+        self.data.len()
     }
 
     pub fn slice(self, what: &'static str, offset: u64, length: u64) -> Result<&'a [u8], ElfError> {
-        slice(self.data, offset, length).ok_or(ElfError::Truncated { what, offset, length, file: self.len() })
+        self.data.slice(what, offset, length)
+    }
+
+    /// That a range is inside the file, without looking at it.
+    pub fn has(self, what: &'static str, offset: u64, length: u64) -> Result<(), ElfError> {
+        let file = self.len();
+        let inside = offset.checked_add(length).is_some_and(|end| end <= file);
+        if inside { Ok(()) } else { Err(ElfError::Truncated { what, offset, length, file }) }
+    }
+
+    /// A stretch of the file, for whoever reads many numbers of it; offsets count from its start.
+    pub fn part(self, what: &'static str, offset: u64, length: u64) -> Result<Self, ElfError> {
+        Ok(Self { data: Data::Whole(self.slice(what, offset, length)?), form: self.form })
     }
 
     fn array<const N: usize>(self, what: &'static str, offset: u64) -> Result<[u8; N], ElfError> {
@@ -417,13 +430,13 @@ impl Symbol {
     pub fn read(bytes: Bytes<'_>, at: u64) -> Result<Self, ElfError> {
         let what = "symbol";
         let record = Self::fields(bytes.form);
-        let info = bytes.slice(what, at, bytes.form.symbol_size())?;
+        let bytes = bytes.part(what, at, bytes.form.symbol_size())?;
         Ok(Self {
-            name: bytes.u32(what, at)?,
-            info: info.get(record.info).copied().unwrap_or_default(),
-            shndx: bytes.u16(what, at + record.shndx as u64)?,
-            value: bytes.word(what, at + record.value as u64)?,
-            size: bytes.word(what, at + record.size as u64)?,
+            name: bytes.u32(what, 0)?,
+            info: bytes.slice(what, record.info as u64, 1)?.first().copied().unwrap_or_default(),
+            shndx: bytes.u16(what, record.shndx as u64)?,
+            value: bytes.word(what, record.value as u64)?,
+            size: bytes.word(what, record.size as u64)?,
         })
     }
 
@@ -504,7 +517,7 @@ mod tests {
             segment.write(&mut out);
             let data = out.finish().unwrap();
             assert_eq!(data.len() as u64, form.segment_size());
-            assert_eq!(Segment::read(Bytes { data: &data, form }, 0).unwrap(), segment);
+            assert_eq!(Segment::read(Bytes { data: super::Data::Whole(&data), form }, 0).unwrap(), segment);
 
             let (kind, addr, entsize) = (elf::SHT_NOTE, 0x1000, 9);
             let section =
@@ -513,7 +526,7 @@ mod tests {
             section.write(&mut out);
             let data = out.finish().unwrap();
             assert_eq!(data.len() as u64, form.section_size());
-            assert_eq!(Section::read(Bytes { data: &data, form }, 0).unwrap(), section);
+            assert_eq!(Section::read(Bytes { data: super::Data::Whole(&data), form }, 0).unwrap(), section);
         }
     }
 
@@ -524,7 +537,7 @@ mod tests {
         let wide = [1, 0, 0, 0, 0x12, 0, 7, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
         for (class, data) in [(Class::Elf32, &narrow[..]), (Class::Elf64, &wide[..])] {
             let form = Form { class, endian: Endian::Little };
-            let symbol = Symbol::read(Bytes { data, form }, 0).unwrap();
+            let symbol = Symbol::read(Bytes { data: super::Data::Whole(data), form }, 0).unwrap();
             assert_eq!(symbol, Symbol { name: 1, info: 0x12, shndx: 7, value: 2, size: 3 });
             assert!(!symbol.is_local() && symbol.symbol_type() == 2);
         }

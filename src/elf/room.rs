@@ -20,7 +20,7 @@ use super::blocks::{blocks, check_dynamic_movable, check_movable, for_one_more_h
 use super::draft::{Draft, encode_dynamic};
 use super::error::{ElfError, Refusal};
 use super::moves::{Move, move_pointers, move_symbols, patch_got};
-use super::raw::{Class, Range, Segment, Symbol, align_up, slice, slice_mut};
+use super::raw::{Class, Range, Segment, Symbol, align_up, slice_mut};
 use super::view::{Dynamic, Entry, Strings, View};
 
 /// Replaces `.dynstr` by a longer table and `.dynamic` by new entries, and makes room for both.
@@ -165,12 +165,7 @@ fn carry_out(
     // The bytes.
     let mut copies = Vec::new();
     for m in moves.iter() {
-        let missing = ElfError::SelfCheck { what: "a table behind the loaded part", at: m.from.start };
-        let bytes = if m.from == replaced.range {
-            replaced.bytes.to_vec()
-        } else {
-            slice(&draft.head, m.from.start, m.from.len()).ok_or(missing)?.to_vec()
-        };
+        let bytes = if m.from == replaced.range { replaced.bytes.to_vec() } else { draft.get(m.from)? };
         copies.push((m.to, bytes));
     }
     for m in moves.iter() {

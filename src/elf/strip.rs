@@ -326,7 +326,9 @@ fn pack_names(draft: &mut Draft<'_>, plan: &Plan) -> Result<(), ElfError> {
 
 /// `st_name`, the first field of a symbol in either class.
 fn name_of(view: &View<'_>, record: &[u8]) -> u32 {
-    super::raw::Bytes { data: record, form: view.bytes.form }.u32("symbol", 0).unwrap_or_default()
+    super::raw::Bytes { data: super::parts::Data::Whole(record), form: view.bytes.form }
+        .u32("symbol", 0)
+        .unwrap_or_default()
 }
 
 /// A string table with only the strings that are used. Strings that shared bytes still do.

@@ -24,6 +24,7 @@
 use object::elf::{self, DynamicTag, ProgramType, SectionType};
 
 use super::error::{ElfError, Refusal};
+use super::parts::Data;
 use super::raw::{Bytes, Class, Endian, Form, Header, Range, Section, Segment, Symbol};
 
 /// The longest name of a library or a version that is believed; without one, a small file could name the same long
@@ -90,11 +91,16 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     pub fn parse(data: &'a [u8]) -> Result<Self, ElfError> {
-        if !super::is_elf(data) {
-            let archive = data.starts_with(b"!<arch>\n") || data.starts_with(b"!<thin>\n");
+        Self::read(Data::Whole(data))
+    }
+
+    pub fn read(data: Data<'a>) -> Result<Self, ElfError> {
+        let start = data.slice("start of the file", 0, data.len().min(64))?;
+        if !super::is_elf(start) {
+            let archive = start.starts_with(b"!<arch>\n") || start.starts_with(b"!<thin>\n");
             return Err(if archive { ElfError::Archive } else { ElfError::NotElf });
         }
-        let bytes = Bytes { data, form: form(data)? };
+        let bytes = Bytes { data, form: form(start)? };
         let header = Header::read(bytes)?;
         let segments = table(bytes, "program headers", header.phoff, header.phnum, bytes.form.segment_size())?
             .map(|at| Segment::read(bytes, at))
@@ -115,7 +121,7 @@ impl<'a> View<'a> {
     /// Everything that the headers describe must be inside the file.
     fn check_ranges(&self) -> Result<(), ElfError> {
         for segment in &self.segments {
-            self.bytes.slice("segment", segment.offset, segment.filesz)?;
+            self.bytes.has("segment", segment.offset, segment.filesz)?;
             if segment.is_load() && segment.memsz < segment.filesz {
                 let (offset, value) = (segment.offset, segment.memsz);
                 return Err(ElfError::Invalid { what: "p_memsz of the segment", offset, value });
@@ -127,7 +133,7 @@ impl<'a> View<'a> {
         }
         for section in &self.sections {
             if !section.is_nobits() && section.kind != elf::SHT_NULL && section.size > 0 {
-                self.bytes.slice("section", section.offset, section.size)?;
+                self.bytes.has("section", section.offset, section.size)?;
             }
         }
         Ok(())
@@ -314,7 +320,9 @@ impl<'a> View<'a> {
         match self.symbol_count()? {
             Some(count) => {
                 let length = count.saturating_mul(self.bytes.form.symbol_size());
-                self.mapped("dynamic symbols", addr, length).map(Some)
+                let range = self.mapped("dynamic symbols", addr, length)?;
+                self.bytes.slice("dynamic symbols", range.start, range.len())?; // in one go, if they must be read
+                Ok(Some(range))
             }
             None => Ok(None),
         }
@@ -347,8 +355,9 @@ impl<'a> View<'a> {
         let chains_at = buckets_at + 4 * buckets;
         let table = self.mapped(what, addr, chains_at)?;
         let mut last = None;
+        let heads = self.bytes.part(what, table.start + buckets_at, 4 * buckets)?;
         for index in 0..buckets {
-            last = last.max(Some(u64::from(self.bytes.u32(what, table.start + buckets_at + 4 * index)?)));
+            last = last.max(Some(u64::from(heads.u32(what, 4 * index)?)));
         }
         let Some(mut last) = last.filter(|last| *last != 0) else { return Ok((table, first)) };
         if last < first {
@@ -430,7 +439,7 @@ fn table(
 ) -> Result<impl Iterator<Item = u64>, ElfError> {
     let length = count.saturating_mul(size);
     if length > 0 {
-        bytes.slice(what, offset, length)?;
+        bytes.slice(what, offset, length)?; // in one go, if it must be read
     }
     Ok((0..count).map(move |index| offset + index * size))
 }

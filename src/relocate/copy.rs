@@ -2,15 +2,17 @@
 //!
 //! Most files of a tree are small, most of the others go as they are. So the first bytes decide: what nobody wants to look
 //! at is shared with the original where the file system can (`FICLONE`), else copied inside the kernel
-//! (copy_file_range(2)); what is looked at is read into memory that each thread keeps from file to file, since fresh memory
-//! is cleared by the kernel page by page, which costs more than reading does.
+//! (copy_file_range(2)). Of an ELF file only the parts are read that its edit asks for ([`edit_parts`](crate::elf::edit_parts)), and the rest is
+//! copied by the kernel too. Other files that are looked at are read into memory that each thread keeps from file to file,
+//! since fresh memory is cleared by the kernel page by page, which costs more than reading does.
 
+use crate::elf::{Copied, Edits, ElfError, Parts};
 use crate::fsutil;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,13 +54,30 @@ pub fn with_content<T, E: From<io::Error>>(path: &Path, look: impl FnOnce(&[u8])
     })
 }
 
+/// What is to be done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wants {
+    /// It is copied.
+    Copy,
+    /// It is handed to [`Change::change`].
+    Change,
+    /// It is handed to [`Change::edit`].
+    Edit,
+}
+
 /// What is done with the bytes of a file.
 pub trait Change {
     /// Why it failed.
     type Error: From<io::Error>;
 
-    /// Whether a file that starts so is looked at. Of files up to 64 KiB this is all.
-    fn wants(&self, head: &[u8]) -> bool;
+    /// What is done with a file that starts so. Of files up to 64 KiB this is all.
+    fn wants(&self, head: &[u8]) -> Wants;
+
+    /// Edits an ELF file of which these parts were read; `None` when it stays as it is.
+    fn edit(&mut self, parts: &Parts) -> Result<Option<Edits>, ElfError>;
+
+    /// What an ELF file was refused for.
+    fn refused(&self, error: ElfError) -> Self::Error;
 
     /// Puts the new bytes into `new`, which may hold anything; `false` when the file stays as it is.
     fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> Result<bool, Self::Error>;
@@ -97,15 +116,26 @@ impl Copier {
         let mut head = source.file().take(HEAD);
         head.read_to_end(old).map_err(unread)?;
         let whole = head.limit() > 0;
-        let wanted = change.wants(old);
+        let wants = change.wants(old);
+        let wanted = wants == Wants::Change;
         if wanted && !whole {
             source.file().read_to_end(old).map_err(unread)?;
         }
         // Made before the target: an error leaves none.
         let changed = wanted && change.change(old, new)?;
+        let edits = if wants == Wants::Edit { edits_of(&source, from, old, change)? } else { None };
         let mut target = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
         // What open(2) was told is cut by the umask.
         target.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        if let Some(edits) = edits {
+            if whole {
+                edits.apply(old, new);
+                target.write_all(new)?;
+            } else {
+                carry_out(&edits, source.file(), target.file()).map_err(|e| fsutil::with_path(&e, "write", to))?;
+            }
+            return Ok(edits.length);
+        }
         if changed {
             target.write_all(new)?;
             return Ok(new.len() as u64);
@@ -137,6 +167,69 @@ impl Copier {
     }
 }
 
+/// How many times parts of a file are read before all of it is.
+const READS: usize = 40;
+
+/// What an edit asks for is read with what stands around it, up to this alignment in bytes.
+const PAGE: u64 = 16 << 10;
+
+/// Asks for the edit, and reads what that needs.
+fn edits_of<C: Change>(source: &fs::File, path: &Path, head: &[u8], change: &mut C) -> Result<Option<Edits>, C::Error> {
+    let mut parts = Parts::new(source.metadata()?.len().max(head.len() as u64));
+    parts.add(0, head.to_vec());
+    for reads in 0_usize.. {
+        let (start, end) = match change.edit(&parts) {
+            Ok(edits) => return Ok(edits),
+            Err(ElfError::NotRead { .. }) if reads == READS => (0, parts.length()),
+            Err(ElfError::NotRead { offset, length }) if reads < READS => {
+                let end = offset.saturating_add(length).next_multiple_of(PAGE).min(parts.length());
+                (offset / PAGE * PAGE, end)
+            }
+            Err(error) => return Err(change.refused(error)),
+        };
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
+        source.file().read_exact_at(&mut bytes, start).map_err(|e| fsutil::with_path(&e, "read", path))?;
+        parts.add(start, bytes);
+    }
+    Ok(None)
+}
+
+/// Makes the new file: the kernel copies, the rest is written.
+fn carry_out(edits: &Edits, source: &std::fs::File, target: &std::fs::File) -> io::Result<()> {
+    target.set_len(edits.length)?;
+    for copied in &edits.copies {
+        copy_range(copied, source, target)?;
+    }
+    for (at, bytes) in &edits.writes {
+        target.write_all_at(bytes, *at)?;
+    }
+    Ok(())
+}
+
+fn copy_range(copied: &Copied, source: &std::fs::File, target: &std::fs::File) -> io::Result<()> {
+    use rustix::io::Errno;
+    let (mut from, mut to, mut left) = (copied.from, copied.to, copied.length);
+    while left > 0 {
+        let step = usize::try_from(left).unwrap_or(1 << 30).min(1 << 30);
+        let done = match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), step) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter")),
+            Ok(done) => done as u64,
+            Err(Errno::INTR) => 0,
+            // Another file system, or one that has no such call (copy_file_range(2)).
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
+                let mut bytes = vec![0; step.min(1 << 20)];
+                source.read_exact_at(&mut bytes, from)?;
+                target.write_all_at(&bytes, to)?;
+                (from, to) = (from + bytes.len() as u64, to + bytes.len() as u64);
+                bytes.len() as u64
+            }
+            Err(error) => return Err(error.into()),
+        };
+        left -= done;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,8 +241,16 @@ mod tests {
     impl Change for Doubles {
         type Error = io::Error;
 
-        fn wants(&self, head: &[u8]) -> bool {
-            head.first() == Some(&b'x')
+        fn wants(&self, head: &[u8]) -> Wants {
+            if head.first() == Some(&b'x') { Wants::Change } else { Wants::Copy }
+        }
+
+        fn edit(&mut self, _: &Parts) -> Result<Option<Edits>, ElfError> {
+            panic!("no ELF file here")
+        }
+
+        fn refused(&self, error: ElfError) -> io::Error {
+            io::Error::other(error)
         }
 
         fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> io::Result<bool> {

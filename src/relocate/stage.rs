@@ -1,11 +1,11 @@
 //! The staged copy: one walk of the view that decides, one parallel pass that copies and rewrites.
 
-use super::copy::{Change, Copier};
+use super::copy::{Change, Copier, Wants};
 use super::rules::Rules;
 use super::search_path::{self, Libraries};
 use super::strings::{self, Place};
 use super::text::{self, MapPath};
-use crate::elf::{self, Edit, SearchPath, Strip};
+use crate::elf::{self, Edit, Edits, ElfError, Parts, SearchPath, Strip};
 use crate::fsutil;
 use crate::plan::inside;
 use crate::report::{Ctx, Event, Interrupted, Stage};
@@ -431,8 +431,26 @@ struct Making<'a> {
 impl Change for Making<'_> {
     type Error = RelocateError;
 
-    fn wants(&self, head: &[u8]) -> bool {
-        elf::is_elf(head) || text::is_text(head) || self.job.rules.rewrites(self.path)
+    fn wants(&self, head: &[u8]) -> Wants {
+        if self.job.rules.rewrites(self.path) {
+            Wants::Change // a path may stand anywhere in it
+        } else if elf::is_elf(head) {
+            Wants::Edit
+        } else if text::is_text(head) {
+            Wants::Change
+        } else {
+            Wants::Copy
+        }
+    }
+
+    fn edit(&mut self, parts: &Parts) -> Result<Option<Edits>, ElfError> {
+        let edits = relocate_elf(self.job, self.path, parts)?;
+        self.outcome.elf = Some(edits.is_some());
+        Ok(edits)
+    }
+
+    fn refused(&self, source: ElfError) -> RelocateError {
+        RelocateError::Elf { path: self.path.to_owned(), source }
     }
 
     fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> Result<bool, RelocateError> {
@@ -440,8 +458,13 @@ impl Change for Making<'_> {
         let root = origin.inside_root.as_bytes();
         let mut changed = false;
         if elf::is_elf(old) {
-            changed = relocate_elf(self.job, self.path, old, new)?;
-            self.outcome.elf = Some(changed);
+            let mut whole = Parts::new(old.len() as u64);
+            whole.add(0, old.to_vec());
+            let edits = self.edit(&whole).map_err(|source| self.refused(source))?;
+            if let Some(edits) = edits {
+                edits.apply(old, new);
+                changed = true;
+            }
         } else if text::is_text(old) {
             let Some(rewritten) = text::rewrite(old, root, origin) else { return Ok(false) };
             self.outcome.text = true;
@@ -470,13 +493,12 @@ fn one_file(job: &Job<'_>, path: &Path, mode: u32) -> Result<Outcome, RelocateEr
     Ok(making.outcome)
 }
 
-/// Whether the file changed; then `new` holds it.
-fn relocate_elf(job: &Job<'_>, path: &Path, bytes: &[u8], new: &mut Vec<u8>) -> Result<bool, RelocateError> {
-    let failed = |source| RelocateError::Elf { path: path.to_owned(), source };
-    let file = elf::parse(bytes).map_err(failed)?;
+/// The edits of an ELF file, of which these parts were read.
+fn relocate_elf(job: &Job<'_>, path: &Path, parts: &Parts) -> Result<Option<Edits>, ElfError> {
+    let file = elf::parse_parts(parts)?;
     let code = matches!(file.kind, elf::Kind::Executable | elf::Kind::SharedObject);
     if !code || file.is_debug_file {
-        return Ok(false);
+        return Ok(None);
     }
     // A library that is named by its path in the build is found like all others.
     let bare_below = Some(job.origin.inside_root.as_bytes().to_vec());
@@ -493,7 +515,7 @@ fn relocate_elf(job: &Job<'_>, path: &Path, bytes: &[u8], new: &mut Vec<u8>) -> 
     let old: Vec<PathBuf> = named.map(|path| fsutil::parent_of(&path).to_owned()).chain(searched).collect();
     let computed = search_path::compute(path, &needed, &old, job.libraries);
     let search_path = if computed.path.is_empty() { SearchPath::Remove } else { SearchPath::Rpath(computed.path) };
-    elf::edit_into(bytes, &Edit { search_path, strip: Strip::All, bare_below }, new).map_err(failed)
+    elf::edit_parts(parts, &Edit { search_path, strip: Strip::All, bare_below })
 }
 
 #[cfg(test)]

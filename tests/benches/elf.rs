@@ -7,8 +7,8 @@
 
 use crate::{Cost, best, command, measure, remove, row, text};
 use rayon::prelude::*;
-use slurm_factory::elf::{self, Edit, SearchPath};
-use slurm_factory::relocate::copy::{Change, Copier};
+use slurm_factory::elf::{self, Edit, Edits, ElfError, Parts, SearchPath};
+use slurm_factory::relocate::copy::{Change, Copier, Wants};
 use slurm_factory::relocate::{Origin, Rules, relocate};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::verify;
@@ -23,12 +23,20 @@ struct SetPath(Edit);
 impl Change for SetPath {
     type Error = std::io::Error;
 
-    fn wants(&self, head: &[u8]) -> bool {
-        elf::is_elf(head)
+    fn wants(&self, _: &[u8]) -> Wants {
+        Wants::Edit
     }
 
-    fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> std::io::Result<bool> {
-        elf::edit_into(old, &self.0, new).map_err(std::io::Error::other)
+    fn edit(&mut self, parts: &Parts) -> Result<Option<Edits>, ElfError> {
+        elf::edit_parts(parts, &self.0)
+    }
+
+    fn refused(&self, error: ElfError) -> std::io::Error {
+        std::io::Error::other(error)
+    }
+
+    fn change(&mut self, _: &[u8], _: &mut Vec<u8>) -> std::io::Result<bool> {
+        Ok(false)
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use slurm_factory::elf::{Edited, Elf, ElfError, Kind, SearchPath, Strip, edit, is_elf, parse};
 
-use crate::tools::{Ended, edit_of, elflint, folder, readelf_warnings, run, tool, worse, write_program};
+use crate::tools::{Ended, by_parts, edit_of, elflint, folder, readelf_warnings, run, tool, worse, write_program};
 
 const PROBE: &str = r#"
 #include <dlfcn.h>
@@ -219,6 +219,9 @@ impl Bench {
             let other = edit_of(search_path, strip);
             for data in [&data, &bytes] {
                 let result = edit(data, &other);
+                if by_parts(data, &other) != result {
+                    return Outcome::Failed(format!("{other:?}: of parts, the edit is another"));
+                }
                 let again = match &result {
                     Ok(Edited::Changed(bytes)) => edit(bytes, &other),
                     Ok(Edited::Unchanged) => Ok(Edited::Unchanged),

@@ -192,6 +192,10 @@ fn try_variant(name: &str, flags: &[&str], pie: &str, initial: Option<&str>) {
     ];
     let complaints = elflint(&built.program);
     let warnings = readelf_warnings(&built.program);
+    if std::env::var("SLURM_FACTORY_ELF_PATCHELF").is_ok_and(|value| value == "1") {
+        let verdict = patchelf(&built, &long_path, &complaints, warnings);
+        println!("patchelf: {name} {pie} {initial:?}: {}", verdict.err().unwrap_or_else(|| "good".into()));
+    }
     for (case, search_path, strip, found) in cases {
         let name = format!("{name} {pie} {initial:?}: {case}");
         let bytes = edited(&original, &edit_of(search_path, strip), &name);
@@ -240,6 +244,42 @@ fn try_variant(name: &str, flags: &[&str], pie: &str, initial: Option<&str>) {
     runs(&out, &format!("{name}: edited library"));
     tool("strip", &["--strip-unneeded", "lib/libfoo.so"], &built.dir);
     runs(&out, &format!("{name}: edited and stripped library"));
+}
+
+/// The longer search path by patchelf, judged as ours is: it runs, `eu-elflint` and `readelf` find no more than before, and it
+/// still runs after strip. Its failures fail nothing: `tests/deep/flags.sh` counts them beside ours.
+fn patchelf(built: &Built, path: &str, complaints: &[String], warnings: usize) -> Result<(), String> {
+    let out = built.dir.join("theirs");
+    write_program(&out, &std::fs::read(&built.program).unwrap());
+    let good = |program: &Path, what: &str| {
+        let ended = run(&mut Command::new(program), Duration::from_secs(20));
+        let same = (ended.code, ended.stdout.as_str()) == (Some(0), "42 three 1\n");
+        if same { Ok(()) } else { Err(format!("{what}: {ended:?}")) }
+    };
+    let mut command = Command::new("patchelf");
+    let ended = run(command.args(["--force-rpath", "--set-rpath", path]).arg(&out), Duration::from_mins(1));
+    if ended.code != Some(0) {
+        return Err(format!("refused: {}", ended.stderr.trim()));
+    }
+    good(&out, "runs differently")?;
+    let added = worse(complaints, &elflint(&out));
+    if !added.is_empty() {
+        return Err(format!("eu-elflint: {added:?}"));
+    }
+    if readelf_warnings(&out) > warnings {
+        return Err("readelf warns".into());
+    }
+    for stripper in ["strip", "eu-strip"] {
+        let ended = run(
+            Command::new(stripper).args(["-o", "their-stripped", "theirs"]).current_dir(&built.dir),
+            Duration::from_mins(1),
+        );
+        if ended.code != Some(0) {
+            return Err(format!("{stripper}: {}", ended.stderr.trim()));
+        }
+        good(&built.dir.join("their-stripped"), stripper)?;
+    }
+    Ok(())
 }
 
 fn loads(bytes: &[u8]) -> usize {

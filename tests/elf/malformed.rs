@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use slurm_factory::elf::{Edit, ElfError, SearchPath, Strip, edit, parse, set_interpreter};
 
-use crate::tools::{edit_of, folder, tool};
+use crate::tools::{by_parts, edit_of, folder, tool};
 
 fn samples() -> &'static [Vec<u8>] {
     static SAMPLES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
@@ -63,7 +63,8 @@ fn cases() -> u32 {
 fn try_all(data: &[u8]) {
     let _ = parse(data);
     for what in edits() {
-        let _ = edit(data, &what);
+        let (whole, parts) = (edit(data, &what), by_parts(data, &what));
+        assert!(whole.is_err() || whole == parts, "of parts, the edit is another: {what:?}");
     }
     for text in [&b"/l"[..], &[b'/'; 300]] {
         let _ = set_interpreter(data, text);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use slurm_factory::elf::{Edit, Edited, SearchPath, Strip, edit};
+use slurm_factory::elf::{Edit, Edited, ElfError, Parts, SearchPath, Strip, edit, edit_parts};
 
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +153,31 @@ pub fn edited(data: &[u8], what: &Edit, name: &str) -> Vec<u8> {
         Err(error) => panic!("{name}: {error}"),
     };
     assert_eq!(edit(&once, what), Ok(Edited::Unchanged), "{name}: editing twice");
+    assert!(by_parts(data, what) == edit(data, what), "{name}: of parts, the edit is another");
     once
+}
+
+/// The same edit by whoever reads no more of the file than is asked for.
+pub fn by_parts(data: &[u8], what: &Edit) -> Result<Edited, ElfError> {
+    let mut parts = Parts::new(data.len() as u64);
+    loop {
+        match edit_parts(&parts, what) {
+            Err(ElfError::NotRead { offset, length }) => {
+                let at = |offset: u64| usize::try_from(offset).unwrap().min(data.len());
+                let (start, end) = (offset / 64 * 64, (offset + length).next_multiple_of(64));
+                let before = parts.clone();
+                parts.add(start, data[at(start)..at(end)].to_vec());
+                assert!(parts != before, "the same is asked for again: {length} bytes at {offset}");
+            }
+            Err(error) => return Err(error),
+            Ok(None) => return Ok(Edited::Unchanged),
+            Ok(Some(edits)) => {
+                let mut new = Vec::new();
+                edits.apply(data, &mut new);
+                return Ok(Edited::Changed(new));
+            }
+        }
+    }
 }
 
 /// A folder for one test, removed at its end.
