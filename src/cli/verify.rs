@@ -4,7 +4,7 @@ use super::args::{Global, VerifyArgs};
 use super::{catalog, exit, print, print_json, settings};
 use crate::config::Settings;
 use crate::oldest::Oldest;
-use crate::package::{Difference, Manifest};
+use crate::package::{Attested, Difference, Manifest};
 use crate::relocate::Rules;
 use crate::relocate::verify::{Findings, Needed};
 use crate::report::Ctx;
@@ -22,6 +22,10 @@ struct Answer<'a> {
     /// The first of them.
     signer: Option<&'a str>,
     signers: &'a [Fingerprint],
+    /// Keys that signed it too and are not known: they count for nothing.
+    unknown_signers: &'a [String],
+    /// What lay beside it and vouches for it.
+    attestations: &'a [Attested],
     sha256: Option<&'a str>,
     fill_in: &'a [String],
     differences: &'a [Difference],
@@ -34,6 +38,8 @@ struct Answer<'a> {
 struct Checked {
     findings: Findings,
     signers: Vec<Fingerprint>,
+    strangers: Vec<String>,
+    attested: Vec<Attested>,
     sha256: Option<String>,
     fill_in: Vec<String>,
     /// Why the signature or the sums say nothing.
@@ -71,6 +77,8 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
     }
     Ok(Checked {
         signers: verified.signers,
+        strangers: verified.package.strangers().to_vec(),
+        attested: verified.package.attested().to_vec(),
         sha256: Some(verified.package.sha256().to_owned()),
         fill_in: files(verified.package.manifest()),
         findings: verified.findings,
@@ -107,6 +115,8 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
             fit,
             signer: checked.signers.first().map(Fingerprint::as_str),
             signers: &checked.signers,
+            unknown_signers: &checked.strangers,
+            attestations: &checked.attested,
             sha256: checked.sha256.as_deref(),
             fill_in: &checked.fill_in,
             differences: &checked.differences,
@@ -150,7 +160,7 @@ fn closure(findings: &Findings) -> String {
 }
 
 fn describe(checked: &Checked, foreign: bool) -> String {
-    let Checked { findings, signers, sha256, fill_in, .. } = checked;
+    let Checked { findings, signers, strangers, attested, sha256, fill_in, .. } = checked;
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
         // Writing to a string does not fail.
@@ -159,8 +169,19 @@ fn describe(checked: &Checked, foreign: bool) -> String {
     for signer in signers {
         row("signature", &format!("good, by {signer}"));
     }
+    for stranger in strangers {
+        row("", &format!("another, by {stranger}: that key is not known, so it counts for nothing"));
+    }
     if let Some(sum) = sha256 {
         row("sha256", sum);
+    }
+    for Attested { file, signers, strangers } in attested {
+        let signers: Vec<_> = signers.iter().map(|f| format!(", signed by {f}")).collect();
+        let strangers: Vec<_> = strangers.iter().map(|id| format!(", by {id} whose key is not known")).collect();
+        row("beside it", &format!("{file}: belongs to it{}{}", signers.concat(), strangers.concat()));
+    }
+    if sha256.is_some() && attested.is_empty() {
+        row("beside it", "neither a bill of materials nor a statement of provenance");
     }
     row("files", &format!("{}, of which {} ELF", findings.files, findings.elf_files));
     let host: Vec<_> = findings.from_host.iter().map(String::as_str).collect();

@@ -131,7 +131,7 @@ impl Package {
         ctx.check()?;
         publish(&staged, &staged_beside, &path, &beside)?;
         Ok((
-            Self { path, sha256, size, manifest },
+            Self { path, sha256, size, manifest, attested: Vec::new(), strangers: Vec::new() },
             Signed { signature: beside.signature, fingerprint: signature.fingerprint },
         ))
     }

@@ -2,7 +2,8 @@
 
 use super::manifest::Manifest;
 use super::{Beside, PackageError, Trust, parse_sums, provenance, read_small, sbom};
-use crate::sign::SignError;
+use crate::sign::{Fingerprint, SignError};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::Path;
@@ -12,6 +13,18 @@ pub(super) struct Attestations {
     pub sbom: Vec<u8>,
     pub provenance: Vec<u8>,
     pub sums: String,
+}
+
+/// A file beside an archive that vouches for it, and was found to belong to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attested {
+    /// Its name.
+    pub file: String,
+    /// Who signed it, of the keys that are trusted. A bill of materials is signed by way of the statement of provenance,
+    /// which holds its sum.
+    pub signers: Vec<Fingerprint>,
+    /// Who else signed it: keys that are not known here.
+    pub strangers: Vec<String>,
 }
 
 /// All of it is decided by the manifest and the archive's sum.
@@ -29,7 +42,8 @@ pub(super) fn make(manifest: &Manifest, archive: &str, sha256: &str) -> Result<A
 
 /// What lies beside an archive must belong to it. What does not lie there is not missed: people fetch an archive and its
 /// signature alone, and older packages have no more.
-pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<(), PackageError> {
+pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<Vec<Attested>, PackageError> {
+    let mut attested: Vec<Attested> = Vec::new();
     let beside = Beside::of(path);
     let refuse = |file: &Path, reason: String| PackageError::Attestation { file: file.to_owned(), reason };
     let sums = there(&beside.sums)?.map(|text| parse_sums(&text)).unwrap_or_default();
@@ -44,6 +58,8 @@ pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<(), P
         {
             return Err(refuse(file, format!("its sha256 is {found}, and the sums say {expected}")));
         }
+        let shown = name.to_string_lossy().into_owned();
+        attested.push(Attested { file: shown, signers: Vec::new(), strangers: Vec::new() });
         if *file == beside.sbom {
             bill = Some(found);
             continue;
@@ -59,13 +75,19 @@ pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<(), P
                 signature: beside.provenance_signature.clone(),
             })?;
             let what = format!("`{}`", file.display());
-            keyring.verify_signers(&what, &signature, bytes.as_slice(), trust.signers()).map_err(|e| match e {
-                SignError::Io(io) => PackageError::Io(io),
-                other => PackageError::Sign(other),
-            })?;
+            let good =
+                keyring.verify_signers(&what, &signature, bytes.as_slice(), trust.signers()).map_err(|e| match e {
+                    SignError::Io(io) => PackageError::Io(io),
+                    other => PackageError::Sign(other),
+                })?;
+            // The bill too, if there is one: the statement was held to its sum.
+            for attested in &mut attested {
+                attested.signers = good.iter().map(|good| good.fingerprint.clone()).collect();
+                attested.strangers = keyring.strangers(&signature);
+            }
         }
     }
-    Ok(())
+    Ok(attested)
 }
 
 fn there(path: &Path) -> Result<Option<Vec<u8>>, PackageError> {

@@ -34,6 +34,7 @@ mod sbom;
 mod ustar;
 
 pub use archive::{Content, Request};
+pub use attest::Attested;
 pub use extract::Entry;
 pub use installed::{Difference, Record, Removal, Tree};
 pub use manifest::{Facts, FileEntry, FileKind, Manifest, PREFIX_PLACEHOLDER, decode_path, encode_path};
@@ -337,6 +338,8 @@ pub struct Package {
     sha256: String,
     size: u64,
     manifest: Manifest,
+    attested: Vec<Attested>,
+    strangers: Vec<String>,
 }
 
 /// A package's signature, beside it on disk.
@@ -400,6 +403,16 @@ impl Package {
         &self.manifest
     }
 
+    /// What lay beside it when it was opened, vouches for it and belongs to it; nothing for one that was just written.
+    pub fn attested(&self) -> &[Attested] {
+        &self.attested
+    }
+
+    /// Keys that signed it and are not known here, as their signatures name them. They count for nothing.
+    pub fn strangers(&self) -> &[String] {
+        &self.strangers
+    }
+
     /// The files beside it, whether or not they are there.
     pub fn beside(&self) -> Beside {
         Beside::of(&self.path)
@@ -411,7 +424,7 @@ impl Package {
         let beside = Beside::of(path);
         let mut file = fs::File::open(path).map_err(PackageError::Io)?;
         let size = file.metadata().map_err(PackageError::Io)?.len();
-        let mut good = Vec::new();
+        let (mut good, mut strangers) = (Vec::new(), Vec::new());
         let mut signed = None;
         if let Trust::Require(keyring) | Trust::RequireAll(keyring) = trust {
             // Nothing in it is looked at before somebody who is trusted has vouched for it.
@@ -424,6 +437,7 @@ impl Package {
                 Err(error) => return Err(PackageError::Io(error)),
             };
             let what = format!("`{}`", path.display());
+            strangers = keyring.strangers(&signature);
             good = keyring.verify_signers(&what, &signature, &mut hashing, trust.signers()).map_err(
                 |error| match error {
                     SignError::Io(io) => told_to_stop(io, PackageError::Io),
@@ -454,8 +468,8 @@ impl Package {
                 return Err(PackageError::Changed { path: path.to_owned(), source });
             }
         }
-        attest::check(path, &sha256, trust)?;
-        Ok((Self { path: path.to_owned(), sha256, size, manifest }, good))
+        let attested = attest::check(path, &sha256, trust)?;
+        Ok((Self { path: path.to_owned(), sha256, size, manifest, attested, strangers }, good))
     }
 }
 

@@ -15,7 +15,7 @@ use openpgp::parse::stream::{
     DetachedVerifierBuilder, MessageLayer, MessageStructure, VerificationError, VerificationHelper, VerifierBuilder,
 };
 use openpgp::policy::StandardPolicy;
-use openpgp::{KeyHandle, packet::Signature};
+use openpgp::{KeyHandle, Packet, PacketPile, packet::Signature};
 use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
@@ -152,6 +152,23 @@ impl Keyring {
             Signers::All => self.fingerprints().iter().filter(|f| !signed(f)).map(ToString::to_string).collect(),
         };
         if missing.is_empty() { Ok(good) } else { Err(SignError::SignerMissing { what: what.to_owned(), missing }) }
+    }
+
+    /// Who else made detached signatures of these: keys that are not known here, as the signatures name them. Whether those
+    /// fit the data, nobody here can tell.
+    pub fn strangers(&self, signature: &[u8]) -> Vec<String> {
+        let Ok(pile) = PacketPile::from_bytes(signature) else { return Vec::new() };
+        let known = |id: &KeyHandle| self.certs.iter().flat_map(Cert::keys).any(|k| k.key().key_handle().aliases(id));
+        let mut strangers: Vec<String> = pile
+            .into_children()
+            .filter_map(|packet| match packet {
+                Packet::Signature(signature) if !signature.get_issuers().iter().any(known) => Some(issuer(&signature)),
+                _ => None,
+            })
+            .collect();
+        strangers.sort();
+        strangers.dedup();
+        strangers
     }
 
     fn good_signatures(

@@ -102,7 +102,10 @@ pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, Verify
     let mut count = 0_u64;
     for entry in archive.entries().map_err(|e| bad(e.to_string()))? {
         ctx.check()?;
-        let mut entry = entry.map_err(|e| bad(e.to_string()))?;
+        let mut entry = entry.map_err(|e| match count {
+            0 => bad(format!("it does not begin with the header of a member: {}", in_words(&e))),
+            _ => bad(format!("what follows its member {count} is no header: {}", in_words(&e))),
+        })?;
         let name: PathBuf = entry.path().map_err(|e| bad(e.to_string()))?.into_owned();
         let member: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir)).collect();
         if member.components().any(|c| !matches!(c, Component::Normal(_))) {
@@ -197,6 +200,13 @@ pub fn files(root: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyEr
         }
     }
     Ok(inspector.finish())
+}
+
+/// What the tar reader says of a header, without the bytes that it took for a name.
+fn in_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(": ").next().unwrap_or_default().split(" when getting ").next().unwrap_or_default();
+    text.chars().filter(|c| c.is_ascii() && !c.is_control()).take(200).collect()
 }
 
 /// The problems, a line each, for an error message.

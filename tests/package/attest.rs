@@ -3,7 +3,7 @@
 use crate::util::*;
 use slurm_factory::package::{Beside, Compression, Package, PackageError, Trust};
 use slurm_factory::report::Ctx;
-use slurm_factory::sign::{Keyring, Others, SignError};
+use slurm_factory::sign::{Algorithm, Keyring, Others, SignError, SigningKey, generate};
 use std::path::Path;
 use std::process::Command;
 
@@ -210,4 +210,36 @@ fn sizes_are_told_by_spack_package() {
     assert!(gone.code == 2 && gone.err.contains("another plan"), "{} {}", gone.code, gone.err);
     let unknown = ask(&["package", "--sizes", "0123456789"]);
     assert!(unknown.code == 2 && unknown.err.contains("0123456789"), "{} {}", unknown.code, unknown.err);
+}
+
+/// Whoever opens a package learns what lay beside it, and who else signed.
+#[test]
+fn what_lay_beside_is_told() {
+    let written = make(Compression::GZIP);
+    let (path, ctx) = (written.path(), Ctx::silent());
+    let beside = Beside::of(&path);
+    let mut trusted = Keyring::new();
+    trusted.add_key(key());
+    let open = |trust: Trust<'_>| Package::open(&path, trust, &ctx).unwrap().0;
+    let package = open(Trust::Require(&trusted));
+    let [bill, statement] = package.attested() else { panic!("{:?}", package.attested()) };
+    assert!(bill.file.ends_with(".spdx.json") && statement.file.ends_with(".provenance.json"), "{package:?}");
+    for one in [bill, statement] {
+        assert_eq!((one.signers.as_slice(), one.strangers.len()), (&trusted.fingerprints()[..], 0));
+    }
+    assert!(package.strangers().is_empty());
+    assert!(open(Trust::Skip).attested().iter().all(|one| one.signers.is_empty()), "nobody asked who signed");
+
+    // A second signature, by a key that nobody here knows.
+    let made = generate("Somebody else", "else@example.org", None, Algorithm::Ed25519).unwrap();
+    let other = SigningKey::from_bytes("another key", &made.secret, None).unwrap();
+    package.sign(&other, Others::Keep, &ctx).unwrap();
+    let package = open(Trust::Require(&trusted));
+    let [stranger] = package.strangers() else { panic!("{:?}", package.strangers()) };
+    assert!(other.fingerprint().as_str().eq_ignore_ascii_case(stranger), "{stranger}");
+    assert_eq!(package.attested()[1].strangers, package.strangers());
+    for file in [&beside.sbom, &beside.provenance, &beside.sums] {
+        std::fs::remove_file(file).unwrap();
+    }
+    assert!(open(Trust::Require(&trusted)).attested().is_empty());
 }

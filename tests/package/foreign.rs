@@ -129,9 +129,11 @@ fn what_is_no_archive_or_a_bad_one() {
     let whole = fs::read(site.pack("a.tar.gz", "--gzip")).unwrap();
     let cut = site.path("cut.tar.gz");
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    for path in [text, empty, site.path("up.tar"), cut] {
+    fs::write(site.path("noise"), [0xf3_u8, 0x1b].repeat(1000)).unwrap();
+    for path in [text, empty, site.path("up.tar"), site.path("noise"), cut] {
         let answer = site.verify(&[path.to_str().unwrap(), "--foreign"]);
         assert_eq!(answer.code, 5, "{}: {}", path.display(), answer.out);
         assert!(answer.err.contains("is no tar archive"), "{}: {}", path.display(), answer.err);
+        assert!(!answer.err.contains('\u{1b}'), "a terminal is sent no bytes of the file: {:?}", answer.err);
     }
 }
