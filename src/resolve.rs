@@ -532,7 +532,7 @@ pub fn limits(settings: &Settings) -> Result<Limits, ResolveError> {
     }
     let disk = some("disk", &settings.disk)?;
     if disk.is_some_and(|bytes| bytes < LEAST_DISK) {
-        return Err(bad("disk", settings.disk.as_deref().unwrap_or_default(), &["0 (all)", "256M and more"]));
+        return Err(bad("disk", settings.disk.as_deref().unwrap_or_default(), &["0 (all)", "64M and more"]));
     }
     let nice = settings.nice.unwrap_or(0);
     let nice = u8::try_from(nice).ok().filter(|nice| *nice < 20);

@@ -28,8 +28,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
-/// Less than this holds neither Spack's own folders nor the stage of one package, in bytes.
-pub const LEAST_DISK: u64 = 256 << 20;
+/// Less than this holds not even Spack's own folders; rather a unit was forgotten. In bytes.
+pub const LEAST_DISK: u64 = 64 << 20;
 
 /// Less than this and not even the sandbox's own first process is sure to live, in bytes.
 pub const LEAST_MEMORY: u64 = 64 << 20;

@@ -9,6 +9,7 @@
 //! ```text
 //! cargo bench --bench peers               Debian's minbase (170 MB)
 //! cargo bench --bench peers -- sandbox    only sandboxes (a few minutes); see sandbox.rs for the release's figures
+//! cargo bench --bench peers -- sandbox walks    these rows alone (also `starts`, `forks`)
 //! cargo bench --bench peers -- large      also an image of 1 GB and 40,000 files (4 GB of memory, ten minutes)
 //! cargo bench --bench peers -- large podman    the same, with this peer alone (also `skopeo`, `buildah`, `curl`)
 //! cargo bench --bench peers -- elf        search paths and whole trees, see elf.rs

@@ -540,7 +540,7 @@ fn limits_are_planned_and_nonsense_is_refused() {
         ("--memory", "3X", "3X"),
         ("--memory", "1M", "64M and more"),
         ("--disk", "much", "much"),
-        ("--disk", "1M", "256M and more"),
+        ("--disk", "5", "64M and more"),
         ("--nice", "20", "0 to 19"),
     ] {
         let answer = world.run(&["build", "--dry-run", flag, value]);

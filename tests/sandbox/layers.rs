@@ -178,7 +178,7 @@ fn in_memory(world: &World) {
     let (code, out, err) = call("0", "rm -r /opt/lower && mkdir /opt/lower && echo done");
     assert!(code == 0 && out == "done\n", "{out}{err}");
     assert!(err.contains("overlay in memory (overlay with its upper layer in "), "{err}");
-    let (code, _, err) = call("1M", "dd if=/dev/zero of=/opt/large bs=1M count=3");
+    let (code, _, err) = call("64M", "dd if=/dev/zero of=/opt/large bs=1M count=70");
     assert!(code == 1 && err.contains("No space left"), "{code} {err}");
 }
 

@@ -241,8 +241,9 @@ pub fn owner(arguments: &[String]) -> i32 {
             assert_eq!(sh(&Spec::prepare(&root).mount(&rootfs, "/mnt", Access::ReadWrite), script), 0);
             assert!(fs::read_dir(rootfs.join("root/closed")).is_err(), "it is open to its user");
             let program = std::env::current_exe().unwrap().with_file_name("slurm-factory");
-            let output = Command::new(program).arg("--cache-dir").arg(cache.root()).args(["clean", "--full"]).output();
-            let output = output.unwrap();
+            let mut clean = Command::new(program);
+            clean.env("HOME", dir).arg("--cache-dir").arg(cache.root()).args(["clean", "--full"]);
+            let output = clean.output().unwrap();
             print!("{}", String::from_utf8_lossy(&output.stdout));
             eprint!("{}", String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success() && !rootfs.exists());
