@@ -43,7 +43,7 @@ impl PulledImage {
 
 fn is_libc(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name == "libc.so.6" || (name.starts_with("libc-2.") && name.ends_with(".so"))
+    name == "libc.so.6" || (name.starts_with("libc-2.") && path.extension().is_some_and(|end| end == "so"))
 }
 
 /// The version that a glibc says that it is.
