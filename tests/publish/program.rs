@@ -160,7 +160,7 @@ fn what_cannot_be_published_is_refused_before_any_work() {
     let wrong = Program::new(server.port, &server).with("AWS_SECRET_ACCESS_KEY", "wrongSecret0000");
     let nobody = Program::bare().with("SLURM_FACTORY_S3_ENDPOINT", &format!("http://127.0.0.1:{}", server.port));
     refuse(&program, &["publish", package], 2, &["--to"]);
-    refuse(&program, &["publish", package, "--to", "oci://site/x"], 2, &["not available"]);
+    refuse(&program, &["publish", package, "--to", "oci://site/x"], 2, &["no host"]);
     refuse(&program, &["publish", package, "--to", "https://site/x"], 2, &["s3://"]);
     refuse(&program, &["publish", dir.path().to_str().unwrap(), "--to", &to], 2, &["folder"]);
     // s3s-fs makes a bucket that is missing.
