@@ -321,9 +321,9 @@ fi
 "$program" --quiet buildcache push slurm --from "$SLURM_FACTORY_TEST_TREE" --to "$work/slurm" >/dev/null
 slurm=$("$program" buildcache list "$work/slurm" | awk '$2 ~ /^slurm@/ { print $1 }')
 release=$("$program" buildcache list "$work/slurm" | sed -n 's/.* slurm@\([0-9]*-[0-9]*\)-.*/\1/p')
-# The longest path for which builds leave room, and a short one.
-longest=$work/as-long-as-builds-leave-room-for
-while ((${#longest} < 126)); do longest+=x; done
+# A short path, and the longest that Spack takes: its script helper, `bin/sbang` below it, must fit into a first line of 127 bytes.
+longest=$work/as-long-as-it-can-be-
+while ((${#longest} < 115)); do longest+=x; done
 slurm_at() { # TAG STORE
     local tag=$1 store=$2 name=slurm-$1-${#2} prefix conf
     root "$name" "$tag" "$store"
