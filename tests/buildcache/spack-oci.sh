@@ -233,7 +233,9 @@ tags() {
 [[ $("$program" buildcache list "$ours") == "$("$program" buildcache list "$theirs")" ]] || die "another list than of Spack's own"
 code=0
 "$program" --quiet buildcache check "$theirs" >/dev/null 2>"$work/check.err" || code=$?
-[[ $code -eq 5 ]] && grep -q 'not signed' "$work/check.err" || die "check of what nobody signed ended with $code: $(cat "$work/check.err")"
+if [[ $code -ne 5 ]] || ! grep -q 'not signed' "$work/check.err"; then
+    die "check of what nobody signed ended with $code: $(cat "$work/check.err")"
+fi
 "$program" --quiet buildcache check "$theirs" --unsigned >"$work/check.out" || die "what Spack wrote is not good: $(cat "$work/check.out")"
 grep -q 'signed by nobody' "$work/check.out" || die "it is not said that nobody signed it"
 say "what Spack pushed is listed and checked, and that nobody signed it is said"
