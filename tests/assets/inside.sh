@@ -68,6 +68,24 @@ job_runs() {
     [[ $(timeout 60 srun -N1 hostname) == node1 ]] || fail "srun hostname"
 }
 
+# A job of alice, and what the accounts say of it afterwards; leaves its number in `id`.
+sacct_shows() {
+    local turn
+    id=$(setpriv --reuid=alice --regid=alice --init-groups sbatch --parsable --chdir=/tmp --output=/dev/null --wrap='sleep 1')
+    for ((turn = 0; turn < 60; turn++)); do
+        if [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]]; then break; fi
+        sleep 0.5
+    done
+    sacct --noheader --parsable2 --jobs="$id" --format=jobid,user,account,state,exitcode
+    [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]] || fail "sacct: $(sacct --jobs="$id")"
+}
+# is_run_by UNIT FOLDER: the service's program lies there
+is_run_by() {
+    local program
+    program=$(readlink "/proc/$(systemctl show --property=MainPID --value "$1")/exe")
+    [[ $program == "$2"/* ]] || fail "$1 is $program, not of $2"
+}
+
 unpack() {
     mkdir -p "$1"
     tar -xf "${2:-/test/slurm-24.11-gcc14.2.0-software.tar.gz}" -C "$1"
@@ -302,13 +320,7 @@ if grep slurmdbd /tmp/out; then fail "systemd-analyze verify has words about slu
 unchanged_by "$one" --full-init --accounting --init-database --without-cgroup
 says '^nothing to change'
 sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount | grep -q '^alice|physics$' || fail "sacctmgr show user: $(sacctmgr show user)"
-id=$(setpriv --reuid=alice --regid=alice --init-groups sbatch --parsable --chdir=/tmp --output=/dev/null --wrap='sleep 1')
-for ((turn = 0; turn < 60; turn++)); do
-    if [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]]; then break; fi
-    sleep 0.5
-done
-sacct --noheader --parsable2 --jobs="$id" --format=jobid,user,account,state,exitcode
-[[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]] || fail "sacct: $(sacct --jobs="$id")"
+sacct_shows
 # What slurmdbd says of a database that is not set as it asks. (Before the guide restarts MariaDB it did.)
 grep -q 'recommended values' /var/log/slurm/slurmdbd.log || fail "slurmdbd had no complaint about MariaDB's own settings: does the next check see any?"
 : >/var/log/slurm/slurmdbd.log
@@ -364,11 +376,22 @@ if [[ -e /test/real-package.tar.gz ]]; then
     # Nothing of Debian's Slurm is there to help.
     rm -rf /opt/slurm /usr/lib/*/slurm-wlm /usr/sbin/slurmstepd
     real=/opt/real/data/slurm_assets/slurm_install.sh
-    run "$real" --full-init --without-cgroup
+    accounting=()
+    if [[ -e /opt/real/view/lib/slurm/accounting_storage_mysql.so ]]; then
+        accounting=(--accounting --init-database --db-password-file /tmp/password)
+    fi
+    run "$real" --full-init --without-cgroup "${accounting[@]}"
     PATH=/opt/real/view/bin:$PATH
     job_runs
     [[ $(scontrol show config | sed -n 's/^PluginDir *= //p') == /opt/real/view/lib/slurm ]] || fail "PluginDir"
-    unchanged_by "$real" --full-init
+    if ((${#accounting[@]} > 0)); then
+        # The database is the one that Debian's slurmdbd, of the same release, left.
+        is_run_by slurmdbd /opt/real/view
+        sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount | grep -q '^alice|physics$' || fail "sacctmgr show user: $(sacctmgr show user)"
+        sacct_shows
+        step "slurmdbd of a package of slurm-factory writes to MariaDB; sacct shows the job"
+    fi
+    unchanged_by "$real" --full-init "${accounting[@]}"
     says '^nothing to change'
     sinfo --version
     run "$real" --uninstall

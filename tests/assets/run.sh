@@ -6,7 +6,7 @@
 #   run.sh [WORKDIR]      WORKDIR keeps the Debian tree between runs; a temporary folder when not given
 #
 # Runs as root. The Slurm is Debian's, in the folders of a package, because it has the accounting plugin;
-#   SLURM_FACTORY_TEST_PACKAGE   a package of slurm-factory: the parts without accounting are run with it as well
+#   SLURM_FACTORY_TEST_PACKAGE   a package of slurm-factory: a cluster is made with it as well, with accounts when it has the plugin for them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -13,15 +13,17 @@
 //! cargo bench --bench peers -- large      also an image of 1 GB and 40,000 files (4 GB of memory, ten minutes)
 //! cargo bench --bench peers -- large podman    the same, with this peer alone (also `skopeo`, `buildah`, `curl`)
 //! cargo bench --bench peers -- elf        search paths and whole trees, see elf.rs
+//! cargo bench --bench peers -- archive    the package's archive, see archive.rs
 //! cargo bench --bench peers -- buildcache    a push of the Slurm stack, see buildcache.rs
 //! ```
 //!
-//! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, crun, charliecloud, mmdebstrap, curl, openssl, isal, zstd (Debian's packages).
+//! Needs docker-registry, skopeo, umoci, podman, buildah, bwrap, crun, charliecloud, mmdebstrap, curl, openssl, isal, pigz, zstd (Debian's packages).
 //! Targets are fresh folders on tmpfs (`/dev/shm`). All sides run as programs of their own, so that their processor time
 //! is counted alike.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+mod archive;
 mod buildcache;
 mod elf;
 
@@ -47,6 +49,9 @@ fn main() {
         Some("--ours-tree") => elf::ours_tree(Path::new(&args[2]), Path::new(&args[3])),
         Some("--ours-verify") => elf::ours_verify(Path::new(&args[2])),
         _ if args.iter().any(|a| a == "elf") => elf::compare(work().path()),
+        Some("--ours-archive") => archive::ours(Path::new(&args[2]), Path::new(&args[3]), &args[4]),
+        Some("--ours-signature") => archive::signature(Path::new(&args[2])),
+        Some("archive") => archive::compare(work().path()),
         Some("buildcache") => buildcache::compare(work().path()),
         Some("sandbox") => sandbox_alone(),
         _ => compare(),
