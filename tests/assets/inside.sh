@@ -81,9 +81,10 @@ sacct_shows() {
 }
 # is_run_by UNIT FOLDER: the service's program lies there
 is_run_by() {
-    local program
-    program=$(readlink "/proc/$(systemctl show --property=MainPID --value "$1")/exe")
-    [[ $program == "$2"/* ]] || fail "$1 is $program, not of $2"
+    local command
+    command=$(systemctl show --property=ExecStart --value "$1")
+    [[ $command == *"path=$2/"* ]] || fail "$1 is $command, not of $2"
+    systemctl --quiet is-active "$1" || fail "$1 does not run"
 }
 
 unpack() {
@@ -378,7 +379,8 @@ if [[ -e /test/real-package.tar.gz ]]; then
     real=/opt/real/data/slurm_assets/slurm_install.sh
     accounting=()
     if [[ -e /opt/real/view/lib/slurm/accounting_storage_mysql.so ]]; then
-        accounting=(--accounting --init-database --db-password-file /tmp/password)
+        # The cluster of the guide, whose accounts are in the database.
+        accounting=(--accounting --init-database --db-password-file /tmp/password --cluster-name hpc)
     fi
     run "$real" --full-init --without-cgroup "${accounting[@]}"
     PATH=/opt/real/view/bin:$PATH

@@ -91,6 +91,17 @@ buffer_size() {
     printf '%s\n' $((memory < 1024 ? 1024 : memory > 16384 ? 16384 : memory))
 }
 
+# Where a MariaDB or MySQL of this distribution listens for local clients.
+db_socket() {
+    if [[ -e $root/etc/redhat-release ]]; then
+        printf '/var/lib/mysql/mysql.sock\n'
+    elif [[ -e $root/etc/SUSE-brand || -e $root/etc/SuSE-release ]]; then
+        printf '/run/mysql/mysql.sock\n'
+    else
+        printf '/run/mysqld/mysqld.sock\n'
+    fi
+}
+
 find_facts() {
     local release here=no first
     release=$("$root$view/sbin/slurmctld" -V 2>/dev/null) ||
@@ -119,7 +130,7 @@ find_facts() {
     values=(
         [CLUSTER]=${cluster:-cluster} [CONTROLLER]=$controller [VIEW]=$view [PACKAGE]=$package [SLURM_UID]=$slurm_uid
         [DB_HOST]=${db_host:-localhost} [DB_CLIENT]=localhost [DB_NAME]=$(conf_value /etc/slurm/slurmdbd.conf StorageLoc) [DB_USER]=$(conf_value /etc/slurm/slurmdbd.conf StorageUser)
-        [DB_BUFFER_MB]=$(buffer_size) [NODE]='' [CGROUP_OFF]=disabled [DB_PASSWORD]='' [REST_OPENAPI]=''
+        [DB_BUFFER_MB]=$(buffer_size) [DB_SOCKET]=$(db_socket) [NODE]='' [CGROUP_OFF]=disabled [DB_PASSWORD]='' [REST_OPENAPI]=''
     )
     values[DB_NAME]=${values[DB_NAME]:-slurm_acct_db}
     values[DB_USER]=${values[DB_USER]:-slurm}
