@@ -1,6 +1,6 @@
 //! The package's archive: written, hashed and signed, against `tar` with a compressor of the same level and nothing else.
 //!
-//! `BENCH_TREE` names the tree; else it is this system's `/usr/lib`, as far as it is on one file system. The peers'
+//! `BENCH_TREE` names the tree; else it is this system's `/usr/lib`. The peers'
 //! archive is neither hashed nor signed. Ours is also written without a signature, by a stream of its own: what signing adds.
 
 use super::{best, command, measure, row, text};
@@ -44,7 +44,11 @@ fn size(folder: &Path, end: &str) -> u64 {
 
 /// Measures in `work`.
 pub fn compare(work: &Path) {
-    let tree = std::env::var("BENCH_TREE").unwrap_or_else(|_| "/usr/lib".into());
+    let from = std::env::var("BENCH_TREE").unwrap_or_else(|_| "/usr/lib".into());
+    // A copy without symlinks: those that lead out of a tree have no place in a package.
+    let tree = text(&work.join("tree"));
+    command(&["cp", "-a", &from, &tree]);
+    command(&["find", &tree, "-type", "l", "-delete"]);
     let this = text(&std::env::current_exe().unwrap());
     for (method, end, compressor) in
         [("gzip", ".tar.gz", "pigz -6".to_owned()), ("zstd", ".tar.zst", "zstd -q -T0 -3".to_owned())]
