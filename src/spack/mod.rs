@@ -521,7 +521,13 @@ pub const LAST_BUILD: &str = "last-build.json";
 /// Packages that the solver chose and that are not in the store. Spack writes `.spack/spec.json` last.
 fn missing<'a>(slot: &Path, packages: &'a [LockedPackage]) -> io::Result<Vec<&'a LockedPackage>> {
     let mut there = HashSet::new();
-    for entry in fs::read_dir(on_host(slot, inside::INSTALL_TREE))? {
+    let entries = match fs::read_dir(install_tree(slot)) {
+        Ok(entries) => Some(entries),
+        // Nothing was installed yet: Spack makes the folders of the padding with the first package.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e),
+    };
+    for entry in entries.into_iter().flatten() {
         let entry = entry?;
         if let Some((_, hash)) = entry.file_name().to_string_lossy().rsplit_once('-')
             && entry.path().join(".spack/spec.json").is_file()
