@@ -96,6 +96,14 @@ pub struct SlurmRelease {
     pub sha256: String,
 }
 
+impl SlurmRelease {
+    /// No release: that of a plan in which no Slurm is built.
+    pub fn none() -> Self {
+        let none = String::new;
+        Self { version: none(), patch: none(), recipe: none(), url: none(), sha256: none() }
+    }
+}
+
 /// A git repository and the release of it that is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,6 +181,8 @@ pub struct Overlay {
     pub features: BTreeMap<String, Feature>,
     /// Targets; one with the name of ours replaces it.
     pub target: Vec<Target>,
+    /// GCC that Spack can build; one with the version of ours replaces it.
+    pub compiler: Vec<Compiler>,
     /// Binary caches by name; what is not said stays as it is.
     pub caches: BTreeMap<String, BinaryCache>,
     /// Toolchains on other images.
@@ -252,6 +262,10 @@ impl Overlay {
                 None => self.target.push(target),
             }
         }
+        for compiler in higher.compiler {
+            self.compiler.retain(|known| known.version != compiler.version);
+            self.compiler.push(compiler);
+        }
         for (name, cache) in higher.caches {
             self.caches.entry(name).or_default().add(cache);
         }
@@ -285,6 +299,7 @@ impl Catalog {
             pins: self.pins,
             features: self.features,
             target: self.target,
+            compiler: self.compiler,
             caches: self.caches,
             toolchains: self.derived,
             relocate: RelocateRules::default(), // `relocate` has rules of its own to lay them over
@@ -295,9 +310,17 @@ impl Catalog {
         self.pins = merged.pins;
         self.features = merged.features;
         self.target = merged.target;
+        self.compiler = merged.compiler;
         self.caches = merged.caches;
         self.derived = merged.toolchains;
         self
+    }
+
+    /// Binary caches of others that the site trusts: name, address for a toolchain, and the fingerprint that it gave.
+    pub fn trusted_caches(&self, toolchain: &str) -> impl Iterator<Item = (&str, String, &str)> {
+        self.caches.iter().filter_map(move |(name, cache)| {
+            Some((name.as_str(), cache.url.replace("{toolchain}", toolchain), cache.fingerprint.as_deref()?))
+        })
     }
 
     /// The release that `asked` names: a version (`24.11`) or an exact release (`24.11.6`).
@@ -576,7 +599,9 @@ mod tests {
         assert!(alma.os_release.id == "almalinux" && catalog.toolchains().contains(&"alma9".to_owned()));
         let cache = &catalog.caches["vantage"];
         assert!(cache.url.starts_with("https://") && cache.fingerprint.as_deref() == Some("F"));
-        assert_eq!(Catalog::embedded().unwrap().caches["vantage"].fingerprint, None, "off until a site turns it on");
+        let (name, url, fingerprint) = catalog.trusted_caches("noble").next().unwrap();
+        assert!(name == "vantage" && url.contains("/noble/") && !url.contains('{') && fingerprint == "F", "{url}");
+        assert_eq!(Catalog::embedded().unwrap().trusted_caches("noble").count(), 0, "off until a site turns it on");
     }
 
     #[test]

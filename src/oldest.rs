@@ -69,6 +69,14 @@ impl Oldest {
         Ok(Self { name: asked.to_owned(), glibc })
     }
 
+    /// The toolchain that something was built on: more than its glibc nothing in it can need that was not put there later. Nothing
+    /// for a toolchain that only another site's catalog has.
+    pub fn of_toolchain(name: &str, catalog: &Catalog) -> Option<Self> {
+        let toolchain = catalog.toolchain(name).ok()?;
+        let glibc = glibc_number(&toolchain.glibc)?;
+        Some(Self { name: format!("the toolchain {name}, on which it was built"), glibc })
+    }
+
     /// Whether a package that needs this version of glibc runs there. Nothing needed runs everywhere; a version that
     /// cannot be read is not taken for an old one.
     pub fn admits(&self, needed: Option<&str>) -> bool {

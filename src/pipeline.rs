@@ -3,7 +3,7 @@
 //! Each stage takes the proof that the one before happened and returns its own:
 //!
 //! ```text
-//! Resolved -> PulledImage -> Rootfs -> Installed -> Relocated -> Package + Signed -> Findings
+//! Resolved -> PulledImage -> Rootfs -> Compiler -> Installed -> Relocated -> Package + Signed -> Findings
 //! ```
 //!
 //! Every stage keeps its result in the cache, whole or not at all: a run that was cut goes on from the last one finished.
@@ -12,18 +12,19 @@ use crate::cache::{Cache, CacheError};
 use crate::config::Settings;
 use crate::image::{self, ImageError};
 use crate::oldest::Oldest;
-use crate::package::{self, Content, Package, PackageError, PackageName, Signed, Trust};
+use crate::package::{Package, PackageError, PackageName};
 use crate::relocate::verify::Findings;
 use crate::relocate::{self, RelocateError, Relocated, Rules};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError, Resolved};
 use crate::rootfs::{self, PrepareError, Rootfs};
 use crate::sandbox::Sandbox;
-use crate::sign::{Keyring, SigningKey};
-use crate::spack::{self, External, Installed, SpackError};
+use crate::sign::SigningKey;
+use crate::spack::{Installed, SpackError};
+use crate::workflows::compiler::{self, Bench};
+use crate::workflows::packing::Packing;
 use crate::workflows::publish::{self, PublishError};
-use crate::workflows::{buildcache, components, finished, payload, verify};
-use humansize::{BINARY, format_size};
+use crate::workflows::{compiler_package, components, finished, payload, verify};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,8 @@ pub enum BuildError {
     Verify(#[from] verify::VerifyError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Compiler(#[from] compiler_package::TreeError),
     #[error("build: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -104,20 +107,26 @@ pub fn build(
     ctx.note(format!("sandbox: {}", spacks.why()));
     sandbox.limits().iter().for_each(|limit| ctx.note(format!("limit: {limit}")));
     let rootfs = prepared_rootfs(&resolved, cache, &sandbox, ctx)?;
-    let installed = install(&resolved, &rootfs, cache, &spacks, &key, ctx)?;
+    let bench = Bench { resolved: &resolved, rootfs: &rootfs, cache, sandbox: &spacks, key: &key };
+    let gcc = compiler::of(&bench, ctx)?;
+    let installed = compiler::packages(&bench, plan, &gcc, ctx)?;
     let staging = cache.staging(&resolved.build_dir.join("staged"))?;
-    let (relocated, findings) = relocated(&resolved, oldest, &installed, staging.path(), ctx)?;
-    let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: rootfs.meta().gcc.clone() };
-    let (package, signed) = packaged(&resolved, &rootfs, &installed, &relocated, &findings, &name, &key, cache, ctx)?;
-    verified(&package, &signed, &key, &resolved.rules, ctx)?;
-    finished::remember(cache, plan, package.path())?;
+    let nothing_more = |_: &Path| Ok(());
+    let (relocated, findings) = relocated(&resolved.rules, oldest, &installed, staging.path(), &nothing_more, ctx)?;
+    let name = PackageName { version: plan.identity.slurm_version.clone(), compiler: gcc.version };
+    let packages = components::components(plan, &installed, relocated.tree(), cache, ctx)?;
+    let facts = payload::facts(plan, &name.compiler, &installed, relocated.report(), &findings, packages);
+    let beside = payload::contents(&name, &facts, &installed)?;
+    let dir = finished::builds_dir(cache);
+    let packing = Packing { plan, dir: &dir, name: &name, rules: &resolved.rules, key: &key, cache };
+    let package = packing.packed(&relocated, facts, beside, ctx)?;
     publish::packages(target.as_ref(), &name, &installed, &key, cache, ctx)?;
     publish::finish(target, &package, ctx)?;
     Ok(Built { package, cached: false })
 }
 
 /// The base image with the build tools in it.
-fn prepared_rootfs(resolved: &Resolved, cache: &Cache, sandbox: &Sandbox, ctx: &Ctx) -> Result<Rootfs, BuildError> {
+pub fn prepared_rootfs(resolved: &Resolved, cache: &Cache, sandbox: &Sandbox, ctx: &Ctx) -> Result<Rootfs, BuildError> {
     let recipe = resolved.rootfs_recipe(sandbox.ids());
     if let Some(rootfs) = Rootfs::open(cache, &recipe.id()) {
         ctx.stage(Stage::Rootfs, recipe.toolchain).cached(format!(
@@ -138,96 +147,26 @@ fn prepared_rootfs(resolved: &Resolved, cache: &Cache, sandbox: &Sandbox, ctx: &
     })
 }
 
-/// Slurm and everything below it, installed by Spack in the build sandbox.
-fn install(
-    resolved: &Resolved,
-    rootfs: &Rootfs,
-    cache: &Cache,
-    sandbox: &Sandbox,
-    key: &SigningKey,
-    ctx: &Ctx,
-) -> Result<Installed, BuildError> {
-    let externals = External::found(&resolved.probes, &rootfs.meta().versions);
-    let session = spack::Session {
-        plan: &resolved.plan,
-        rootfs: rootfs.root(),
-        rootfs_id: rootfs.id(),
-        gcc: &rootfs.meta().gcc,
-        externals: &externals,
-        build_dir: &resolved.build_dir,
-        host: &resolved.host,
-        cache,
-        sandbox,
-        binaries: &|missing| buildcache::binaries(cache, key, &resolved.mirrors, missing, ctx),
-    };
-    let installed = session.install(ctx)?;
-    buildcache::keep(&installed, key, cache, ctx)?;
-    Ok(installed)
-}
-
-/// A copy of the view that runs from any folder, looked at before anything is packed.
-fn relocated(
-    resolved: &Resolved,
+/// A copy of the view that runs from any folder, looked at before anything is packed. `complete` adds what no package brought.
+pub fn relocated(
+    rules: &Rules,
     oldest: Option<&Oldest>,
     installed: &Installed,
     staging: &Path,
+    complete: &dyn Fn(&Path) -> Result<(), BuildError>,
     ctx: &Ctx,
 ) -> Result<(Relocated, Findings), BuildError> {
     let timer = ctx.stage(Stage::Relocate, "the view");
     let origin = relocate::Origin::of_slot(installed.slot(), installed.view_inside());
-    let relocated = relocate::relocate(&origin, &resolved.rules, &staging.join("view"), ctx)?;
-    let mut findings = verify::files(relocated.tree(), &resolved.rules, ctx)?;
+    let relocated = relocate::relocate(&origin, rules, &staging.join("view"), ctx)?;
+    complete(relocated.tree())?;
+    let mut findings = verify::files(relocated.tree(), rules, ctx)?;
     verify::hold_to(&mut findings, oldest);
     if !findings.problems.is_empty() {
         return Err(BuildError::Unfit { findings: Box::new(findings) });
     }
     timer.done(relocated.report().summary());
     Ok((relocated, findings))
-}
-
-/// The archive, its sum and its signature, written in one pass.
-#[allow(clippy::too_many_arguments)] // what a package is made of; each is used once
-fn packaged(
-    resolved: &Resolved,
-    rootfs: &Rootfs,
-    installed: &Installed,
-    relocated: &Relocated,
-    findings: &Findings,
-    name: &PackageName,
-    key: &SigningKey,
-    cache: &Cache,
-    ctx: &Ctx,
-) -> Result<(Package, Signed), BuildError> {
-    let timer = ctx.stage(Stage::Package, name.label());
-    let plan = &resolved.plan;
-    let mut contents = vec![Content::Tree { root: relocated.tree().to_owned(), name: "view".into() }];
-    let packages = components::components(plan, installed, relocated.tree(), cache, ctx)?;
-    let facts = payload::facts(plan, &rootfs.meta().gcc, installed, relocated.report(), findings, packages);
-    contents.extend(payload::contents(name, &facts, installed)?);
-    let request = package::Request {
-        dir: &finished::builds_dir(cache),
-        name,
-        contents,
-        facts,
-        compression: payload::compression(plan.identity.compression),
-        threads: plan.execution.cpus as usize,
-        key,
-    };
-    let (package, signed) = Package::create(cache, request, ctx)?;
-    timer.done(format!("{}, signed by {}", format_size(package.size(), BINARY), signed.fingerprint()));
-    Ok((package, signed))
-}
-
-/// The finished package, checked as whoever gets it would.
-fn verified(package: &Package, signed: &Signed, key: &SigningKey, rules: &Rules, ctx: &Ctx) -> Result<(), BuildError> {
-    let timer = ctx.stage(Stage::Verify, package.path().display().to_string());
-    let keyring = Keyring::of(key);
-    let verified = verify::package(package.path(), Trust::Require(&keyring), rules, ctx)?;
-    if !verified.findings.problems.is_empty() {
-        return Err(BuildError::Unfit { findings: Box::new(verified.findings) });
-    }
-    timer.done(format!("signature by {} good, {}", signed.fingerprint(), verified.findings.summary()));
-    Ok(())
 }
 
 /// What `build` would do: everything is looked up, nothing is made.

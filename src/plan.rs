@@ -8,8 +8,10 @@
 //! Whatever cannot be done is refused here, before any work: [`PlanError`].
 
 pub mod choice;
+pub mod compiler;
 
 pub use choice::Choice;
+pub use compiler::CompilerPlan;
 
 use crate::catalog::{Catalog, CatalogError, OsRelease, SlurmRelease, Toolchain};
 use serde::{Deserialize, Serialize};
@@ -30,7 +32,7 @@ pub mod inside {
     /// How long Spack makes the path of the install tree, in bytes (`config:install_tree:padded_length`). A name that is compiled
     /// into a file can only be replaced by one that is not longer: this is the longest store in which binaries of ours can be
     /// installed by Spack.
-    pub const PADDED_LENGTH: usize = 128;
+    pub const PADDED_LENGTH: usize = INSTALL_TREE.len();
     /// The install tree: [`STORE`] and what Spack pads it with (`spack.util.path.add_padding`).
     pub const INSTALL_TREE: &str = "/slurm-factory.build/store/__spack_path_placeholder__/\
                                     __spack_path_placeholder__/__spack_path_placeholder__/__spack_path_placeho";
@@ -58,7 +60,7 @@ pub mod inside {
     pub const OVERLAYS: &str = "/opt/slurm-factory/overlay";
     /// Source mirrors that the site adds, read-only, numbered from 0.
     pub const MIRRORS: &str = "/var/cache/slurm-factory/mirror";
-    /// Binary mirrors that lie on disk, read-only, numbered from 0.
+    /// The binaries that were taken from mirrors and checked, read-only, in the folder `0` below it.
     pub const BINARIES: &str = "/var/cache/slurm-factory/binary";
     /// `SPACK_GNUPGHOME`: the keyring of one run, read-only, and not below [`ROOT`], which recipes write to. In memory, where a
     /// mount point can always be made.
@@ -74,7 +76,7 @@ pub const MOUNT_SLOTS: usize = 8;
 const EPOCH: u64 = 315_532_800;
 
 /// Raised when the same inputs are turned into different content by a new version of this program.
-pub const CONTENT_REVISION: u32 = 2;
+pub const CONTENT_REVISION: u32 = 3;
 
 /// What of the host the sandboxes may use to reach the network. Gathered by `resolve`, never part of a plan's
 /// identity.
@@ -212,6 +214,8 @@ pub enum Publish {
     None,
     /// The Slurm package.
     SlurmOnly,
+    /// The compiler's package.
+    CompilerOnly,
     /// Dependencies as well.
     All,
 }
@@ -253,6 +257,8 @@ pub struct Facts {
     pub spack_packages: SourcePin,
     /// SHA-256 of our own recipes.
     pub own_repo_digest: String,
+    /// SHA-256 of our own recipes without any release of Slurm: those of a compiler.
+    pub bare_repo_digest: String,
     /// SHA-256 of the rules by which a package is pruned and relocated.
     pub rules_digest: String,
     /// The site's recipe repositories, highest precedence first.
@@ -313,6 +319,9 @@ pub struct Identity {
     pub variant: Variant,
     /// `system` or a GCC version.
     pub compiler: String,
+    /// The GCC that Spack builds first, when it is not the toolchain's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gcc: Option<CompilerPlan>,
     /// The base.
     pub toolchain: ToolchainPlan,
     /// Spack.
@@ -408,21 +417,13 @@ impl fmt::Display for PlanDigest {
 pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease, Toolchain), PlanError> {
     let release = catalog.slurm(&request.slurm_version)?.clone();
     let toolchain = catalog.toolchain(&request.toolchain)?;
-    check_compiler(&request.compiler_version, catalog, &toolchain)?;
+    compiler::choose(&request.compiler_version, !request.choice.no_bootstrap, catalog, &toolchain)?;
     choice::choose(variant_spec(request.variant, catalog)?, &request.choice, catalog)?;
     // For which platform, the image will say.
     if let Some(asked) = &request.choice.target
         && !catalog.target.iter().any(|known| known.name == *asked)
     {
         catalog.target(Some(asked), "any platform")?;
-    }
-    if let Some((name, _)) = catalog.caches.iter().find(|(_, cache)| cache.fingerprint.is_some()) {
-        return Err(PlanError::NotYet {
-            what: format!("binary cache `{name}`"),
-            why: "whose key signed what comes from a binary cache is not checked by fingerprint in this version; leave out \
-                  its fingerprint"
-                .into(),
-        });
     }
     Ok((release, toolchain))
 }
@@ -436,43 +437,17 @@ fn variant_spec(variant: Variant, catalog: &Catalog) -> Result<&str, CatalogErro
     })
 }
 
-fn check_compiler(asked: &str, catalog: &Catalog, toolchain: &Toolchain) -> Result<(), PlanError> {
-    if asked == "system" || asked == toolchain.gcc {
-        return Ok(());
-    }
-    let known = catalog.compilers();
-    if known.iter().any(|name| name == asked) {
-        return Err(PlanError::NotYet {
-            what: format!("--compiler-version {asked}"),
-            why: format!(
-                "building GCC itself is not part of this version; `--compiler-version system` uses GCC {} of toolchain {}",
-                toolchain.system_gcc, toolchain.name
-            ),
-        });
-    }
-    Err(CatalogError::Unknown { what: "compiler version", asked: asked.to_owned(), known }.into())
-}
-
 /// Makes the plan.
 pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<BuildPlan, PlanError> {
     let (release, toolchain) = check(request, catalog)?;
-    for (what, count) in [
-        ("--spack-repo", facts.repos.len()),
-        ("source mirrors", facts.source_mirrors.len()),
-        ("binary mirrors", facts.binary_mirrors.len()),
-    ] {
+    for (what, count) in [("--spack-repo", facts.repos.len()), ("source mirrors", facts.source_mirrors.len())] {
         if count > MOUNT_SLOTS {
             return Err(PlanError::Conflict(format!("{what}: {count} were given, at most {MOUNT_SLOTS} can be used")));
         }
     }
-    if let (Network::FetchOnly, Some(url)) = (request.network, facts.binary_mirrors.iter().find(|m| m.contains("://")))
-    {
-        return Err(PlanError::Conflict(format!(
-            "--network fetch-only builds without a network, and binary mirror {url} is read while building: use a folder, or \
-             --network host"
-        )));
-    }
     let chosen = choice::choose(variant_spec(request.variant, catalog)?, &request.choice, catalog)?;
+    let gcc = compiler::choose(&request.compiler_version, !request.choice.no_bootstrap, catalog, &toolchain)?;
+    compiler::check_recipes(gcc.as_ref(), &facts.spack_packages.reference, catalog)?;
     let target = catalog.target(request.choice.target.as_deref(), &facts.platform)?;
     let mut packages: Vec<_> = toolchain.packages.iter().map(|p| p.name.clone()).collect();
     packages.sort();
@@ -489,6 +464,7 @@ pub fn plan(request: &BuildRequest, catalog: &Catalog, facts: Facts) -> Result<B
         release,
         variant: request.variant,
         compiler: request.compiler_version.clone(),
+        gcc: gcc.map(|gcc| gcc.by(facts.bare_repo_digest)),
         toolchain: ToolchainPlan {
             name: toolchain.name,
             image: facts.image,
@@ -580,6 +556,7 @@ pub(crate) mod tests {
             spack: pin("spack"),
             spack_packages: pin("packages"),
             own_repo_digest: "b".repeat(64),
+            bare_repo_digest: "0".repeat(64),
             rules_digest: "d".repeat(64),
             repos: vec![],
             source_mirrors: vec![],
@@ -632,21 +609,67 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_binary_mirror_on_the_network_needs_one() {
-        let fetch_only = BuildRequest { network: Network::FetchOnly, ..request() };
+    fn binary_mirrors_are_read_before_the_sandbox_is_there() {
         let catalog = Catalog::embedded().unwrap();
-        let mirrored = |mirror: &str| Facts { binary_mirrors: vec![mirror.into()], ..facts() };
-        let error = plan(&fetch_only, &catalog, mirrored("https://example.org/b")).unwrap_err().to_string();
-        assert!(error.contains("https://example.org/b") && error.contains("--network host"), "{error}");
-        assert!(plan(&fetch_only, &catalog, mirrored("/site/b")).is_ok());
+        for network in [Network::Host, Network::FetchOnly, Network::None] {
+            let asked = BuildRequest { network, ..request() };
+            for mirror in ["https://example.org/b", "/site/b"] {
+                let mirrored = Facts { binary_mirrors: vec![mirror.into(); 2 * MOUNT_SLOTS], ..facts() };
+                assert!(plan(&asked, &catalog, mirrored).is_ok(), "{mirror}");
+            }
+        }
     }
 
     #[test]
     fn the_toolchains_own_gcc_may_be_named_by_its_version() {
         let own = BuildRequest { toolchain: "rockylinux9".into(), compiler_version: "11.5.0".into(), ..request() };
         assert!(check(&own, &Catalog::embedded().unwrap()).is_ok());
-        let other = BuildRequest { toolchain: "noble".into(), ..own };
-        assert!(check(&other, &Catalog::embedded().unwrap()).is_err());
+        assert!(make(&own, facts()).compiler().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_gcc_that_is_built_has_a_plan_of_its_own_that_does_not_know_what_it_compiles() {
+        let with = |slurm: &str, compiler: &str| BuildRequest {
+            slurm_version: slurm.into(),
+            compiler_version: compiler.into(),
+            ..request()
+        };
+        let plan = make(&with("25.11", "13.4.0"), facts());
+        assert_ne!(plan.environment, make(&request(), facts()).environment);
+        let gcc = plan.compiler().unwrap().unwrap();
+        assert_eq!(gcc.identity.spec, "gcc@=13.4.0 +binutils+strip languages:='c,c++,fortran'");
+        assert!(gcc.identity.roots.is_empty() && gcc.compiler().unwrap().is_none());
+        let minimal = BuildRequest { variant: Variant::Minimal, ..with("24.11", "13.4.0") };
+        let facts_of_another = Facts { own_repo_digest: "9".repeat(64), ..facts() };
+        assert_eq!(make(&minimal, facts_of_another).compiler().unwrap().unwrap().environment, gcc.environment);
+        assert_ne!(make(&with("25.11", "12.5.0"), facts()).compiler().unwrap().unwrap().environment, gcc.environment);
+    }
+
+    #[test]
+    fn only_what_spack_sees_changes_the_environment_of_a_gcc() {
+        let asked = || BuildRequest { compiler_version: "13.4.0".into(), ..request() };
+        let zstd = || BuildRequest { compression: Compression::Zstd, ..asked() };
+        let of = |request: &BuildRequest, facts| {
+            let plan = make(request, facts);
+            (plan.compiler().unwrap().unwrap(), plan.compiler_package("rules").unwrap().unwrap())
+        };
+        let (gcc, package) = of(&asked(), facts());
+        assert_eq!(package.environment, gcc.environment);
+        assert_eq!((package.identity.compression, package.identity.epoch), (Compression::Gzip, EPOCH));
+        let (repacked, repackage) = of(&zstd(), facts());
+        assert_eq!(repacked.environment, gcc.environment);
+        assert_eq!(
+            (repackage.environment, repackage.identity.compression),
+            (gcc.environment.clone(), Compression::Zstd)
+        );
+        assert_ne!(repackage.digest, package.digest, "another archive");
+        let other_rules = Facts { rules_digest: "f".repeat(64), image: "example.org/the/same".into(), ..facts() };
+        assert_eq!(of(&asked(), other_rules).0.environment, gcc.environment);
+        let other_recipes = Facts { bare_repo_digest: "f".repeat(64), ..facts() };
+        let other_image = Facts { image_digest: format!("sha256:{}", "e".repeat(64)), ..facts() };
+        for changed in [other_recipes, other_image] {
+            assert_ne!(of(&asked(), changed).0.environment, gcc.environment);
+        }
     }
 
     #[test]
@@ -658,14 +681,6 @@ pub(crate) mod tests {
         assert_eq!(make(&request(), arm()).identity.target, "aarch64");
         let error = plan(&v3, &Catalog::embedded().unwrap(), arm()).unwrap_err().to_string();
         assert!(error.contains("`x86_64_v3` is of linux/amd64, and the image is of linux/arm64"), "{error}");
-    }
-
-    #[test]
-    fn a_cache_of_others_is_refused_while_its_key_is_not_checked() {
-        let mut catalog = Catalog::embedded().unwrap();
-        assert!(check(&request(), &catalog).is_ok(), "off");
-        catalog.caches.get_mut("vantage").unwrap().fingerprint = Some("A".repeat(40));
-        assert!(check(&request(), &catalog).unwrap_err().to_string().contains("vantage"));
     }
 
     #[test]
@@ -681,7 +696,6 @@ pub(crate) mod tests {
         let catalog = Catalog::embedded().unwrap();
         let with = |choice: Choice| BuildRequest { choice, ..request() };
         for (request, part) in [
-            (BuildRequest { compiler_version: "13.4.0".into(), ..request() }, "--compiler-version system"),
             (BuildRequest { compiler_version: "4.8.5".into(), ..request() }, "known: system, 15.2.0"),
             (with(Choice { target: Some("z80".into()), ..Choice::default() }), "x86_64_v3 (linux/amd64)"),
             (with(Choice { with: vec!["x".into()], ..Choice::default() }), "unknown feature `x`; known: cgroup"),

@@ -2,7 +2,7 @@
 //! host offers. The only place, with the command line, that looks at the environment.
 
 use crate::cache::{Cache, CacheError};
-use crate::catalog::{Catalog, CatalogError, Toolchain};
+use crate::catalog::{Catalog, CatalogError, SlurmRelease, Toolchain};
 use crate::config::{ConfigError, Settings, parse_size};
 use crate::fsutil;
 use crate::image::{BadReference, ClientConfig, ImageError, Platform, RegistriesError, ResolveOptions, ResolvedImage};
@@ -15,11 +15,12 @@ use crate::rootfs::{self, PrepareError};
 use crate::sandbox::{
     Backend, Confinement, Host, Ids, LEAST_DISK, LEAST_MEMORY, Limits, Sandbox, SandboxError, Writable,
 };
-use crate::sign::SignError;
+use crate::sign::{Fingerprint, SignError};
 use crate::spack::{SourceError, own_repo, source};
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod host;
 mod key;
@@ -43,6 +44,14 @@ pub enum ResolveError {
         value: String,
         /// What it may be.
         known: &'static [&'static str],
+    },
+    /// What a site says of a binary cache of others.
+    #[error("catalog.caches.{name}: {source}")]
+    OfCache {
+        /// The cache's name in the catalog.
+        name: String,
+        /// What is wrong.
+        source: Box<ResolveError>,
     },
     /// A size that is none.
     #[error("{key}: {source}")]
@@ -188,6 +197,8 @@ pub struct Flags {
     pub offline: bool,
     /// `--no-cache`
     pub no_cache: bool,
+    /// `--no-bootstrap`
+    pub no_bootstrap: bool,
     /// `--publish`
     pub publish: Option<Publish>,
 }
@@ -204,7 +215,7 @@ pub struct Resolved {
     /// The image, its digest known.
     pub image: ResolvedImage,
     /// How registries are reached.
-    pub client: ClientConfig,
+    pub client: Arc<ClientConfig>,
     /// Binary caches of others, and how they are reached.
     pub mirrors: BinaryMirrors,
     /// What of the host the sandboxes may use.
@@ -278,6 +289,7 @@ pub fn request(settings: &Settings, flags: Flags, catalog: &Catalog) -> Result<B
             without: settings.without.clone().unwrap_or_default(),
             spec: settings.spec.clone(),
             target: settings.target.clone(),
+            no_bootstrap: flags.no_bootstrap,
         },
         compression,
         jobs: settings.jobs.unwrap_or_else(|| match settings.cpus {
@@ -359,12 +371,19 @@ pub fn check(
 struct Local {
     source_mirrors: Vec<String>,
     binary_mirrors: Vec<String>,
+    mirror_keys: Vec<Fingerprint>,
     packages: host::PackageSources,
     access: HostAccess,
     repos: Vec<plan::RepoPin>,
 }
 
-fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &Ctx) -> Result<Local, ResolveError> {
+fn local(
+    settings: &Settings,
+    catalog: &Catalog,
+    toolchain: &Toolchain,
+    lookup: Lookup<'_>,
+    ctx: &Ctx,
+) -> Result<Local, ResolveError> {
     for (key, source) in [("spack-source", &settings.spack_source), ("spack-packages", &settings.spack_packages)] {
         if let Some(path) = source.as_deref().filter(|s| s.starts_with(['/', '.'])).map(Path::new)
             && !path.exists()
@@ -376,13 +395,20 @@ fn local(settings: &Settings, toolchain: &Toolchain, lookup: Lookup<'_>, ctx: &C
     if let (Some(_), Some(folder)) = (&settings.pip_index, access.wheels.first()) {
         sense::wheels(folder, toolchain)?;
     }
+    let (binary_mirrors, mirror_keys) = publish::binary_mirrors(settings, catalog, toolchain)?;
     Ok(Local {
         source_mirrors: folders_or_urls("source-mirrors", settings.source_mirrors.as_deref().unwrap_or_default())?,
-        binary_mirrors: folders_or_urls("binary-mirrors", settings.binary_mirrors.as_deref().unwrap_or_default())?,
+        binary_mirrors,
+        mirror_keys,
         packages: host::package_sources(settings, toolchain, ctx)?,
         access,
         repos: settings.spack_repos.iter().flatten().map(|p| source::recipe_repo(p)).collect::<Result<_, _>>()?,
     })
+}
+
+/// The toolchain that settings name, or the catalog's default.
+pub fn toolchain(settings: &Settings, catalog: &Catalog) -> Result<Toolchain, CatalogError> {
+    catalog.toolchain(settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain))
 }
 
 /// Looks everything up and makes the plan. What is known to be impossible is refused before the network is
@@ -397,7 +423,7 @@ pub fn resolve(
     let catalog = Catalog::embedded()?.with(settings.catalog.clone());
     let request = request(settings, flags, &catalog)?;
     let (release, toolchain) = plan::check(&request, &catalog)?;
-    let local = local(settings, &toolchain, lookup, ctx)?;
+    let local = local(settings, &catalog, &toolchain, lookup, ctx)?;
     let rules = Rules::of_site(&settings.catalog.relocate)?;
     let build_dir = build_dir(settings, cache, lookup);
 
@@ -423,6 +449,7 @@ pub fn resolve(
         spack,
         spack_packages,
         own_repo_digest: own_repo::digest(&release),
+        bare_repo_digest: own_repo::digest(&SlurmRelease::none()),
         rules_digest: rules.digest().to_owned(),
         repos: local.repos,
         source_mirrors: local.source_mirrors,
@@ -432,7 +459,11 @@ pub fn resolve(
         host_cpus: host_cpus(),
     };
     let plan = plan::plan(&request, &catalog, facts)?;
-    let mirrors = BinaryMirrors::new(&plan.execution.binary_mirrors, request.offline, settings, lookup, ctx)?;
+    let client = Arc::new(client);
+    // For an image in a file nothing about registries was read.
+    let known = reference.path().is_none().then_some(&client);
+    let places = &plan.execution.binary_mirrors;
+    let mirrors = BinaryMirrors::new(places, local.mirror_keys, request.offline, known, settings, lookup, ctx)?;
     Ok(Resolved {
         mirrors,
         request,
@@ -462,11 +493,16 @@ pub fn known_sandbox(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Sa
     as_set(Sandbox::open_known(backend(settings)?, &cache.dir("hosts"), &ctx.interrupt)?, settings, ctx)
 }
 
-/// The sandbox that settings ask for, for showing what is done in it: whether it works here is not tried.
+/// The sandbox that settings ask for, for showing what is done in it: whether namespaces can be made here is not tried. A range
+/// of subordinate ids and a layer are, which settings have to ask for.
 pub fn untried(settings: &Settings) -> Result<Sandbox, ResolveError> {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let host = Host { uid, gid, own_proc: true, ids: Ids::Single };
-    let sandbox = Sandbox::remembered(host).confined(confinement(settings)?);
+    shaped(Sandbox::remembered(host), settings)
+}
+
+fn shaped(sandbox: Sandbox, settings: &Settings) -> Result<Sandbox, ResolveError> {
+    let sandbox = sandbox.confined(confinement(settings)?);
     Ok(if owners(settings)? { sandbox.with_range()? } else { sandbox })
 }
 
@@ -497,11 +533,7 @@ fn writable(settings: &Settings) -> Result<Option<Writable>, ResolveError> {
 }
 
 fn as_set(sandbox: Sandbox, settings: &Settings, ctx: &Ctx) -> Result<Sandbox, ResolveError> {
-    let mut sandbox = sandbox.confined(confinement(settings)?);
-    if owners(settings)? {
-        sandbox = sandbox.with_range()?;
-    }
-    Ok(sandbox.limited(limits(settings)?, &ctx.interrupt)?)
+    Ok(shaped(sandbox, settings)?.limited(limits(settings)?, &ctx.interrupt)?)
 }
 
 /// Refuses settings of the sandbox that it cannot have.

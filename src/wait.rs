@@ -5,6 +5,7 @@ use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Two threads for asynchronous work. They are not waited for at the end: a name look-up that hangs in a thread of its own
@@ -42,6 +43,14 @@ impl Runtime {
             None => Err(ctx.check().err().unwrap_or(STOPPED).into()),
         }
     }
+
+    /// Waits; a signal ends that.
+    pub fn sleep(&self, time: Duration, ctx: &Ctx) -> Result<(), Interrupted> {
+        self.run(ctx, async {
+            tokio::time::sleep(time).await;
+            Ok(())
+        })
+    }
 }
 
 /// As after SIGTERM.
@@ -70,7 +79,7 @@ pub fn chance() -> f64 {
 mod tests {
     use super::*;
     use crate::report::{Interrupt, Silent};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[test]
     fn a_signal_ends_work_that_hangs_and_nothing_waits_for_its_threads() {

@@ -30,21 +30,7 @@ proc slurm_view {file} {
         }
         return $view
     }
-    # Up from PACKAGE/{{ place }}; links in between are followed.
-    set places [list $file]
-    if {![catch {file readlink $file} target]} {
-        lappend places [file join [file dirname $file] $target]
-    }
-    lappend places [file normalize [lindex $places end]]
-    foreach place $places {
-        for {set up 0} {$up < {{ depth }}} {incr up} {
-            set place [file dirname $place]
-        }
-        set view [file join $place {{ layout_view | tcl }}]
-        if {[file isdirectory [file join $view bin]]} {
-            return $view
-        }
-    }
+{% include "view.tcl" %}
     error "The Slurm package of $file was not found beside it. Set SLURM_INSTALL_PREFIX to the folder in which it was unpacked."
 }
 

@@ -1,2 +1,2 @@
--- `module load slurm` means this one, in this folder.
+-- `module load {{ name }}` means this one, in this folder.
 module_version({{ module | lua }}, "default")

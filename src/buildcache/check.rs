@@ -1,12 +1,10 @@
 //! Says everything that is wrong with a cache, before Spack would trip over it or, worse, would not.
 
 use super::index::{self, Index};
-use super::spec::Spec;
 use super::{BuildcacheError, read};
 use crate::publish::{Key, Store};
 use crate::report::Ctx;
 use crate::sign::{Fingerprint, Keyring};
-use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,6 +17,8 @@ pub enum Kind {
     MissingManifest,
     /// A blob is not there.
     MissingBlob,
+    /// The store keeps it, or a blob of it, from us.
+    Forbidden,
     /// A blob is not what its manifest says.
     ChangedBlob,
     /// Signed by a key that is not trusted.
@@ -114,25 +114,10 @@ pub fn check(
     }
     let chosen: Vec<(&String, &Key)> = there.iter().collect();
     report.packages = chosen.len();
-    let answers: Vec<_> = chosen
-        .par_iter()
-        .map(|(hash, key)| {
-            let found = match read::package(store, Some(keyring), key, hash, ctx)? {
-                Err(fault) if unsigned && fault.kind == Kind::NotSigned => read::package(store, None, key, hash, ctx)?,
-                found => found,
-            };
-            let found = match found {
-                Ok(found) => found,
-                Err(fault) => return Ok(Err(fault)),
-            };
-            if let Some(scratch) = scratch
-                && let Err(fault) = read::tarball(store, &found, &mut tempfile::tempfile_in(scratch)?, ctx)?
-            {
-                return Ok(Err(fault));
-            }
-            Ok(Ok(found.signer.map(|signer| signer.fingerprint)))
-        })
-        .collect::<Result<_, BuildcacheError>>()?;
+    let answers = read::at_once(store, &chosen, |(hash, key)| {
+        let answer = read::allowed(one(store, keyring, unsigned, key, hash, scratch, ctx))?;
+        Ok(answer.unwrap_or_else(|reason| Err(Fault::new(Kind::Forbidden, key.as_str(), reason))))
+    })?;
     for ((hash, key), answer) in chosen.iter().zip(answers) {
         match answer {
             Ok(signer) => {
@@ -152,25 +137,28 @@ pub fn check(
     Ok(report)
 }
 
-/// The specs of all packages whose manifests are right, and what is wrong with the others. Without a keyring signatures are not
-/// asked for.
-pub(super) fn specs(
+/// One package: who signed it, if somebody did.
+fn one(
     store: &dyn Store,
-    keyring: Option<&Keyring>,
+    keyring: &Keyring,
+    unsigned: bool,
+    at: &Key,
+    hash: &str,
+    scratch: Option<&Path>,
     ctx: &Ctx,
-) -> Result<(Vec<Spec>, Vec<Fault>), BuildcacheError> {
-    let (there, mut faults) = read::manifests(store, ctx)?;
-    let there: Vec<(String, Key)> = there.into_iter().collect();
-    let read: Vec<_> = there
-        .par_iter()
-        .map(|(hash, key)| Ok(read::package(store, keyring, key, hash, ctx)?.map(|found| found.spec)))
-        .collect::<Result<_, BuildcacheError>>()?;
-    let mut specs = Vec::new();
-    for found in read {
-        match found {
-            Ok(spec) => specs.push(spec),
-            Err(fault) => faults.push(fault),
-        }
+) -> Result<Result<Option<Fingerprint>, Fault>, BuildcacheError> {
+    let found = match read::package(store, Some(keyring), at, hash, ctx)? {
+        Err(fault) if unsigned && fault.kind == Kind::NotSigned => read::package(store, None, at, hash, ctx)?,
+        found => found,
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    if let Some(scratch) = scratch
+        && let Err(fault) = read::tarball(store, &found, &mut tempfile::tempfile_in(scratch)?, ctx)?
+    {
+        return Ok(Err(fault));
     }
-    Ok((specs, faults))
+    Ok(Ok(found.signer.map(|signer| signer.fingerprint)))
 }

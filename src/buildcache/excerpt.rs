@@ -12,7 +12,6 @@ use crate::publish::{FolderStore, Key, Store};
 use crate::report::Ctx;
 use crate::sign::Keyring;
 use fs_err as fs;
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,13 +25,15 @@ pub struct Excerpt {
     pub faults: Vec<Fault>,
     /// Hashes of those.
     pub refused: BTreeSet<String>,
+    /// How many may not be read, which count as not there: a bucket that may not be listed says the same of both.
+    pub forbidden: usize,
 }
 
 /// A package that is asked for: its name and version, by which its manifest is found without listing the cache.
 pub type Wanted = (String, String);
 
 /// Copies of these packages, by their hashes, those that are there and right to `to`, and writes an index of them, added to what
-/// is there. Each is followed from its hash to what its tarball holds. That one is not there is no fault. `install_tree` is the
+/// is there. Each is followed from its hash to what its tarball holds. That one is not there is no fault, nor that it may not be read. `install_tree` is the
 /// path at which Spack will install them.
 pub fn excerpt(
     store: &dyn Store,
@@ -46,26 +47,24 @@ pub fn excerpt(
         return Err(BuildcacheError::OlderLayout { address: store.address().to_owned() });
     }
     let wanted: Vec<(&String, &Wanted)> = wanted.iter().collect();
-    let copied: Vec<_> = wanted
-        .par_iter()
-        .map(|(hash, (name, version))| {
-            let at = read::spec_key(store, name, version, hash)?;
-            match one(store, keyring, &at, hash, install_tree, to, ctx)? {
-                Err(fault) if fault.kind == Kind::MissingManifest => Ok(None),
-                other => Ok(Some(other)),
-            }
-        })
-        .collect::<Result<_, BuildcacheError>>()?;
+    let copied = read::at_once(store, &wanted, |(hash, (name, version))| {
+        let at = read::spec_key(store, name, version, hash)?;
+        read::allowed(one(store, keyring, &at, hash, install_tree, to, ctx))
+    })?;
     let mut excerpt = Excerpt::default();
     let mut specs = Vec::new();
     for ((hash, _), answer) in wanted.into_iter().zip(copied) {
         match answer {
-            None => {}
-            Some(Ok(spec)) => {
+            Err(reason) => {
+                ctx.detail(reason);
+                excerpt.forbidden += 1;
+            }
+            Ok(Err(fault)) if fault.kind == Kind::MissingManifest => {}
+            Ok(Ok(spec)) => {
                 excerpt.taken.insert(hash.clone());
                 specs.push(spec);
             }
-            Some(Err(fault)) => {
+            Ok(Err(fault)) => {
                 excerpt.refused.insert(hash.clone());
                 excerpt.faults.push(fault);
             }

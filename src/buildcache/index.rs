@@ -219,13 +219,11 @@ fn update_registry(store: &dyn Store, ctx: &Ctx, change: impl Fn(&mut Index)) ->
         };
         let mut index = before.clone();
         change(&mut index);
-        for (hash, at) in &tags {
-            // One that cannot be used is told by `check`. It is looked at again each time: its tag may be on its way.
-            if !index.has(hash)
-                && let Ok(found) = reader::package(store, None, at, hash, ctx)?
-            {
-                index.add(&found.spec);
-            }
+        // One that cannot be used is told by `check`. It is looked at again each time: its tag may be on its way.
+        let unnamed: Vec<_> = tags.iter().filter(|(hash, _)| !index.has(hash)).collect();
+        let (specs, _) = reader::packages(store, None, &unnamed, ctx)?;
+        for spec in &specs {
+            index.add(spec);
         }
         index.settle();
         if index == before && version.is_some() {
@@ -270,7 +268,11 @@ pub fn rebuild(
             store.delete(&at, ctx)?;
             None
         };
-        let (specs, faults) = super::check::specs(store, (!store.registry()).then_some(keyring), ctx)?;
+        let (there, mut faults) = reader::manifests(store, ctx)?;
+        let there: Vec<_> = there.iter().collect();
+        // That one may not be read ends this: an index without it would say that it is not there.
+        let (specs, more) = reader::packages(store, (!store.registry()).then_some(keyring), &there, ctx)?;
+        faults.extend(more);
         let mut index = Index::default();
         for spec in &specs {
             index.add(spec);

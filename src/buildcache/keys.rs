@@ -4,8 +4,8 @@
 //! that came another way.
 
 use super::manifest::{self, Blob, JSON, KEY_INDEX, KEY_SUFFIX, KEYS, KEYS_MANIFEST, Manifest, PUBLIC_KEY};
-use super::{BuildcacheError, key};
-use crate::publish::{Condition, Keep, Put, Store, Written, until_written};
+use super::{BuildcacheError, key, read};
+use crate::publish::{Condition, Keep, Key, Put, Store, Written, until_written};
 use crate::report::Ctx;
 use crate::sign::SigningKey;
 use serde_json::{Map, Value, json};
@@ -80,19 +80,24 @@ pub fn offered(store: &dyn Store, ctx: &Ctx) -> Result<Vec<(String, Option<Strin
     let mut found = Vec::new();
     for fingerprint in listed(store, ctx)?.0.keys() {
         let Ok(at) = key(format!("{KEYS}{fingerprint}{KEY_SUFFIX}")) else { continue };
-        let mut armored = None;
-        let manifest = match manifest::read_plain(store, at.as_str(), ctx) {
-            Err(BuildcacheError::Format { .. }) => None,
-            other => other?,
-        };
-        if let Some((manifest, _)) = manifest
-            && let Ok(blob) = manifest.blob(PUBLIC_KEY)
-            && let Ok(Some((bytes, _))) = super::read::small(store, &blob.key()?, manifest::LIMIT, ctx)?
-            && super::read::differs(blob, &bytes).is_none()
-        {
-            armored = String::from_utf8(bytes).ok();
-        }
+        // One that may not be read is one that is not offered.
+        let armored = read::allowed(armored(store, &at, ctx))?.unwrap_or_else(|reason| {
+            ctx.detail(reason);
+            None
+        });
         found.push((fingerprint.clone(), armored));
     }
     Ok(found)
+}
+
+/// The key that a manifest names, when both are there and right.
+fn armored(store: &dyn Store, at: &Key, ctx: &Ctx) -> Result<Option<String>, BuildcacheError> {
+    let manifest = match manifest::read_plain(store, at.as_str(), ctx) {
+        Ok(Some((manifest, _))) => manifest,
+        Ok(None) | Err(BuildcacheError::Format { .. }) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let Ok(blob) = manifest.blob(PUBLIC_KEY) else { return Ok(None) };
+    let Ok(Some((bytes, _))) = read::small(store, &blob.key()?, manifest::LIMIT, ctx)? else { return Ok(None) };
+    Ok(if read::differs(blob, &bytes).is_none() { String::from_utf8(bytes).ok() } else { None })
 }

@@ -9,7 +9,8 @@
 //! what the signature covers and what Spack would read must be one and the same.
 
 use super::{BuildcacheError, key};
-use crate::publish::{Key, Store};
+pub use crate::publish::BLOBS;
+use crate::publish::{Key, Store, blob_key};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::PrettyFormatter;
 
@@ -32,8 +33,6 @@ pub const JSON: &str = "application/json";
 pub const SPECS: &str = "v3/manifests/spec/";
 /// How their names end.
 pub const SPEC_SUFFIX: &str = ".spec.manifest.json";
-/// Where blobs are.
-pub const BLOBS: &str = "blobs/sha256/";
 /// The index's manifest.
 pub const INDEX_MANIFEST: &str = "v3/manifests/index/index.manifest.json";
 /// The key index's manifest.
@@ -89,8 +88,7 @@ impl Blob {
 
     /// Where it lies.
     pub fn key(&self) -> Result<Key, BuildcacheError> {
-        let sum = &self.checksum;
-        key(format!("{BLOBS}{}/{sum}", sum.get(..2).unwrap_or("xx")))
+        Ok(blob_key(&self.checksum)?)
     }
 }
 

@@ -35,6 +35,7 @@ mod oci;
 pub mod prune;
 mod push;
 mod read;
+mod ready;
 pub mod spec;
 mod tarball;
 mod tree;
@@ -154,6 +155,14 @@ pub fn slurm_folder(version: &str, gcc: &str) -> String {
 /// Where the packages of Spack are, that a Slurm was built of.
 pub fn slurm_path(version: &str, gcc: &str) -> String {
     beside(&slurm_folder(version, gcc))
+}
+
+/// The folder of all compilers, below the root of everything published.
+pub const COMPILERS: &str = "compilers";
+
+/// Where a GCC is published, below the root of everything published.
+pub fn compiler_folder(gcc: &str) -> String {
+    format!("{COMPILERS}/{gcc}")
 }
 
 /// The binary cache in a folder of [`slurm_folder`].

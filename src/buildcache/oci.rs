@@ -21,8 +21,8 @@
 
 use super::manifest::{self, Blob, Manifest, SPEC, TARBALL};
 use super::spec::{Node, Spec};
-use super::{BuildcacheError, InTree, Request, key};
-use crate::publish::{Condition, Keep, Key, Put, Store, TAGS};
+use super::{BuildcacheError, InTree, Request, key, read};
+use crate::publish::{Condition, Descriptor, Keep, Key, OCI_MANIFEST, Put, Store, TAGS};
 use crate::report::Ctx;
 use crate::sign::clearsign;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,6 @@ const INDEX: &str = "index.spack";
 /// Where the index is, as a key of the store.
 pub(super) const INDEX_TAG: &str = "tags/index.spack";
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -50,14 +49,6 @@ const LONGEST: usize = 128;
 
 /// Configurations hold specs, which are hundreds of kilobytes at most.
 const CONFIG_LIMIT: u64 = 64 << 20;
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
-    digest: String,
-    size: u64,
-}
 
 /// An image manifest, of which only this matters here.
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,19 +75,14 @@ pub(super) struct Layer {
     pub diff_id: String,
 }
 
-impl Descriptor {
-    fn new(media_type: &str, sha256: &str, size: u64) -> Self {
-        Self { media_type: media_type.to_owned(), digest: format!("sha256:{sha256}"), size }
+/// A descriptor as a manifest of layout 3 would name the same.
+fn blob(descriptor: &Descriptor, media_type: &str, compression: &str) -> Result<Blob, String> {
+    let sum = descriptor.digest.strip_prefix("sha256:").unwrap_or_default();
+    let digits = sum.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if sum.len() != 64 || !digits {
+        return Err(format!("`{}` is no SHA-256", descriptor.digest.escape_debug()));
     }
-
-    fn blob(&self, media_type: &str, compression: &str) -> Result<Blob, String> {
-        let sum = self.digest.strip_prefix("sha256:").unwrap_or_default();
-        let digits = sum.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if sum.len() != 64 || !digits {
-            return Err(format!("`{}` is no SHA-256", self.digest.escape_debug()));
-        }
-        Ok(Blob::new(media_type, compression, self.size, sum.to_owned()))
-    }
+    Ok(Blob::new(media_type, compression, descriptor.size, sum.to_owned()))
 }
 
 impl Image {
@@ -112,7 +98,7 @@ impl Image {
     /// What Spack follows, as a manifest of layout 3 would name it.
     pub fn followed(&self) -> Result<Manifest, String> {
         let last = self.layers.last().ok_or("it has no layer")?;
-        Ok(Manifest::new(vec![last.blob(TARBALL, "gzip")?, self.config.blob(SPEC, "none")?]))
+        Ok(Manifest::new(vec![blob(last, TARBALL, "gzip")?, blob(&self.config, SPEC, "none")?]))
     }
 
     /// What we signed.
@@ -122,7 +108,7 @@ impl Image {
 
     /// The index that the manifest names, as a manifest of layout 3 would name it.
     pub fn index(&self) -> Result<Blob, String> {
-        self.layers.first().ok_or("it has no layer")?.blob(manifest::INDEX, "none")
+        blob(self.layers.first().ok_or("it has no layer")?, manifest::INDEX, "none")
     }
 
     /// When it was made; `None` when it does not say.
@@ -152,40 +138,47 @@ pub(super) fn hash_of(key: &Key) -> Option<Result<&str, ()>> {
     Some(hash.ok_or(()))
 }
 
-/// Writes the manifests of packages whose tarballs are there.
+/// Writes the manifests of packages whose tarballs are there, each with its own layer.
 pub(super) fn manifests(
     store: &dyn Store,
     request: &Request<'_>,
-    packages: &[(&InTree, &Spec)],
-    made: &BTreeMap<String, Layer>,
+    packages: &[(&InTree, &Spec, &Layer)],
     ctx: &Ctx,
 ) -> Result<(), BuildcacheError> {
-    let mut known: BTreeMap<String, Option<Layer>> = made.iter().map(|(h, l)| (h.clone(), Some(l.clone()))).collect();
-    for (package, spec) in packages {
-        ctx.check()?;
-        let mut layers = Vec::new();
-        for node in dependencies_first(spec) {
-            if !known.contains_key(&node.hash) {
-                known.insert(node.hash.clone(), layer(store, node, ctx)?);
-            }
-            // One that is not there leaves an image that does not run, and a package that can be installed all the same.
-            layers.extend(known.get(&node.hash).cloned().flatten());
+    let made: BTreeMap<&str, &Layer> = packages.iter().map(|(p, _, own)| (p.hash.as_str(), *own)).collect();
+    // What they link and run and was there before, each asked for once.
+    let mut others: BTreeMap<&str, &Node> = BTreeMap::new();
+    for node in packages.iter().flat_map(|(_, spec, _)| dependencies_first(spec)) {
+        if !made.contains_key(node.hash.as_str()) {
+            others.insert(&node.hash, node);
         }
-        one(store, request, package, spec, &layers, ctx)?;
     }
+    let others: Vec<(&str, &Node)> = others.into_iter().collect();
+    let others = read::at_once(store, &others, |(hash, node)| Ok((*hash, layer(store, node, ctx)?)))?;
+    let others: BTreeMap<&str, Option<Layer>> = others.into_iter().collect();
+    read::at_once(store, packages, |(package, spec, own)| {
+        ctx.check()?;
+        // One that is not there leaves an image that does not run, and a package that can be installed all the same.
+        let below = dependencies_first(spec).into_iter().map(|node| node.hash.as_str());
+        let below = below.filter(|hash| *hash != package.hash);
+        let below = below.filter_map(|hash| made.get(hash).copied().or_else(|| others.get(hash)?.as_ref()));
+        one(store, request, package, spec, &below.collect::<Vec<_>>(), own, ctx)
+    })?;
     Ok(())
 }
 
+/// Puts the manifest of a package, of the layers `below` and, last, its own: Spack takes the last.
 fn one(
     store: &dyn Store,
     request: &Request<'_>,
     package: &InTree,
     spec: &Spec,
-    layers: &[Layer],
+    below: &[&Layer],
+    own: &Layer,
     ctx: &Ctx,
 ) -> Result<(), BuildcacheError> {
-    let Some(own) = layers.last() else { return Ok(()) };
-    let config = configuration(request, spec, layers, own);
+    let layers = || below.iter().copied().chain([own]);
+    let config = configuration(request, spec, layers(), own);
     let described = Blob::new(SPEC, "none", config.len() as u64, hex::encode(Sha256::digest(&config)));
     let how = |content_type| Put { content_type, keep: Keep::Forever, condition: Condition::Always };
     store.put(&described.key()?, &config, &how(CONFIG), ctx)?;
@@ -197,21 +190,26 @@ fn one(
         (SIGNED.to_owned(), clearsign(request.key, &named.text())?),
     ]);
     let image = Image {
-        media_type: Some(MANIFEST.to_owned()),
+        media_type: Some(OCI_MANIFEST.to_owned()),
         schema_version: 2,
         config: Descriptor::new(CONFIG, &described.checksum, described.content_length),
-        layers: layers.iter().map(|layer| Descriptor::new(LAYER, &layer.sha256, layer.size)).collect(),
+        layers: layers().map(|layer| Descriptor::new(LAYER, &layer.sha256, layer.size)).collect(),
         annotations,
     };
     let at = spec_key(&package.name, &package.version, &package.hash)?;
-    store.put(&at, &serde_json::to_vec(&image).map_err(std::io::Error::other)?, &how(MANIFEST), ctx)?;
+    store.put(&at, &serde_json::to_vec(&image).map_err(std::io::Error::other)?, &how(OCI_MANIFEST), ctx)?;
     ctx.detail(format!("{} tagged {at}", package.label()));
     Ok(())
 }
 
 /// The configuration: an image's, and the package's spec. The same for the same package and layers.
-fn configuration(request: &Request<'_>, spec: &Spec, layers: &[Layer], own: &Layer) -> Vec<u8> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", layer.diff_id)).collect();
+fn configuration<'l>(
+    request: &Request<'_>,
+    spec: &Spec,
+    layers: impl Iterator<Item = &'l Layer>,
+    own: &Layer,
+) -> Vec<u8> {
+    let diff_ids: Vec<String> = layers.map(|layer| format!("sha256:{}", layer.diff_id)).collect();
     let config = json!({
         "architecture": architecture(spec.root()),
         "os": "linux",
@@ -281,15 +279,15 @@ fn dependencies_first(spec: &Spec) -> Vec<&Node> {
 /// The layer of a package that is in the registry; `None` when it is not, or cannot be used.
 fn layer(store: &dyn Store, node: &Node, ctx: &Ctx) -> Result<Option<Layer>, BuildcacheError> {
     let at = spec_key(&node.name, &node.version, &node.hash)?;
-    let Ok(Some((bytes, _))) = super::read::small(store, &at, manifest::LIMIT, ctx)? else { return Ok(None) };
+    let Ok(Some((bytes, _))) = read::small(store, &at, manifest::LIMIT, ctx)? else { return Ok(None) };
     let Ok(followed) = Image::parse(&bytes).and_then(|image| image.followed()) else { return Ok(None) };
     let (Ok(tarball), Ok(config)) = (followed.blob(TARBALL), followed.blob(SPEC)) else { return Ok(None) };
-    let Ok(Some((bytes, _))) = super::read::small(store, &config.key()?, CONFIG_LIMIT, ctx)? else { return Ok(None) };
+    let Ok(Some((bytes, _))) = read::small(store, &config.key()?, CONFIG_LIMIT, ctx)? else { return Ok(None) };
     let diff_id = serde_json::from_slice::<Value>(&bytes).ok().and_then(|config| {
         let last = config.pointer("/rootfs/diff_ids")?.as_array()?.last()?.as_str()?;
         last.strip_prefix("sha256:").map(str::to_owned)
     });
-    let known = super::read::differs(config, &bytes).is_none();
+    let known = read::differs(config, &bytes).is_none();
     Ok(diff_id.filter(|_| known).map(|diff_id| Layer {
         sha256: tarball.checksum.clone(),
         size: tarball.content_length,
@@ -311,7 +309,7 @@ pub(super) fn put_index(
     store.put(&index.key()?, bytes, &how(LAYER, Condition::Always), ctx)?;
     store.put(&empty.key()?, b"{}", &how(CONFIG, Condition::Always), ctx)?;
     let image = Image {
-        media_type: Some(MANIFEST.to_owned()),
+        media_type: Some(OCI_MANIFEST.to_owned()),
         schema_version: 2,
         config: Descriptor::new(CONFIG, &empty.checksum, empty.content_length),
         // It is no layer. Spack says that it is one, and asks for it as one.
@@ -319,7 +317,7 @@ pub(super) fn put_index(
         annotations: BTreeMap::new(),
     };
     let text = serde_json::to_vec(&image).map_err(std::io::Error::other)?;
-    Ok(store.put(&key(format!("{TAGS}{INDEX}"))?, &text, &how(MANIFEST, condition), ctx)?)
+    Ok(store.put(&key(format!("{TAGS}{INDEX}"))?, &text, &how(OCI_MANIFEST, condition), ctx)?)
 }
 
 #[cfg(test)]

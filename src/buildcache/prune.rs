@@ -86,12 +86,14 @@ pub fn prune(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) ->
 
 /// The manifests that the index does not name. One that does not say when it was made, as Spack's do not, stays.
 fn prune_registry(store: &dyn Store, before: SystemTime, dry_run: bool, ctx: &Ctx) -> Result<Pruned, BuildcacheError> {
+    // Before the index, so that a package that comes between the two is in the index and not in the list.
+    let there = read::manifests(store, ctx)?.0;
     let (index, version) = index::read(store, ctx)?;
     if version.is_none() {
         return Err(no_index(store)?);
     }
     let mut pruned = Pruned::default();
-    for (hash, at) in read::manifests(store, ctx)?.0 {
+    for (hash, at) in there {
         if index.has(&hash) {
             continue;
         }

@@ -8,12 +8,11 @@ use super::manifest::{self, Blob, JSON, Manifest, SPEC, TARBALL};
 use super::spec::Spec;
 use super::tarball::{self, Distribution};
 use super::tree::PLACEHOLDER;
-use super::{BuildcacheError, InTree, Tree, index, key, keys, oci, read};
+use super::{BuildcacheError, InTree, Tree, index, key, keys, oci, read, ready};
 use crate::gzip::{self, Pool};
 use crate::publish::{Condition, Keep, Put, Source, Store, Written};
 use crate::report::{Ctx, Event};
 use crate::sign::{Keyring, SigningKey, clearsign};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -43,6 +42,8 @@ pub struct Request<'a> {
     pub threads: usize,
     /// What is pushed although it is there.
     pub again: &'a Again,
+    /// A cache of this host that may have the tarballs of this tree, which are then taken as they are.
+    pub made: Option<&'a dyn Store>,
 }
 
 /// Packages that are pushed although they are there.
@@ -102,6 +103,8 @@ pub struct Pushed {
     pub there: usize,
     /// Left alone: there, and signed by somebody else.
     pub foreign: Vec<Undone>,
+    /// How many of the pushed were taken as another cache has them, and not compressed again.
+    pub taken: usize,
     /// Whether the index changed.
     pub index_changed: bool,
 }
@@ -127,31 +130,15 @@ fn todo<'r>(
     let mut todo = Todo::default();
     let mut there = if *again == Again::Everything { BTreeMap::new() } else { read::manifests(store, ctx)?.0 };
     there.retain(|hash, _| !again.is_about(hash));
-    let blobs: BTreeMap<String, u64> = if there.is_empty() {
-        BTreeMap::new()
-    } else if store.registry() {
-        // It lists none: those that the packages name are asked for.
-        let named = packages.par_iter().filter_map(|(package, _)| there.get(&package.hash));
-        let asked = named.map(|at| -> Result<Vec<_>, BuildcacheError> {
-            let Ok(Some((bytes, _))) = read::small(store, at, manifest::LIMIT, ctx)? else { return Ok(Vec::new()) };
-            let Ok(followed) = oci::Image::parse(&bytes).and_then(|image| image.followed()) else {
-                return Ok(Vec::new());
-            };
-            let mut found = Vec::new();
-            for blob in &followed.data {
-                let at = blob.key()?;
-                found.extend(store.size(&at, ctx)?.map(|size| (at.as_str().to_owned(), size)));
-            }
-            Ok(found)
-        });
-        asked.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
+    // A registry lists none: the blobs that a package names are asked for.
+    let blobs: Option<BTreeMap<String, u64>> = if there.is_empty() || store.registry() {
+        None
     } else {
-        store.list(manifest::BLOBS, ctx)?.into_iter().map(|e| (e.key.as_str().to_owned(), e.size)).collect()
+        Some(store.list(manifest::BLOBS, ctx)?.into_iter().map(|e| (e.key.as_str().to_owned(), e.size)).collect())
     };
-    let states: Vec<State> = packages
-        .par_iter()
-        .map(|(package, _)| state(store, keyring, there.get(&package.hash), &blobs, ctx))
-        .collect::<Result<_, _>>()?;
+    let states = read::at_once(store, packages, |(package, _)| {
+        state(store, keyring, there.get(&package.hash), blobs.as_ref(), ctx)
+    })?;
     for ((package, spec), state) in packages.iter().zip(states) {
         match state {
             State::Absent => todo.missing.push((*package, spec)),
@@ -185,7 +172,7 @@ pub fn would_push(
         pushed: todo.missing.iter().map(would).collect(),
         there: todo.present.len(),
         foreign: todo.foreign,
-        index_changed: false,
+        ..Pushed::default()
     })
 }
 
@@ -200,10 +187,12 @@ pub fn push(store: &dyn Store, request: &Request<'_>, ctx: &Ctx) -> Result<Pushe
     let made = all(store, request, &missing, ctx)?;
     if store.registry() {
         // When all the layers are there that they name.
-        let layers = made.iter().filter_map(|(done, layer)| Some((done.hash.clone(), layer.clone()?))).collect();
-        oci::manifests(store, request, &missing, &layers, ctx)?;
+        let made: Vec<_> =
+            made.iter().filter_map(|made| Some((made.package, made.spec, made.layer.as_ref()?))).collect();
+        oci::manifests(store, request, &made, ctx)?;
     }
-    pushed.pushed = made.into_iter().map(|(done, _)| done).collect();
+    pushed.taken = made.iter().filter(|made| made.taken).count();
+    pushed.pushed = made.into_iter().map(|made| made.done).collect();
     keys::publish(store, request.key, ctx)?;
     // Those that were there too: a run that was cut may have left them out of the index.
     let specs: Vec<&Spec> = missing.iter().map(|(_, spec)| *spec).chain(present).collect();
@@ -223,19 +212,25 @@ enum State {
     Foreign(String),
 }
 
-/// Whether a package is there: a manifest with a good signature, whose blobs are there with the sizes that it says.
+/// Whether a package is there: a manifest with a good signature, whose blobs are there with the sizes that it says. Without a list
+/// of `blobs` the store is asked for each.
 fn state(
     store: &dyn Store,
     keyring: &Keyring,
     at: Option<&crate::publish::Key>,
-    blobs: &BTreeMap<String, u64>,
+    blobs: Option<&BTreeMap<String, u64>>,
     ctx: &Ctx,
 ) -> Result<State, BuildcacheError> {
     let Some(at) = at else { return Ok(State::Absent) };
     match read::signed(store, Some(keyring), at, ctx)? {
         Ok(signed) => {
             for blob in &signed.manifest.data {
-                if blobs.get(blob.key()?.as_str()) != Some(&blob.content_length) {
+                let at = blob.key()?;
+                let size = match blobs {
+                    Some(blobs) => blobs.get(at.as_str()).copied(),
+                    None => store.size(&at, ctx)?,
+                };
+                if size != Some(blob.content_length) {
                     return Ok(State::Absent);
                 }
             }
@@ -247,12 +242,12 @@ fn state(
 }
 
 /// Pushes these, several at once. The first failure ends all: what is whole by then stays.
-fn all(
+fn all<'r>(
     store: &dyn Store,
     request: &Request<'_>,
-    missing: &[(&InTree, &Spec)],
+    missing: &[(&'r InTree, &'r Spec)],
     ctx: &Ctx,
-) -> Result<Vec<Made>, BuildcacheError> {
+) -> Result<Vec<Made<'r>>, BuildcacheError> {
     let writers = gzip::threads(request.threads, MOST_WRITERS)?.min(missing.len()).max(1);
     let pool = Pool::new(request.threads, writers)?;
     let next = AtomicUsize::new(0);
@@ -283,26 +278,42 @@ fn all(
         return Err(e);
     }
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by(|(a, _), (b, _)| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
+    done.sort_by(|Made { done: a, .. }, Made { done: b, .. }| (&a.name, &a.hash).cmp(&(&b.name, &b.hash)));
     Ok(done)
 }
 
-/// What was done of a package; for a registry with the layer that its manifest is to name.
-type Made = (Done, Option<oci::Layer>);
+/// What was done of a package.
+struct Made<'r> {
+    package: &'r InTree,
+    spec: &'r Spec,
+    done: Done,
+    /// For a registry, what its manifest is to name.
+    layer: Option<oci::Layer>,
+    /// It was not compressed for that.
+    taken: bool,
+}
 
 /// One package: tarball, spec, manifest; for a registry the tarball alone.
-fn one(
+fn one<'r>(
     store: &dyn Store,
     request: &Request<'_>,
-    package: &InTree,
-    spec: &Spec,
+    package: &'r InTree,
+    spec: &'r Spec,
     pool: &Pool,
     ctx: &Ctx,
-) -> Result<Made, BuildcacheError> {
+) -> Result<Made<'r>, BuildcacheError> {
     let registry = store.registry();
-    let file = tempfile::Builder::new().prefix("tarball-").tempfile_in(request.scratch)?;
-    let made =
-        tarball::write(package, distribution(request, package, spec)?, file.path(), (LEVEL, registry), pool, ctx)?;
+    let mut file = tempfile::Builder::new().prefix("tarball-").tempfile_in(request.scratch)?;
+    let distribution = distribution(request, package, spec)?;
+    let ready = match request.made {
+        Some(cache) => ready::take(cache, request, package, &distribution, file.as_file_mut(), ctx)?,
+        None => None,
+    };
+    let taken = ready.is_some();
+    let made = match ready {
+        Some(made) => made,
+        None => tarball::write(package, distribution, file.path(), (LEVEL, registry), pool, ctx)?,
+    };
     let archive = Blob::new(TARBALL, "gzip", made.size, made.sha256.clone());
     let source = Source { path: file.path().to_owned(), size: made.size, sha256: made.sha256.clone() };
     let how = |content_type| Put { content_type, keep: Keep::Forever, condition: Condition::Always };
@@ -318,7 +329,7 @@ fn one(
     };
     if registry {
         let layer = made.unpacked.map(|diff_id| oci::Layer { sha256: made.sha256, size: made.size, diff_id });
-        return Ok((done, layer));
+        return Ok(Made { package, spec, done, layer, taken });
     }
 
     let text = gzip::pack(&spec.for_cache(), LEVEL)?;
@@ -335,7 +346,7 @@ fn one(
             reason: "the store refused a write that had no condition".into(),
         });
     };
-    Ok((done, None))
+    Ok(Made { package, spec, done, layer: None, taken })
 }
 
 /// The root of a tree without what Spack pads it with.

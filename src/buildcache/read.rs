@@ -11,6 +11,7 @@ use crate::publish::{Key, Store, StoreError, TAGS, Version};
 use crate::report::Ctx;
 use crate::sha256::Hashing;
 use crate::sign::{GoodSignature, Keyring, SignError};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -55,6 +56,55 @@ pub(super) fn small(store: &dyn Store, at: &Key, limit: u64, ctx: &Ctx) -> Resul
             Ok(Err(format!("it has {size} bytes, and at most {limit} are read")))
         }
         other => Ok(Ok(other?)),
+    }
+}
+
+/// How many requests are on their way at once: they wait for the network more than for a processor.
+const AT_ONCE: usize = 8;
+
+/// What `ask` says of each, in their order. Of a store in the network so many are asked at once and no more, on a login node with many
+/// processors too; of a folder, as many as there are processors. For one alone no thread is started.
+pub(super) fn at_once<I: Sync, T: Send>(
+    store: &dyn Store,
+    items: &[I],
+    ask: impl Fn(&I) -> Result<T, BuildcacheError> + Send + Sync,
+) -> Result<Vec<T>, BuildcacheError> {
+    if items.len() < 2 {
+        return items.iter().map(ask).collect();
+    }
+    if store.is_here() {
+        return items.par_iter().map(ask).collect();
+    }
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(AT_ONCE.min(items.len())).build().map_err(io::Error::other)?;
+    pool.install(|| items.par_iter().map(ask).collect())
+}
+
+/// The specs of those of these packages, hash and where the manifest lies, that are right; and what is wrong with the others. Without a
+/// keyring signatures are not asked for. That one may not be read is an error.
+pub(super) fn packages(
+    store: &dyn Store,
+    keyring: Option<&Keyring>,
+    there: &[(&String, &Key)],
+    ctx: &Ctx,
+) -> Result<(Vec<Spec>, Vec<Fault>), BuildcacheError> {
+    let read = at_once(store, there, |(hash, at)| Ok(package(store, keyring, at, hash, ctx)?.map(|found| found.spec)))?;
+    let (mut specs, mut faults) = (Vec::new(), Vec::new());
+    for found in read {
+        match found {
+            Ok(spec) => specs.push(spec),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Ok((specs, faults))
+}
+
+/// What was read of one package or key, or why the store keeps a part of it from us: for who only looks, and goes on with the others.
+/// Who writes must not: what may not be read may be there, and right.
+pub(super) fn allowed<T>(found: Result<T, BuildcacheError>) -> Result<Result<T, String>, BuildcacheError> {
+    match found {
+        Err(BuildcacheError::Store(e @ StoreError::Forbidden { .. })) => Ok(Err(e.to_string())),
+        other => other.map(Ok),
     }
 }
 
@@ -205,18 +255,17 @@ pub(super) fn package(
     Ok(Ok(Found { signer, spec, tarball, spec_blob, spec_bytes: bytes, signed }))
 }
 
-/// Copies the tarball to `copy`, an empty file, and looks into the copy, once its size and digest are what the manifest says:
-/// what nobody signed is not unpacked, and no more of it is written than the manifest says. What comes back says how it was built.
-pub(super) fn tarball(
+/// Copies the tarball to `copy`, an empty file: size and digest are what the manifest says then, and no more than that is written.
+pub(super) fn copied(
     store: &dyn Store,
     found: &Found,
     copy: &mut File,
     ctx: &Ctx,
-) -> Result<Result<Distribution, Fault>, BuildcacheError> {
+) -> Result<Result<(), Fault>, BuildcacheError> {
     let blob = &found.tarball;
     let at = blob.key()?;
     let fault = |kind, detail: String| Ok(Err(Fault::new(kind, at.as_str(), detail)));
-    let mut out = Hashing::new(Bounded { inner: &mut *copy, left: blob.content_length, over: false });
+    let mut out = Hashing::new(Bounded { inner: copy, left: blob.content_length, over: false });
     let got = store.download(&at, &mut out, ctx);
     let (bounded, sum) = out.finish();
     if bounded.over {
@@ -228,14 +277,25 @@ pub(super) fn tarball(
     let Some(size) = got? else {
         return fault(Kind::MissingBlob, "a manifest names it as the package, and it is not there".into());
     };
-    if let Some(reason) = differs_by(blob, size, &hex::encode(sum)) {
-        return fault(Kind::ChangedBlob, reason);
+    match differs_by(blob, size, &hex::encode(sum)) {
+        Some(reason) => fault(Kind::ChangedBlob, reason),
+        None => Ok(Ok(())),
+    }
+}
+
+/// The same, and looks into the copy: what nobody signed is not unpacked. What comes back says how it was built.
+pub(super) fn tarball(
+    store: &dyn Store,
+    found: &Found,
+    copy: &mut File,
+    ctx: &Ctx,
+) -> Result<Result<Distribution, Fault>, BuildcacheError> {
+    if let Err(fault) = copied(store, found, copy, ctx)? {
+        return Ok(Err(fault));
     }
     copy.rewind()?;
-    match look(&*copy, &found.spec) {
-        Ok(distribution) => Ok(Ok(distribution)),
-        Err(reason) => fault(Kind::BadTarball, reason),
-    }
+    let at = found.tarball.key()?;
+    Ok(look(&*copy, &found.spec).map_err(|reason| Fault::new(Kind::BadTarball, at.as_str(), reason)))
 }
 
 /// Takes so many bytes and no more.
@@ -362,8 +422,36 @@ pub(super) fn manifests(
 
 /// Whether an older layout is there and this one is not.
 pub(super) fn only_older_layout(store: &dyn Store, ctx: &Ctx) -> Result<bool, BuildcacheError> {
-    if store.registry() || store.size(&key(manifest::LAYOUT.to_owned())?, ctx)?.is_some() {
-        return Ok(false);
+    // What may not be read does not tell one layout from the other.
+    let is_there = |at: &str| -> Result<bool, BuildcacheError> {
+        let found = allowed(store.size(&key(at.to_owned())?, ctx).map_err(BuildcacheError::from))?;
+        if let Err(reason) = &found {
+            ctx.detail(reason);
+        }
+        Ok(matches!(found, Ok(Some(_))))
+    };
+    Ok(!store.registry() && !is_there(manifest::LAYOUT)? && is_there("build_cache/index.json")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::{FolderStore, Reach, open_to_read};
+    use std::sync::Barrier;
+
+    #[test]
+    fn many_are_asked_at_once_and_one_on_the_thread_that_asks() {
+        let web = open_to_read("http://127.0.0.1:1", &Reach::default(), &Ctx::silent()).unwrap();
+        let folder = FolderStore::new(Path::new("/nowhere"));
+        let stores: [&dyn Store; 2] = [&*web, &folder];
+        for store in stores {
+            let here = at_once(store, &[()], |()| Ok(std::thread::current().id())).unwrap();
+            assert_eq!(here, [std::thread::current().id()]);
+            let order: Vec<usize> = (0..100).collect();
+            assert_eq!(at_once(store, &order, |n| Ok(*n)).unwrap(), order);
+        }
+        // None of them goes on before all have been asked, whatever the number of processors.
+        let all = Barrier::new(AT_ONCE);
+        at_once(&*web, &[(); AT_ONCE], |()| Ok(all.wait().is_leader())).unwrap();
     }
-    Ok(store.size(&key("build_cache/index.json".to_owned())?, ctx)?.is_some())
 }

@@ -1,11 +1,11 @@
 //! A package's tarball, entry for entry as Spack writes it, from one reading of the prefix.
 //!
 //! ```text
-//! slurm-factory.build/                                 every folder above the prefix, without the leading `/`
-//! slurm-factory.build/store/
-//! slurm-factory.build/store/munge-0.5.16-HASH/         the prefix; in each folder files first, then folders, by name
+//! slurm-factory.build/                                         every folder above the prefix, without the leading `/`
+//! slurm-factory.build/store/PADDING/                           what Spack makes of `install_tree:padded_length`
+//! slurm-factory.build/store/PADDING/munge-0.5.16-HASH/         the prefix; in each folder files first, then folders, by name
 //! ...
-//! slurm-factory.build/store/munge-0.5.16-HASH/.spack/binary_distribution     last: what installing elsewhere needs to know
+//! slurm-factory.build/store/PADDING/munge-0.5.16-HASH/.spack/binary_distribution     last: what installing elsewhere needs to know
 //! ```
 //!
 //! POSIX pax archive; uid, gid and times are 0, no names of users; folders and links 0755, files 0755 when their owner may
@@ -79,20 +79,38 @@ pub struct Made {
 /// the level, and whether what is compressed is to have a sum of its own.
 pub fn write(
     package: &InTree,
-    mut distribution: Distribution,
+    distribution: Distribution,
     to: &Path,
     (level, sum): (u8, bool),
     pool: &Pool,
     ctx: &Ctx,
 ) -> Result<Made, BuildcacheError> {
     let file = fs::File::create(to)?;
+    let out = GzipWriter::shared(Hashing::new(file), level, pool)?;
+    let (out, unpacked) = pack(package, distribution, out, sum, ctx)?;
+    let hashing = out.finish()?;
+    Ok(Made { size: hashing.size(), sha256: hashing.hex(), unpacked })
+}
+
+/// SHA-256, hexadecimal, of what [`write`] would compress.
+pub fn sum(package: &InTree, distribution: Distribution, ctx: &Ctx) -> Result<String, BuildcacheError> {
+    Ok(pack(package, distribution, Hashing::new(io::sink()), false, ctx)?.0.hex())
+}
+
+/// The archive as it is before it is compressed, and its sum when that is asked for.
+fn pack<W: Write>(
+    package: &InTree,
+    mut distribution: Distribution,
+    out: W,
+    sum: bool,
+    ctx: &Ctx,
+) -> Result<(W, Option<String>), BuildcacheError> {
     // With a padded store, its helper for scripts lies beside the padding and not below it.
     let store = [distribution.buildpath.clone(), distribution.sbang_install_path.clone()];
     let finders = store.each_ref().map(|path| Finder::new(path.as_bytes()));
     let own = if store[1].starts_with(&store[0]) { 1 } else { 2 };
     let (store, finders) = (store.get(..own).unwrap_or_default(), finders.get(..own).unwrap_or_default());
-    let mut writer =
-        Tar { out: GzipWriter::shared(Hashing::new(file), level, pool)?, written: 0, sum: sum.then(Sha256::new) };
+    let mut writer = Tar { out, written: 0, sum: sum.then(Sha256::new) };
     let name = package.prefix.trim_start_matches('/').to_owned();
     let mut above = String::new();
     let parents: Vec<&str> = name.split('/').collect();
@@ -108,8 +126,7 @@ pub fn write(
     writer.entry(format!("{}/{DISTRIBUTION}", walk.name).as_bytes(), EntryType::Regular, 0o644, size, None)?;
     writer.write(&text)?;
     writer.pad(size)?;
-    let (hashing, unpacked) = writer.finish()?;
-    Ok(Made { size: hashing.size(), sha256: hashing.hex(), unpacked })
+    Ok(writer.finish()?)
 }
 
 struct Walk<'w> {
@@ -231,7 +248,7 @@ impl Walk<'_> {
 
 /// Writes headers and contents, counting.
 struct Tar<W: Write> {
-    out: GzipWriter<W>,
+    out: W,
     written: u64,
     sum: Option<Sha256>,
 }
@@ -308,7 +325,7 @@ impl<W: Write> Tar<W> {
     fn finish(mut self) -> io::Result<(W, Option<String>)> {
         self.zeros(2 * UNIT)?;
         self.zeros((RECORD - self.written % RECORD) % RECORD)?;
-        Ok((self.out.finish()?, self.sum.map(|sum| hex::encode(sum.finalize()))))
+        Ok((self.out, self.sum.map(|sum| hex::encode(sum.finalize()))))
     }
 }
 

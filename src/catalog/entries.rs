@@ -43,6 +43,9 @@ pub struct Target {
 pub struct Compiler {
     /// `13.4.0`
     pub version: String,
+    /// Variants in Spack's words, laid over what every GCC is built with.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub spec: String,
     /// The release of the builtin recipes that has it, when the pinned one has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipes: Option<String>,

@@ -1,5 +1,7 @@
 //! The command line as data: what may be typed. What it means is `plan`'s and the verbs' business.
 
+use super::compiler::CompilerArgs;
+use super::exit::CODES;
 use super::features::FeatureArgs;
 use super::modes::ModeArgs;
 use super::package::PackageArgs;
@@ -10,15 +12,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const MORE: &str = "\
-Exit codes:
-  0  done
-  2  usage: flags or names that are not known, or that do not go together
-  3  this host, its configuration, or something missing while offline
-  4  a stage of the build, the pull included
-  5  verification
-  6  publishing
-  128+n  ended by signal n
-
 Files:
   ~/.slurm-factory                      cache: downloads, rootfs, packages (builds/), keys, logs
   /etc/slurm-factory/config.toml        settings; the next two win over it
@@ -39,7 +32,7 @@ Examples:
 
 /// Builds signed, relocatable Slurm packages with Spack: without root, without a daemon.
 #[derive(Debug, Parser)]
-#[command(name = "slurm-factory", version, propagate_version = true, max_term_width = 110, after_long_help = MORE)]
+#[command(name = "slurm-factory", version, propagate_version = true, max_term_width = 110, after_long_help = format!("{CODES}\n\n{MORE}"))]
 pub struct Cli {
     /// Flags of every verb.
     #[command(flatten)]
@@ -97,6 +90,8 @@ pub enum Color {
 pub enum Verb {
     /// Build a signed, relocatable Slurm package
     Build(BuildArgs),
+    /// Build a GCC for later builds, from the toolchain's own, into the cache's binary cache
+    BuildCompiler(super::compiler::BuildCompilerArgs),
     /// Show what `build` with the same flags would do
     Plan(PlanArgs),
     /// Say what this host can do, what is missing and how to mend it
@@ -143,6 +138,9 @@ pub enum Verb {
 /// `build`
 #[derive(Debug, Args)]
 pub struct BuildArgs {
+    /// Which Slurm.
+    #[command(flatten)]
+    pub slurm: SlurmArgs,
     /// What to build and how.
     #[command(flatten)]
     pub what: WhatArgs,
@@ -160,6 +158,9 @@ pub struct BuildArgs {
 /// `plan`
 #[derive(Debug, Args)]
 pub struct PlanArgs {
+    /// Which Slurm.
+    #[command(flatten)]
+    pub slurm: SlurmArgs,
     /// What to build and how.
     #[command(flatten)]
     pub what: WhatArgs,
@@ -168,30 +169,43 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-/// What `build` and `plan` share.
+/// Which Slurm: what no compiler is asked for.
 #[derive(Debug, Args, Default)]
-pub struct WhatArgs {
+pub struct SlurmArgs {
     /// Slurm version: 25.11, 24.11, 23.11 or one that the site's configuration adds
     #[arg(long, value_name = "VERSION")]
     pub slurm_version: Option<String>,
-    /// GCC version, or `system` for the toolchain's own
-    #[arg(long, value_name = "VERSION")]
-    pub compiler_version: Option<String>,
-    /// Base image and build tools: noble, jammy, debian12, debian13, rockylinux8, rockylinux9 or rockylinux10
-    #[arg(long, value_name = "NAME")]
-    pub toolchain: Option<String>,
-    /// Oldest system that it must run on: rhel8, debian12, focal and so on, or glibc-2.28. Refused when the toolchain is newer
-    #[arg(long = "for", value_name = "SYSTEM")]
-    pub oldest: Option<String>,
     /// With GPU autodetection
     #[arg(long, conflicts_with = "minimal")]
     pub gpu: bool,
     /// The least that runs: no PMIx, hwloc, REST, readline, PAM
     #[arg(long)]
     pub minimal: bool,
-    /// What of Slurm, and for which processors.
+    /// What of it.
     #[command(flatten)]
     pub features: FeatureArgs,
+}
+
+/// What all verbs that build share.
+#[derive(Debug, Args, Default)]
+pub struct WhatArgs {
+    /// GCC version, or `system` for the toolchain's own; another one is built first, when no binary cache has it. A version that is
+    /// not known is answered with the list
+    #[arg(long, value_name = "VERSION")]
+    pub compiler_version: Option<String>,
+    /// How that GCC is built.
+    #[command(flatten)]
+    pub compiler: CompilerArgs,
+    /// Base image and build tools: noble, jammy, debian12, debian13, rockylinux8, rockylinux9 or rockylinux10
+    #[arg(long, value_name = "NAME")]
+    pub toolchain: Option<String>,
+    /// Oldest system that it must run on: rhel8, debian12, focal and so on, or glibc-2.28. Refused when the toolchain is newer
+    #[arg(long = "for", value_name = "SYSTEM")]
+    pub oldest: Option<String>,
+    /// What code is made for: x86_64, x86_64_v2, x86_64_v3, x86_64_v4 or aarch64. Older processors stop with an illegal
+    /// instruction [default: every processor of the image's architecture]
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
     /// How the sandbox is made: auto, userns or podman
     #[arg(long, value_name = "BACKEND")]
     pub backend: Option<String>,
@@ -245,7 +259,7 @@ pub struct WhatArgs {
     /// Network inside the build sandbox: host, fetch-only (none while packages are built) or none [default: host]
     #[arg(long, value_name = "NETWORK")]
     pub network: Option<String>,
-    /// What to publish: none, slurm-only or all [default: none]
+    /// What to publish: none, slurm-only or all; of a compiler none, compiler-only or all [default: none]
     #[arg(long, value_name = "WHAT")]
     pub publish: Option<String>,
     /// Where to publish to.
@@ -385,7 +399,11 @@ pub struct VerifyArgs {
     /// tells who made it
     #[arg(long, conflicts_with_all = ["key", "fingerprint", "all_signers"])]
     pub foreign: bool,
-    /// Oldest system that it must run on, as for `build`: needing a newer glibc is a problem
+    /// With a tree or archive of another: the prefix that it was built for; a file that names it is a problem
+    #[arg(long, value_name = "PREFIX")]
+    pub from: Option<String>,
+    /// Oldest system that it must run on, as for `build`: needing a newer glibc is a problem [default: that of the
+    /// toolchain it was built on]
     #[arg(long = "for", value_name = "SYSTEM")]
     pub oldest: Option<String>,
     /// Also print who needs which library, and where it is found

@@ -1,6 +1,6 @@
 //! `build` and `plan`.
 
-use super::args::{BuildArgs, Global, PlanArgs, WhatArgs};
+use super::args::{BuildArgs, Global, PlanArgs, SlurmArgs, WhatArgs};
 use super::signer::signing_key;
 use super::{catalog, exit, features, open_cache, print, print_json, settings, variable};
 use crate::catalog::Catalog;
@@ -10,7 +10,7 @@ use crate::package::{layout, modulefile};
 use crate::pipeline;
 use crate::plan::{BuildPlan, Execution, Publish};
 use crate::report::Ctx;
-use crate::resolve::Flags;
+use crate::resolve::{self, Flags};
 use crate::secret::without_login;
 use crate::workflows::sandboxes::{self, Sandboxes};
 use anyhow::Result;
@@ -20,13 +20,14 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 /// The settings that flags make.
-fn flag_settings(args: &WhatArgs) -> Settings {
+fn flag_settings(slurm: &SlurmArgs, args: &WhatArgs) -> Settings {
     let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
     let settings = Settings {
         build_dir: args.build_dir.clone(),
-        slurm_version: args.slurm_version.clone(),
+        slurm_version: slurm.slurm_version.clone(),
         compiler_version: args.compiler_version.clone(),
         toolchain: args.toolchain.clone(),
+        target: args.target.clone(),
         image: args.image.clone(),
         apt_mirror: args.apt_mirror.clone(),
         apt_sources: args.apt_sources.clone(),
@@ -53,17 +54,19 @@ fn flag_settings(args: &WhatArgs) -> Settings {
         binary_mirrors: list(&args.binary_mirrors),
         ..args.modes.settings()
     };
-    args.features.over(args.store.over(settings))
+    slurm.features.over(args.store.over(settings))
 }
 
-fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
+fn flags(slurm: &SlurmArgs, args: &WhatArgs, no_cache: bool) -> Result<Flags> {
     let publish = match args.publish.as_deref() {
         None => None,
         Some("none") => Some(Publish::None),
         Some("slurm-only") => Some(Publish::SlurmOnly),
+        Some("compiler-only") => Some(Publish::CompilerOnly),
         Some("all") => Some(Publish::All),
         Some(other) => {
-            return Err(exit::Usage(format!("--publish: `{other}` is not one of none, slurm-only, all")).into());
+            let text = format!("--publish: `{other}` is not one of none, slurm-only, compiler-only, all");
+            return Err(exit::Usage(text).into());
         }
     };
     if args.store.to.is_some() && matches!(publish, None | Some(Publish::None)) {
@@ -71,7 +74,14 @@ fn flags(args: &WhatArgs, no_cache: bool) -> Result<Flags> {
             "--to says where to publish to, and nothing is published without --publish slurm-only or --publish all";
         return Err(exit::Usage(text.into()).into());
     }
-    Ok(Flags { gpu: args.gpu, minimal: args.minimal, offline: args.offline, no_cache, publish })
+    Ok(Flags {
+        gpu: slurm.gpu,
+        minimal: slurm.minimal,
+        offline: args.offline,
+        no_cache,
+        no_bootstrap: args.compiler.no_bootstrap,
+        publish,
+    })
 }
 
 /// The system that the package is for, when the toolchain can do it.
@@ -80,17 +90,41 @@ fn oldest(args: &WhatArgs, settings: &Settings) -> Result<Option<Oldest>> {
     let catalog = catalog(settings)?;
     let usage = |error: &dyn std::fmt::Display| exit::Usage(format!("--for: {error}"));
     let oldest = Oldest::parse(asked, &catalog).map_err(|e| usage(&e))?;
-    let toolchain = settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain);
-    let toolchain = catalog.toolchain(toolchain).map_err(|e| usage(&e))?;
+    let toolchain = resolve::toolchain(settings, &catalog).map_err(|e| usage(&e))?;
     oldest.check(&toolchain, &catalog).map_err(|e| usage(&e))?;
     Ok(Some(oldest))
 }
 
+/// What the verbs that build have in common.
+pub struct Shared {
+    /// All layers of configuration, flags on top.
+    pub settings: Settings,
+    /// What holds for this run.
+    pub flags: Flags,
+    /// The system that the result is for.
+    pub oldest: Option<Oldest>,
+}
+
+/// Settings and flags; a toolchain that is too new for `--for` is refused.
+pub fn shared(global: &Global, slurm: &SlurmArgs, args: &WhatArgs, no_cache: bool) -> Result<Shared> {
+    let settings = settings(global, flag_settings(slurm, args))?;
+    let flags = flags(slurm, args, no_cache)?;
+    let oldest = oldest(args, &settings)?;
+    Ok(Shared { settings, flags, oldest })
+}
+
+/// A build of Slurm makes no package of a compiler.
+fn of_slurm(shared: Shared) -> Result<Shared> {
+    if shared.flags.publish == Some(Publish::CompilerOnly) {
+        let text = "--publish compiler-only is for `build-compiler --package`; a build of Slurm has slurm-only and all";
+        return Err(exit::Usage(text.into()).into());
+    }
+    Ok(shared)
+}
+
 /// `build`
 pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let settings = settings(global, flag_settings(&args.what))?;
-    let flags = flags(&args.what, args.no_cache)?;
-    let oldest = oldest(&args.what, &settings)?;
+    let Shared { settings, flags, oldest } = of_slurm(shared(global, &args.slurm, &args.what, args.no_cache)?)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let source = args.what.key.source()?;
     let key = || signing_key(&settings, &source, &cache, ctx);
@@ -104,9 +138,11 @@ pub fn build(global: &Global, args: &BuildArgs, ctx: &Ctx) -> Result<ExitCode> {
     ctx.reporter.finish();
     let floor = built.package.manifest().facts.glibc.as_ref();
     let glibc = floor.map_or_else(|| "any".to_owned(), |f| f.version.clone());
-    ctx.note(format!(
-        "runs where glibc is {glibc} or newer; install with `slurm-factory install` or unpack it anywhere"
-    ));
+    let how = match built.package.manifest().facts.filled_in().len() {
+        0 => " or unpack it anywhere".to_owned(),
+        files => format!(", which fills in its folder where nothing else will do ({files} of its files)"),
+    };
+    ctx.note(format!("runs where glibc is {glibc} or newer; install with `slurm-factory install`{how}"));
     if args.enable_hierarchy {
         let load = modulefile::load_in_hierarchy(&built.package.manifest().facts);
         ctx.note(format!("in a hierarchy: `module use FOLDER/{}`, `{load}`", layout::CORE));
@@ -126,9 +162,7 @@ struct Shown<'a> {
 
 /// `plan`
 pub fn plan(global: &Global, args: &PlanArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let settings = settings(global, flag_settings(&args.what))?;
-    let flags = flags(&args.what, false)?;
-    oldest(&args.what, &settings)?;
+    let Shared { settings, flags, .. } = of_slurm(shared(global, &args.slurm, &args.what, false)?)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;
     let source = args.what.key.source()?;
     let key = || signing_key(&settings, &source, &cache, ctx);
@@ -157,17 +191,39 @@ fn limits(execution: &Execution) -> String {
     )
 }
 
+/// What `build-compiler` would do.
+pub fn describe_compiler(plan: &BuildPlan, catalog: &Catalog) -> String {
+    const ABOUT_SLURM: [&str; 6] = ["plan", "slurm", "spec", "beside", "features", "result"];
+    table(rows(plan, None, catalog).into_iter().filter(|(name, _)| !ABOUT_SLURM.contains(name)))
+}
+
 fn describe(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) -> String {
+    table(rows(plan, there, catalog))
+}
+
+fn table(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut text = String::new();
+    for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name:>10}  {value}");
+    }
+    text
+}
+
+fn rows(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) -> [(&'static str, String); 16] {
     let identity = &plan.identity;
     let execution = &plan.execution;
-    let mut text = String::new();
-    let compiler = match identity.compiler.as_str() {
-        "system" => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
-        own => format!("GCC {own}, which is the toolchain's own"),
+    let compiler = match (&identity.gcc, identity.compiler.as_str()) {
+        (Some(gcc), _) => format!(
+            "GCC {} from a binary cache, or built first with the toolchain's GCC {}: {}",
+            gcc.version, identity.toolchain.system_gcc, gcc.spec
+        ),
+        (None, "system") => format!("GCC {} of the toolchain", identity.toolchain.system_gcc),
+        (None, own) => format!("GCC {own}, which is the toolchain's own"),
     };
     let pin =
         |pin: &crate::plan::SourcePin| format!("{} {} ({})", without_login(&pin.source), pin.reference, pin.commit);
-    let rows = [
+    [
         ("plan", plan.digest.to_string()),
         ("slurm", format!("{} ({})", identity.slurm_version, identity.release.patch)),
         ("compiler", compiler),
@@ -180,17 +236,15 @@ fn describe(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog
         ("beside", identity.roots.join(", ")),
         ("features", features::listed(&identity.features)),
         ("target", features::target(&identity.target, catalog)),
-        ("glibc", format!("needs {} at the most, which the toolchain has", identity.toolchain.glibc)),
+        (
+            "glibc",
+            format!("needs {} at the most, which the toolchain has, whatever the compiler", identity.toolchain.glibc),
+        ),
         ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
         ("limits", limits(execution)),
         (
             "result",
             there.map_or_else(|| "not built yet".to_owned(), |path| format!("already built: {}", path.display())),
         ),
-    ];
-    for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{name:>10}  {value}");
-    }
-    text
+    ]
 }

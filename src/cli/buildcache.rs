@@ -267,7 +267,9 @@ fn push(args: &PushArgs, settings: &Settings, cache: &Cache, ctx: &Ctx) -> Resul
             Some(key) => key,
             None => resolve::make_key(cache, &variable, ctx)?,
         };
-        let how = work::How { threads: args.threads, again };
+        // What is to replace something is made anew.
+        let taking = again == Again::Nothing;
+        let how = work::How { threads: args.threads, again, taking };
         work::push(&*store, &tree, &selection, &key, cache, &how, ctx)?
     };
     ctx.reporter.finish();

@@ -1,14 +1,4 @@
-//! Exit codes, and the one place where an error is shown.
-//!
-//! | code | meaning |
-//! |---|---|
-//! | 0 | done |
-//! | 2 | usage: flags or names that are not known, or that do not go together |
-//! | 3 | this host, its configuration, or something missing while offline |
-//! | 4 | a stage of the build, the pull included |
-//! | 5 | verification |
-//! | 6 | publishing |
-//! | 128+n | ended by signal n |
+//! Exit codes ([`CODES`]), and the one place where an error is shown.
 
 use super::args::Format;
 use crate::buildcache::BuildcacheError;
@@ -37,6 +27,17 @@ use anyhow::Error;
 use serde_json::json;
 use std::io::Write as _;
 use std::process::ExitCode;
+
+/// What each means, as `--help` says it.
+pub(super) const CODES: &str = "\
+Exit codes:
+  0  done
+  2  usage: flags, names, files or folders that are not known or not there, or that do not go together
+  3  this host, its configuration, or something missing while offline
+  4  a stage of the build, the pull included
+  5  verification
+  6  publishing
+  128+n  ended by signal n";
 
 const USAGE: u8 = 2;
 const HOST: u8 = 3;
@@ -171,6 +172,7 @@ fn code(error: &Error) -> u8 {
     if let Some(e) = find::<MoveError>(error) {
         return match e {
             MoveError::Leftover { .. } => VERIFY,
+            MoveError::Busy { .. } => HOST,
             MoveError::Halfway { .. } => BUILD,
             MoveError::Io(e) if e.kind() != std::io::ErrorKind::NotFound => BUILD,
             _ => USAGE,
@@ -206,6 +208,7 @@ fn build(error: &BuildError) -> u8 {
         BuildError::Prepare(_)
         | BuildError::Spack(_)
         | BuildError::Relocate(_)
+        | BuildError::Compiler(_)
         | BuildError::Io(_)
         | BuildError::Interrupted(_) => BUILD,
     }
@@ -230,6 +233,7 @@ fn buildcache(error: &BuildcacheError) -> u8 {
 fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
+        | ResolveError::OfCache { .. }
         | ResolveError::TwoKeys { .. }
         | ResolveError::KeyDescriptor { .. }
         | ResolveError::Catalog(_)
@@ -269,7 +273,7 @@ fn plan(_error: &PlanError) -> u8 {
 fn image(error: &ImageError) -> u8 {
     match error {
         ImageError::NotCached { .. } | ImageError::Client { .. } => HOST,
-        ImageError::Target { .. } => USAGE,
+        ImageError::Target { .. } | ImageError::Absent { .. } => USAGE,
         ImageError::Registries(e) => registries(e),
         _ => BUILD,
     }
@@ -288,6 +292,7 @@ fn registries(error: &RegistriesError) -> u8 {
 fn package(error: &PackageError) -> u8 {
     match error {
         PackageError::Cache(_) => HOST,
+        PackageError::NoSlurm { .. } => USAGE,
         PackageError::Io(e) if e.kind() == std::io::ErrorKind::NotFound => USAGE,
         PackageError::Io(_) | PackageError::Write { .. } => BUILD,
         _ => VERIFY,
@@ -326,5 +331,19 @@ fn verify(error: &VerifyError) -> u8 {
         VerifyError::Package(e) => package(e),
         VerifyError::NoArchive { .. } => VERIFY,
         VerifyError::Io(_) | VerifyError::Interrupted(_) => USAGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_that_is_whole_and_the_wrong_one_is_no_verification_failure() {
+        let path = std::path::PathBuf::from("gcc.tar.gz");
+        let compiler = PackageError::NoSlurm { path: path.clone(), title: "GCC 13.4.0".into(), what: "package --oci" };
+        assert_eq!(code(&compiler.into()), USAGE);
+        let damaged = PackageError::Contents { path, entry: "view".into(), problem: "is missing".into() };
+        assert_eq!(code(&damaged.into()), VERIFY);
     }
 }

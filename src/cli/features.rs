@@ -1,10 +1,10 @@
-//! Flags that say what of Slurm is built and for which processors, and how a plan tells it.
+//! Flags that say what of Slurm is built, and how a plan tells that and for which processors.
 
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use clap::Args;
 
-/// Features and target.
+/// Features.
 #[derive(Debug, Args, Default)]
 pub struct FeatureArgs {
     /// Add a feature to the variant; may be given several times. A name that is not known is answered with the list
@@ -16,23 +16,13 @@ pub struct FeatureArgs {
     /// For experts: variants and dependencies in Spack's words, laid over everything else, as in "+hdf5 ^openssl@3.0"
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true)]
     pub spec: Option<String>,
-    /// What code is made for: x86_64, x86_64_v2, x86_64_v3, x86_64_v4 or aarch64. Older processors stop with an illegal
-    /// instruction [default: every processor of the image's architecture]
-    #[arg(long, value_name = "TARGET")]
-    pub target: Option<String>,
 }
 
 impl FeatureArgs {
     /// The settings with what these flags say.
     pub fn over(&self, settings: Settings) -> Settings {
         let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
-        Settings {
-            with: list(&self.with),
-            without: list(&self.without),
-            spec: self.spec.clone(),
-            target: self.target.clone(),
-            ..settings
-        }
+        Settings { with: list(&self.with), without: list(&self.without), spec: self.spec.clone(), ..settings }
     }
 }
 

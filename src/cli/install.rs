@@ -35,11 +35,13 @@ pub fn run(global: &Global, args: &InstallArgs, ctx: &Ctx) -> Result<ExitCode> {
         ctx.warn(format!("made for {target}: this machine's processor is older and does not run it"));
     }
     ctx.reporter.finish();
-    let (mut modules, mut load) = (installed.modules(), format!("module load {}", layout::MODULE_NAME));
+    let (mut modules, mut load) = (installed.modules(), modulefile::load(&installed.manifest.facts));
     let core = installed.prefix.join(layout::CORE);
     match (args.enable_hierarchy, core.is_dir()) {
         (true, true) => (modules, load) = (core, modulefile::load_in_hierarchy(&installed.manifest.facts)),
-        (true, false) => ctx.warn("this package was made before packages had modules for a hierarchy"),
+        (true, false) => ctx.warn(
+            "this package has no modules for a hierarchy: it is a compiler, or was made before packages had them",
+        ),
         (false, _) => {}
     }
     print(&format!("{}\nmodule use {}\n{load}\n", installed.prefix.display(), shell_word(&modules.to_string_lossy())))?;

@@ -5,6 +5,7 @@ pub mod args;
 mod build;
 pub mod buildcache;
 mod clean;
+mod compiler;
 mod doctor;
 mod exit;
 mod features;
@@ -102,6 +103,7 @@ fn watch_signals(interrupt: &Interrupt) {
 fn run(cli: &Cli, ctx: &Ctx) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Build(args) => build::build(&cli.global, args, ctx),
+        Verb::BuildCompiler(args) => compiler::run(&cli.global, args, ctx),
         Verb::Plan(args) => build::plan(&cli.global, args, ctx),
         Verb::Doctor(args) => doctor::run(&cli.global, args, ctx),
         Verb::Image(verb) => image::run(&cli.global, verb, ctx),

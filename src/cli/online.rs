@@ -53,10 +53,9 @@ fn unreachable(id: &str, tried: &str, error: &dyn std::error::Error, there: bool
 
 fn registry(settings: &Settings, catalog: &Catalog, cache: &Cache, ctx: &Ctx) -> Result<Vec<Finding>> {
     const ID: &str = "online-registry";
-    let toolchain = settings.toolchain.as_deref().unwrap_or(&catalog.defaults.toolchain);
     let image = match &settings.image {
         Some(image) => image.clone(),
-        None => catalog.toolchain(toolchain)?.image.clone(),
+        None => resolve::toolchain(settings, catalog)?.image,
     };
     let (reference, client) = resolve::image_reference(&image, settings, &variable, ctx)?;
     let Reference::Registry(of_registry) = &reference else {

@@ -6,7 +6,7 @@ use super::{exit, open_cache, print, print_json, settings, variable};
 use crate::config::Settings;
 use crate::image::{self, Name, Reference, ResolveOptions};
 use crate::package::manifest::Installed;
-use crate::package::{Manifest, Package, Trust};
+use crate::package::{Manifest, Package, PackageError, Trust};
 use crate::report::{Ctx, Stage};
 use crate::resolve;
 use crate::workflows::{finished, package_image};
@@ -125,6 +125,10 @@ fn oci(global: &Global, args: &PackageArgs, target: &Path, ctx: &Ctx) -> Result<
     let base = args.base.as_deref().map(reference).transpose()?;
     let package = open(global, &args.package, trust, ctx)?;
     let facts = &package.manifest().facts;
+    if facts.slurm.is_none() {
+        let (path, title) = (package.path().to_owned(), facts.title());
+        return Err(PackageError::NoSlurm { path, title, what: "package --oci" }.into());
+    }
     let name = name.map_or_else(|| registry_name(&package_image::default_name(facts)), Ok)?;
     let (base, client) = base.map_or_else(|| reference(&facts.image.reference), Ok)?;
     let (cache, _lock) = open_cache(&settings, ctx)?;

@@ -5,8 +5,8 @@ use super::{catalog, exit, print, print_json, settings};
 use crate::config::Settings;
 use crate::oldest::Oldest;
 use crate::package::{Attested, Difference, Manifest};
-use crate::relocate::Rules;
-use crate::relocate::verify::{Findings, Needed};
+use crate::relocate::verify::{Findings, Named, Needed};
+use crate::relocate::{Layout, Rules};
 use crate::report::Ctx;
 use crate::sign::Fingerprint;
 use crate::workflows::{processor, verify};
@@ -27,6 +27,8 @@ struct Answer<'a> {
     /// What lay beside it and vouches for it.
     attestations: &'a [Attested],
     sha256: Option<&'a str>,
+    /// What code was made for, in Spack's words.
+    target: Option<&'a str>,
     fill_in: &'a [String],
     differences: &'a [Difference],
     #[serde(flatten)]
@@ -41,14 +43,25 @@ struct Checked {
     strangers: Vec<String>,
     attested: Vec<Attested>,
     sha256: Option<String>,
+    target: Option<String>,
+    toolchain: Option<String>,
     fill_in: Vec<String>,
     /// Why the signature or the sums say nothing.
     unsure: Option<&'static str>,
     differences: Vec<Difference>,
 }
 
-fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
-    let verified = verify::tree(&args.path, rules, ctx)?;
+fn check_tree(args: &VerifyArgs, rules: &Rules, layout: Layout<'_>, ctx: &Ctx) -> Result<Checked> {
+    let verified = verify::tree(&args.path, rules, layout, ctx)?;
+    if let (Some(_), Some(package)) = (&args.from, &verified.package) {
+        return Err(exit::Usage(format!(
+            "verify --from is about what others made, and `{}` is a package of ours: {}",
+            args.path.display(),
+            package.manifest().facts.title()
+        ))
+        .into());
+    }
+    let facts = verified.package.as_ref().map(|tree| tree.manifest().facts.clone());
     let (unsure, fill_in) = match &verified.package {
         None => (
             "a tree has no signature; it holds no package's manifest.json: only what is in the files is checked",
@@ -60,7 +73,8 @@ fn check_tree(args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -> Result<Checked> {
         ),
     };
     let (findings, differences) = (verified.findings, verified.differences);
-    Ok(Checked { findings, differences, fill_in, unsure: Some(unsure), ..Checked::default() })
+    let (target, toolchain) = facts.map(|facts| (facts.target, facts.toolchain)).unzip();
+    Ok(Checked { findings, differences, fill_in, target, toolchain, unsure: Some(unsure), ..Checked::default() })
 }
 
 /// The files into which `install` writes.
@@ -80,6 +94,8 @@ fn check_package(global: &Global, args: &VerifyArgs, rules: &Rules, ctx: &Ctx) -
         strangers: verified.package.strangers().to_vec(),
         attested: verified.package.attested().to_vec(),
         sha256: Some(verified.package.sha256().to_owned()),
+        target: Some(target.clone()),
+        toolchain: Some(verified.package.manifest().facts.toolchain.clone()),
         fill_in: files(verified.package.manifest()),
         findings: verified.findings,
         ..Checked::default()
@@ -94,15 +110,22 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     let oldest = args.oldest.as_deref().map(|asked| Oldest::parse(asked, &catalog));
     let oldest = oldest.transpose().map_err(|e| exit::Usage(format!("--for: {e}")))?;
     let is_tree = fs_err::metadata(&args.path).map_err(|e| exit::Usage(format!("verify: {e}")))?.is_dir();
+    let of_others = args.from.as_ref().map(|_| rules.of_others());
+    let layout = args.from.as_deref().map_or(Ok(Layout::BUILD), prefix)?;
     let mut checked = match (is_tree, args.foreign) {
-        (true, _) => check_tree(args, &rules, ctx)?,
+        (true, _) => check_tree(args, of_others.as_ref().unwrap_or(&rules), layout, ctx)?,
+        (false, false) if args.from.is_some() => {
+            let text = "verify --from is about a tree, or about an archive of another: add --foreign";
+            return Err(exit::Usage(text.into()).into());
+        }
         (false, true) => Checked {
-            findings: verify::foreign(&args.path, &rules, ctx)?,
+            findings: verify::foreign(&args.path, of_others.as_ref().unwrap_or(&rules), layout, ctx)?,
             unsure: Some("no signature, sum or manifest was asked for: only what is in the files is checked"),
             ..Checked::default()
         },
         (false, false) => check_package(global, args, &rules, ctx)?,
     };
+    let oldest = oldest.or_else(|| Oldest::of_toolchain(checked.toolchain.as_deref()?, &catalog));
     verify::hold_to(&mut checked.findings, oldest.as_ref());
     if let Some(unsure) = checked.unsure {
         ctx.warn(unsure);
@@ -118,6 +141,7 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
             unknown_signers: &checked.strangers,
             attestations: &checked.attested,
             sha256: checked.sha256.as_deref(),
+            target: checked.target.as_deref(),
             fill_in: &checked.fill_in,
             differences: &checked.differences,
             findings: &checked.findings,
@@ -129,7 +153,8 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
             (true, None) => "   verdict  good\n",
             (true, Some(_)) => "   verdict  nothing wrong was found in what was looked at\n",
         };
-        print(&(describe(&checked, args.foreign) + verdict + &closure))?;
+        let text = describe(&checked, args.foreign) + &looked_for(&checked, layout) + verdict + &closure;
+        print(&text)?;
     }
     if fit {
         return Ok(ExitCode::SUCCESS);
@@ -139,6 +164,26 @@ pub fn run(global: &Global, args: &VerifyArgs, ctx: &Ctx) -> Result<ExitCode> {
     let lines: Vec<String> = changed.chain((!found.is_empty()).then_some(found)).collect();
     let count = checked.findings.problems.len() + checked.differences.len();
     Err(exit::Unfit(format!("{}: {count} problems\n  {}", args.path.display(), lines.join("\n  "))).into())
+}
+
+/// `--from`: what is looked for in place of our own builds' prefix.
+fn prefix(text: &str) -> Result<Layout<'_>, exit::Usage> {
+    let root = text.trim_end_matches('/');
+    if !root.starts_with('/') {
+        return Err(exit::Usage(format!(
+            "verify --from `{text}`: a prefix is an absolute path below /, such as /opt/spack"
+        )));
+    }
+    Ok(Layout { root, store: root, views: root })
+}
+
+/// What another's files were searched for: that nothing of it was found says nothing of other prefixes.
+fn looked_for(checked: &Checked, layout: Layout<'_>) -> String {
+    if checked.toolchain.is_some() {
+        return String::new();
+    }
+    let more = if layout == Layout::BUILD { "; --from names the prefix that it was built for" } else { "" };
+    format!("{:>10}  {}{more}\n", "sought", layout.root)
 }
 
 /// Who needs what, and where it is found, a library a line below its file.
@@ -185,7 +230,9 @@ fn describe(checked: &Checked, foreign: bool) -> String {
     }
     row("files", &format!("{}, of which {} ELF", findings.files, findings.elf_files));
     let host: Vec<_> = findings.from_host.iter().map(String::as_str).collect();
-    row("from host", &host.join(" "));
+    if !host.is_empty() {
+        row("from host", &host.join(" "));
+    }
     if let Some(floor) = &findings.glibc {
         let symbol = floor.symbol.as_ref().map_or_else(String::new, |name| format!(" ({name} of {})", floor.library));
         row("glibc", &format!("{} or newer, asked for by {}{symbol}", floor.version, floor.path.display()));
@@ -193,8 +240,14 @@ fn describe(checked: &Checked, foreign: bool) -> String {
     if let Some(isa) = &findings.isa {
         row("processor", &format!("{} or newer, asked for by {}", isa.level, isa.path.display()));
     }
+    if let Some(target) = &checked.target {
+        row("made for", target);
+    }
     for leak in &findings.allowed {
-        row("names build", &format!("{} ({} times): {}", leak.path.display(), leak.count, leak.reason));
+        let place =
+            leak.strings.first().map_or_else(String::new, |Named { offset, text }| format!(" at {offset} `{text}`"));
+        let more = if leak.count > 1 { format!(", and {} more", leak.count - 1) } else { String::new() };
+        row("names build", &format!("{}{place}{more}: {}", leak.path.display(), leak.reason));
     }
     if foreign || fill_in.is_empty() && sha256.is_none() {
         // A tree was unpacked already; of another's archive nothing is promised.

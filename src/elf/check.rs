@@ -18,9 +18,10 @@ use super::moves::is_table;
 use super::names::{Names, bare, is_name};
 use super::parse::{Elf, describe, is_static};
 use super::parts::Data;
-use super::raw::{Range, Section, Segment, Symbol};
+use super::raw::{Range, Section, Segment};
+use super::symbols::Symbol;
 use super::versions::Versions;
-use super::view::{Entry, View, string_at};
+use super::view::{Dynamic, Entry, View, string_at};
 
 fn fail(what: &'static str, at: u64) -> ElfError {
     ElfError::SelfCheck { what, at }
@@ -39,29 +40,33 @@ fn unreadable(error: ElfError, what: &'static str) -> ElfError {
 pub(super) struct Asked<'e> {
     pub edit: &'e Edit,
     pub interpreter: Option<&'e [u8]>,
+    /// What the original says about itself.
+    pub before: Elf,
 }
 
 /// Compares `bytes` with the file that it was made from. `touched` are the ranges of the original that were changed.
-pub(super) fn check(old: &View<'_>, bytes: Data<'_>, asked: &Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
+pub(super) fn check(old: &View<'_>, bytes: Data<'_>, mut asked: Asked<'_>, touched: &[Range]) -> Result<(), ElfError> {
     let new = View::read(bytes).map_err(|e| unreadable(e, "it cannot be read"))?;
     let new = &new;
     let edit = asked.edit;
-    same_description(old, new, asked)?;
+    same_description(old, new, &mut asked)?;
     same_headers(old, new)?;
     same_dynamic(old, new, edit)?;
-    same_image(old, new, asked, touched)?;
-    same_tables(old, new, edit)?;
-    same_strings(old, new, edit)?;
+    same_image(old, new, &asked, touched)?;
+    if let (Some(before), Some(after)) = (&old.dynamic, &new.dynamic) {
+        let names = Names::plan(old, before, edit.bare_below.as_deref())?;
+        same_tables((old, before), (new, after), &names)?;
+        same_strings(old, new, before, &names)?;
+    }
     same_sections(old, new, edit.strip)?;
     no_new_overlap(old, new)?;
     goblin_agrees(new)
 }
 
 /// Everything that [`parse()`](super::parse()) shows, apart from what was asked for.
-fn same_description(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>) -> Result<(), ElfError> {
-    let edit = asked.edit;
-    let (mut before, after) =
-        (describe(old)?, describe(new).map_err(|e| unreadable(e, "its dynamic section cannot be read"))?);
+fn same_description(old: &View<'_>, new: &View<'_>, asked: &mut Asked<'_>) -> Result<(), ElfError> {
+    let (edit, before) = (asked.edit, &mut asked.before);
+    let after = describe(new).map_err(|e| unreadable(e, "its dynamic section cannot be read"))?;
     let needs_nothing = before.needed.is_empty() && before.interpreter.is_none();
     let wanted = match &edit.search_path {
         _ if !before.has_dynamic || is_static(old) => (before.rpath.clone(), before.runpath.clone()),
@@ -89,11 +94,11 @@ fn same_description(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>) -> Result
     if let Some(interpreter) = asked.interpreter {
         before.interpreter = Some(interpreter.to_vec());
     }
-    let comparable = |elf: Elf| Elf { rpath: None, runpath: None, has_debug: false, has_symtab: false, ..elf };
-    let (has_debug, has_symtab) = (after.has_debug, after.has_symtab);
-    expect(comparable(before) == comparable(after), "the description differs", 0)?;
-    expect(!(has_debug && edit.strip != Strip::Keep), "debug sections are left", 0)?;
-    expect(!(has_symtab && edit.strip == Strip::All), "a symbol table is left", 0)
+    expect(!(after.has_debug && edit.strip != Strip::Keep), "debug sections are left", 0)?;
+    expect(!(after.has_symtab && edit.strip == Strip::All), "a symbol table is left", 0)?;
+    (before.rpath, before.runpath) = (after.rpath.clone(), after.runpath.clone());
+    (before.has_debug, before.has_symtab) = (after.has_debug, after.has_symtab);
+    expect(*before == after, "the description differs", 0)
 }
 
 fn same_headers(old: &View<'_>, new: &View<'_>) -> Result<(), ElfError> {
@@ -208,8 +213,11 @@ fn same_image(old: &View<'_>, new: &View<'_>, asked: &Asked<'_>, touched: &[Rang
 }
 
 /// The tables behind the dynamic section's pointers.
-fn same_tables(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
-    let (Some(before), Some(after)) = (&old.dynamic, &new.dynamic) else { return Ok(()) };
+fn same_tables(
+    (old, before): (&View<'_>, &Dynamic),
+    (new, after): (&View<'_>, &Dynamic),
+    names: &Names,
+) -> Result<(), ElfError> {
     let pair = |tag| before.get(tag).zip(after.get(tag));
     let same = |a: Range, b: Range, what| -> Result<(), ElfError> {
         let bytes = (old.bytes.slice(what, a.start, a.len())?, new.bytes.slice(what, b.start, b.len())?);
@@ -230,9 +238,7 @@ fn same_tables(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfErr
     let records = (old.bytes.slice("symbols", a.start, a.len())?, new.bytes.slice("symbols", b.start, b.len())?);
     if records.0 != records.1 {
         // Only the value of a symbol in a moved table, and section numbers, may differ.
-        for index in 0..count {
-            let symbol = |view: &View<'_>, at: Range| Symbol::read(view.bytes, at.start + index * size);
-            let (a, b) = (symbol(old, a)?, symbol(new, b)?);
+        for (index, (a, b)) in (0..).zip(old.symbols(a)?.zip(new.symbols(b)?)) {
             expect((a.name, a.info) == (b.name, b.info), "a dynamic symbol differs", index)?;
             expect((a.shndx == 0) == (b.shndx == 0), "a dynamic symbol differs", index)?;
             let home = old.sections.get(usize::from(a.shndx)).zip(new.sections.get(usize::from(b.shndx)));
@@ -249,36 +255,31 @@ fn same_tables(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfErr
     }
     let (a, b) = (old.versions()?, new.versions()?);
     expect(a.defs == b.defs && a.offsets.len() == b.offsets.len(), "version names differ", 0)?;
-    if edit.bare_below.is_none() {
+    if names.is_empty() {
         return expect(a.offsets == b.offsets, "version names differ", 0);
     }
     // The names of files may have changed, and only they; what those of other files are now was compared as text.
     let files =
         |versions: &Versions<'_>| -> Vec<u64> { versions.files.iter().map(|field| u64::from(field.name)).collect() };
-    let names = Names::plan(old, before, edit.bare_below.as_deref())?;
-    let wanted: Vec<u64> = files(&a).into_iter().map(|offset| names.new_offset(offset)).collect();
-    expect(files(&b) == wanted, "the names of files in the version tables", 0)?;
+    let wanted: Vec<u64> = files(a).into_iter().map(|offset| names.new_offset(offset)).collect();
+    expect(files(b) == wanted, "the names of files in the version tables", 0)?;
     let changed = a.offsets.iter().zip(&b.offsets).filter(|(a, b)| a != b).count();
-    expect(changed <= names.word_ranges().len(), "version names differ", 0)
+    expect(changed <= names.words(), "version names differ", 0)
 }
 
 /// No byte of `.dynstr` differs that another string than a search path uses.
-fn same_strings(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfError> {
-    let Some(dynamic) = &old.dynamic else { return Ok(()) };
+fn same_strings(old: &View<'_>, new: &View<'_>, dynamic: &Dynamic, changed: &Names) -> Result<(), ElfError> {
     let (before, after) = (old.dynstr()?, new.dynstr()?);
     expect(after.len() >= before.len(), "the dynamic string table shrank", after.len() as u64)?;
-    let differ = |index: &usize| before.get(*index) != after.get(*index);
-    let Some(first) = (0..before.len()).find(differ) else { return Ok(()) };
-    let last = (first..before.len()).rev().find(differ).unwrap_or(first);
+    let Some((first, last)) = difference(before, after) else { return Ok(()) };
     // The string that the first difference is in may start earlier.
-    let start = before.get(..first).unwrap_or_default().iter().rposition(|byte| *byte == 0).map_or(0, |nul| nul + 1);
+    let start = memchr::memrchr(0, before.get(..first).unwrap_or_default()).map_or(0, |nul| nul + 1);
     let suspicious = |offset: u64| usize::try_from(offset).is_ok_and(|offset| (start..=last).contains(&offset));
     let same = |offset: u64| -> Result<(), ElfError> {
         let text = |table| string_at(table, "string", offset, 0);
         let equal = !suspicious(offset) || text(before)? == text(after)?;
         expect(equal, "a dynamic string differs", offset)
     };
-    let changed = Names::plan(old, dynamic, edit.bare_below.as_deref())?;
     let names = [elf::DT_NEEDED, elf::DT_SONAME, elf::DT_AUXILIARY, elf::DT_FILTER, elf::DT_DEPAUDIT, elf::DT_AUDIT];
     for entry in dynamic.entries.iter().filter(|entry| names.contains(&entry.tag)) {
         same(if is_name(entry.tag) { changed.new_offset(entry.value) } else { entry.value })?;
@@ -291,11 +292,19 @@ fn same_strings(old: &View<'_>, new: &View<'_>, edit: &Edit) -> Result<(), ElfEr
     let Some(symbols) = old.dynsym()? else {
         return expect(false, "strings changed without knowing the symbols", first as u64);
     };
-    let size = old.bytes.form.symbol_size();
-    for index in 0..symbols.len() / size {
-        same(u64::from(Symbol::read(old.bytes, symbols.start + index * size)?.name))?;
-    }
-    Ok(())
+    old.symbols(symbols)?.try_for_each(|symbol| same(u64::from(symbol.name)))
+}
+
+/// The first and the last place at which two texts differ, as far as the first goes. In blocks, which are compared at once.
+fn difference(a: &[u8], b: &[u8]) -> Option<(usize, usize)> {
+    const BLOCK: usize = 256;
+    let b = b.get(..a.len())?;
+    let mut blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK)).enumerate().filter(|(_, (a, b))| a != b);
+    let (first, (x, y)) = blocks.next()?;
+    let begin = first * BLOCK + x.iter().zip(y).position(|(x, y)| x != y)?;
+    let (last, (x, y)) = blocks.next_back().unwrap_or((first, (x, y)));
+    let end = last * BLOCK + x.iter().zip(y).rposition(|(x, y)| x != y)?;
+    Some((begin, end))
 }
 
 /// The sections that were kept, in their order; only unloaded ones may be missing, and only when stripping.
@@ -458,4 +467,20 @@ fn goblin_agrees(new: &View<'_>) -> Result<(), ElfError> {
         && last(elf::DT_RPATH)? == new.tag_string(elf::DT_RPATH, "DT_RPATH")?
         && last(elf::DT_RUNPATH)? == new.tag_string(elf::DT_RUNPATH, "DT_RUNPATH")?;
     expect(agree, "goblin reads other names", 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::difference;
+
+    #[test]
+    fn differences_are_found_in_every_block() {
+        let text = vec![b'x'; 1000];
+        assert_eq!(difference(&text, &[&text[..], b"more"].concat()), None);
+        for (first, last) in [(0, 0), (255, 256), (3, 999), (512, 600), (999, 999)] {
+            let mut other = text.clone();
+            (other[first], other[last]) = (b'y', b'z');
+            assert_eq!(difference(&text, &other), Some((first, last)));
+        }
+    }
 }

@@ -14,12 +14,15 @@ use object::elf;
 use super::error::{ElfError, Refusal};
 use super::parts::Edits;
 use super::raw::{Class, Range, Section, Segment, Writer, align_up, slice, slice_mut};
+use super::spares::Spares;
 use super::view::{Dynamic, Entry, View};
 
 /// See the module's page.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     pub view: &'a View<'a>,
+    /// Where memory comes from.
+    pub spares: &'a mut Spares,
     /// Where the tail starts in the original.
     pub cut: u64,
     /// What is written over the original up to `cut`, in this order: offset and bytes.
@@ -37,11 +40,12 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub fn new(view: &'a View<'a>) -> Result<Self, ElfError> {
+    pub fn new(view: &'a View<'a>, spares: &'a mut Spares) -> Result<Self, ElfError> {
         let cut = cut(view);
         view.bytes.has("loaded part", 0, cut)?;
         Ok(Self {
             view,
+            spares,
             cut,
             patches: Vec::new(),
             inserted: Vec::new(),
@@ -55,7 +59,8 @@ impl<'a> Draft<'a> {
 
     /// Overwrites bytes of the head.
     pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ElfError> {
-        self.patch(Range::new(offset, bytes.len() as u64), bytes.to_vec())
+        let bytes = self.spares.copy(bytes);
+        self.patch(Range::new(offset, bytes.len() as u64), bytes)
     }
 
     /// Zeroes bytes of the head.
@@ -64,7 +69,8 @@ impl<'a> Draft<'a> {
         if range.end > self.cut {
             return Err(ElfError::SelfCheck { what: "a table behind the loaded part", at: range.start });
         }
-        self.patch(range, vec![0; length])
+        let zeros = self.spares.zeros(length);
+        self.patch(range, zeros)
     }
 
     fn patch(&mut self, range: Range, bytes: Vec<u8>) -> Result<(), ElfError> {
@@ -77,8 +83,9 @@ impl<'a> Draft<'a> {
     }
 
     /// Bytes of the head as they are now.
-    pub fn get(&self, range: Range) -> Result<Vec<u8>, ElfError> {
-        let mut bytes = self.view.bytes.slice("a table that moves", range.start, range.len())?.to_vec();
+    pub fn get(&mut self, range: Range) -> Result<Vec<u8>, ElfError> {
+        let bytes = self.view.bytes.slice("a table that moves", range.start, range.len())?;
+        let mut bytes = self.spares.copy(bytes);
         for (at, patch) in &self.patches {
             let patched = Range::new(*at, patch.len() as u64);
             let (start, end) = (patched.start.max(range.start), patched.end.min(range.end));

@@ -3,8 +3,10 @@
 use super::check;
 use super::draft::Draft;
 use super::error::{BadPath, ElfError};
+use super::parse::{Elf, describe};
 use super::parts::{Data, Edits, Parts};
 use super::raw::Range;
+use super::spares::Spares;
 use super::view::View;
 use super::{path, room, strip};
 use object::elf;
@@ -86,28 +88,54 @@ pub fn edit(data: &[u8], edit: &Edit) -> Result<Edited, ElfError> {
 /// As for [`edit`].
 pub fn edit_into(data: &[u8], edit: &Edit, out: &mut Vec<u8>) -> Result<bool, ElfError> {
     let view = View::parse(data)?;
-    let Some((edits, touched)) = plan(&view, edit)? else { return Ok(false) };
+    let Some((edits, touched)) = plan(&view, edit, &mut Spares::default())? else { return Ok(false) };
     edits.apply(data, out);
-    check::check(&view, Data::Whole(out), &check::Asked { edit, interpreter: None }, &touched)?;
+    let asked = check::Asked { edit, interpreter: None, before: describe(&view)? };
+    check::check(&view, Data::Whole(out), asked, &touched)?;
     Ok(true)
 }
 
 /// The same as [`edit`] for a file of which only parts were read, as a list of what to copy and what to write; `None` when it
-/// stays as it is. What is copied is not looked at; all else is read again and compared as for [`edit`].
+/// stays as it is. `asked` says what is to be done with a file that says this about itself. What is copied is not looked at; all
+/// else is read again and compared as for [`edit`].
 ///
 /// # Errors
 ///
 /// [`ElfError::NotRead`]: read what it names, [add](Parts::add) it and ask again. All others as for [`edit`].
-pub fn edit_parts(parts: &Parts, edit: &Edit) -> Result<Option<Edits>, ElfError> {
+pub fn edit_parts(parts: &Parts, asked: impl FnOnce(&Elf) -> Option<Edit>) -> Result<Option<Edits>, ElfError> {
+    edit_parts_with(parts, &mut Spares::default(), asked)
+}
+
+/// The same as [`edit_parts`] for whoever edits thousands of files: with memory of earlier edits.
+/// [Recycle](Edits::recycle) what you were given.
+///
+/// # Errors
+///
+/// As for [`edit_parts`].
+pub fn edit_parts_with(
+    parts: &Parts,
+    spares: &mut Spares,
+    asked: impl FnOnce(&Elf) -> Option<Edit>,
+) -> Result<Option<Edits>, ElfError> {
     let view = View::read(Data::Parts(parts))?;
-    let Some((edits, touched)) = plan(&view, edit)? else { return Ok(None) };
-    let made = edits.parts(parts);
-    check::check(&view, Data::Made(&made, &edits), &check::Asked { edit, interpreter: None }, &touched)?;
-    Ok(Some(edits))
+    let before = describe(&view)?;
+    let Some(edit) = asked(&before) else { return Ok(None) };
+    let Some((mut edits, touched)) = plan(&view, &edit, spares)? else { return Ok(None) };
+    let made = edits.parts(parts, spares);
+    let asked = check::Asked { edit: &edit, interpreter: None, before };
+    let outcome = check::check(&view, Data::Made(&made, &edits), asked, &touched);
+    edits.known = made;
+    match outcome {
+        Ok(()) => Ok(Some(edits)),
+        Err(error) => {
+            edits.recycle(spares);
+            Err(error)
+        }
+    }
 }
 
 /// Decides, and drafts; also which ranges of the original were changed on purpose.
-fn plan(view: &View<'_>, edit: &Edit) -> Result<Option<(Edits, Vec<Range>)>, ElfError> {
+fn plan(view: &View<'_>, edit: &Edit, spares: &mut Spares) -> Result<Option<(Edits, Vec<Range>)>, ElfError> {
     if let SearchPath::Rpath(path) | SearchPath::Runpath(path) = &edit.search_path {
         if path.is_empty() {
             return Err(ElfError::SearchPath(BadPath::Empty));
@@ -126,7 +154,7 @@ fn plan(view: &View<'_>, edit: &Edit) -> Result<Option<(Edits, Vec<Range>)>, Elf
     if path_plan.is_none() && strip_plan.is_none() {
         return Ok(None);
     }
-    let mut draft = Draft::new(view)?;
+    let mut draft = Draft::new(view, spares)?;
     if let Some(plan) = path_plan {
         path::apply(&mut draft, plan)?;
     }
@@ -164,7 +192,8 @@ pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
     if view.interpreter()? == Some(text) {
         return Ok(Edited::Unchanged);
     }
-    let mut draft = Draft::new(&view)?;
+    let mut spares = Spares::default();
+    let mut draft = Draft::new(&view, &mut spares)?;
     let terminated = [text, b"\0"].concat();
     if terminated.len() as u64 <= segment.filesz {
         draft.zero(segment.range())?;
@@ -176,6 +205,7 @@ pub fn set_interpreter(data: &[u8], text: &[u8]) -> Result<Edited, ElfError> {
     let mut bytes = Vec::new();
     draft.finish()?.apply(data, &mut bytes);
     let edit = Edit::default();
-    check::check(&view, Data::Whole(&bytes), &check::Asked { edit: &edit, interpreter: Some(text) }, &touched)?;
+    let asked = check::Asked { edit: &edit, interpreter: Some(text), before: describe(&view)? };
+    check::check(&view, Data::Whole(&bytes), asked, &touched)?;
     Ok(Edited::Changed(bytes))
 }

@@ -17,9 +17,10 @@
 //!
 //! # Where it looks
 //!
-//! - `raw`: the records of the format, in either class and byte order
+//! - `raw`: the records of the format, in either class and byte order; `symbols`: those of symbol tables
 //! - `view`: one file, read and checked, borrowed; `parse`: the same for callers; `glibc`: version rules
 //! - `parts`: a file of which only parts were read; an edit as a list of what is copied and what is written
+//! - `spares`: memory that one edit leaves for the next
 //! - `versions`: the version tables
 //! - `names`: names of libraries that are paths of the build become bare names
 //! - `path`: the search path: what has to change in the dynamic section and its strings
@@ -44,14 +45,17 @@ mod parts;
 mod path;
 mod raw;
 mod room;
+mod spares;
 mod strip;
+mod symbols;
 mod versions;
 mod view;
 
 pub use compressed::{Compression, Section, compressed};
-pub use edit::{Edit, Edited, SearchPath, Strip, edit, edit_into, edit_parts, set_interpreter};
+pub use edit::{Edit, Edited, SearchPath, Strip, edit, edit_into, edit_parts, edit_parts_with, set_interpreter};
 pub use error::{BadPath, ElfError, Refusal};
 pub use glibc::{GlibcFloor, GlibcVersion, glibc_floor, glibc_symbol, glibc_version};
-pub use parse::{Elf, IsaLevel, Kind, VersionNeed, is_elf, parse, parse_parts};
-pub use parts::{Copied, Edits, Parts};
+pub use parse::{Elf, IsaLevel, Kind, VersionNeed, is_elf, parse};
+pub use parts::{Copied, Edits, Parts, Piece};
 pub use raw::{Class, Endian};
+pub use spares::Spares;

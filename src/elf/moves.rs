@@ -5,7 +5,8 @@ use object::elf::{self, DynamicTag};
 
 use super::draft::Draft;
 use super::error::{ElfError, Refusal};
-use super::raw::{Range, Symbol, Writer};
+use super::raw::{Range, Writer};
+use super::symbols::Symbol;
 use super::view::{Dynamic, Entry, View};
 
 /// Bytes that go from one place to another, all with the same distance.
@@ -49,11 +50,7 @@ pub(super) fn move_symbols(draft: &mut Draft<'_>, moves: &[Move], dynamic: Optio
         }
         let contents = view.contents(section)?;
         let mut changed: Option<Vec<u8>> = None;
-        for at in (0..contents.len()).step_by(size) {
-            if at + size > contents.len() {
-                break;
-            }
-            let symbol = Symbol::read(view.bytes, section.offset + at as u64)?;
+        for (at, symbol) in (0..).step_by(size).zip(Symbol::all(contents, form)) {
             let mut home = homes.get(usize::from(symbol.shndx)).copied().flatten();
             if let Some(dynamic) = dynamic
                 && symbol.shndx == elf::SHN_ABS.0

@@ -12,7 +12,7 @@ use object::elf::{self, DynamicTag};
 
 use super::draft::Draft;
 use super::error::ElfError;
-use super::raw::{Range, Writer};
+use super::raw::Writer;
 use super::view::{Dynamic, View};
 
 /// The names that lose their folders.
@@ -39,7 +39,11 @@ impl Names {
     /// What changes when names below `folder` lose it; with `None`, nothing.
     pub fn plan(view: &View<'_>, dynamic: &Dynamic, folder: Option<&[u8]>) -> Result<Self, ElfError> {
         let mut found = Self::default();
-        let Some(folder) = folder else { return Ok(found) };
+        // In most files no text is of the build.
+        let Some(folder) = folder.filter(|_| dynamic.strings.is_some()) else { return Ok(found) };
+        if memchr::memmem::find(view.dynstr()?, folder).is_none() {
+            return Ok(found);
+        }
         let mut take = |offset: u64| -> Result<Option<&[u8]>, ElfError> {
             let text = view.string("a library's name", offset)?;
             let file = bare(text, folder);
@@ -52,13 +56,14 @@ impl Names {
             take(entry.value)?;
         }
         let mut words = Vec::new();
-        for field in view.versions()?.files {
+        let files = &view.versions()?.files;
+        for field in files {
             let Some(file) = take(u64::from(field.name))? else { continue };
             if let Some(at) = field.hash_at {
                 words.push((at, sysv_hash(file)));
             }
         }
-        for field in view.versions()?.files {
+        for field in files {
             if let Some(length) = found.folders.get(&u64::from(field.name)) {
                 words.push((field.at, field.name + u32::try_from(*length).unwrap_or_default()));
             }
@@ -92,9 +97,9 @@ impl Names {
         Ok(())
     }
 
-    /// The words of the version tables that change, as ranges in the file.
-    pub fn word_ranges(&self) -> Vec<Range> {
-        self.words.iter().map(|(at, _)| Range::new(*at, 4)).collect()
+    /// How many words of the version tables change.
+    pub fn words(&self) -> usize {
+        self.words.len()
     }
 }
 

@@ -3,7 +3,6 @@
 use object::elf;
 
 use super::error::ElfError;
-use super::parts::{Data, Parts};
 use super::raw::{Class, Endian};
 use super::view::View;
 
@@ -129,15 +128,6 @@ pub fn parse(data: &[u8]) -> Result<Elf, ElfError> {
     describe(&View::parse(data)?)
 }
 
-/// The same of a file of which only parts were read.
-///
-/// # Errors
-///
-/// [`ElfError::NotRead`] says what else is needed.
-pub fn parse_parts(parts: &Parts) -> Result<Elf, ElfError> {
-    describe(&View::read(Data::Parts(parts))?)
-}
-
 pub(super) fn describe(view: &View<'_>) -> Result<Elf, ElfError> {
     // Names may be shared: a small file can name one long string many times.
     let mut budget = Budget::new(view.bytes.len());
@@ -260,6 +250,8 @@ fn gnu_note<'a>(view: &View<'a>, wanted: u32) -> Result<Option<&'a [u8]>, ElfErr
     if view.is_debug_file {
         return Ok(None);
     }
+    // Segments may share bytes, notes take some of their own: thousands of segments are not worth as many looks at the file.
+    let mut left = view.bytes.len();
     for segment in view.segments.iter().filter(|segment| segment.kind == elf::PT_NOTE) {
         let align = if segment.align == 8 { 8 } else { 4 };
         let end = segment.range().end;
@@ -274,11 +266,16 @@ fn gnu_note<'a>(view: &View<'a>, wanted: u32) -> Result<Option<&'a [u8]>, ElfErr
             if desc_at.saturating_add(descs) > end {
                 break; // notes are for tools: a broken one stops nobody from loading the file
             }
+            let next = desc_at + padded(descs);
+            left = match left.checked_sub(next - at) {
+                Some(left) => left,
+                None => return Ok(None),
+            };
             let name = view.bytes.slice("note", at + 12, names)?;
             if kind == wanted && name == b"GNU\0" {
                 return view.bytes.slice("note", desc_at, descs).map(Some);
             }
-            at = desc_at + padded(descs);
+            at = next;
         }
     }
     Ok(None)

@@ -11,7 +11,8 @@
 //! ```
 
 use super::error::ElfError;
-use super::raw::Range;
+use super::raw::{Range, slice_mut};
+use super::spares::Spares;
 
 /// The bytes of a file as far as they were read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +45,57 @@ impl Parts {
         self.length
     }
 
+    /// Has what is not known yet of `start..end` read. `read` is given a buffer, an offset in the file and a length: so many bytes
+    /// from there it is to put behind what the buffer holds. Buffers come from `spares`, and go there.
+    pub fn fill<E>(
+        &mut self,
+        start: u64,
+        end: u64,
+        spares: &mut Spares,
+        read: impl FnOnce(&mut Vec<u8>, u64, usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let end = end.min(self.length);
+        let behind = self.parts.partition_point(|part| part.at <= start);
+        let touching = behind.checked_sub(1).filter(|index| self.parts.get(*index).is_some_and(|p| p.end() >= start));
+        let index = touching.unwrap_or(behind);
+        if touching.is_none() {
+            let length = usize::try_from(end.saturating_sub(start)).unwrap_or_default();
+            self.parts.insert(index, Part { at: start, bytes: spares.take(length) });
+        }
+        let mut rest = self.parts.split_off(index + 1).into_iter().peekable();
+        let outcome = match self.parts.get_mut(index) {
+            Some(part) if part.end() < end => {
+                let (from, length) = (part.end(), usize::try_from(end - part.end()).unwrap_or(usize::MAX));
+                let outcome = read(&mut part.bytes, from, length);
+                // What it did not do, or too much of it, is unknown.
+                part.bytes.truncate(usize::try_from(end - part.at).unwrap_or(usize::MAX));
+                while let Some(next) = rest.next_if(|next| next.at <= part.end()) {
+                    let known = usize::try_from(part.end() - next.at).unwrap_or(usize::MAX);
+                    part.bytes.extend_from_slice(next.bytes.get(known..).unwrap_or_default());
+                    spares.give(next.bytes);
+                }
+                outcome
+            }
+            _ => Ok(()),
+        };
+        self.parts.extend(rest);
+        self.parts.retain(|part| !part.bytes.is_empty());
+        outcome
+    }
+
+    /// Gives back the memory: that of the first part, and that of the others to `spares`.
+    pub fn into_first(self, spares: &mut Spares) -> Vec<u8> {
+        let mut parts = self.parts.into_iter().map(|part| part.bytes);
+        let first = parts.next().unwrap_or_default();
+        parts.for_each(|bytes| spares.give(bytes));
+        first
+    }
+
+    /// Gives all of its memory to `spares`.
+    pub fn recycle(self, spares: &mut Spares) {
+        self.parts.into_iter().for_each(|part| spares.give(part.bytes));
+    }
+
     /// Adds the bytes that stand at an offset. What reaches beyond the end of the file is cut off.
     pub fn add(&mut self, at: u64, mut bytes: Vec<u8>) {
         let room = usize::try_from(self.length.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -54,7 +106,7 @@ impl Parts {
         let end = at + bytes.len() as u64;
         let inside = self.parts.iter_mut().find(|part| part.at <= at && end <= part.end());
         if let Some(part) = inside
-            && let Some(place) = super::raw::slice_mut(&mut part.bytes, at - part.at, end - at)
+            && let Some(place) = slice_mut(&mut part.bytes, at - part.at, end - at)
         {
             place.copy_from_slice(&bytes);
             return;
@@ -115,6 +167,17 @@ pub struct Edits {
     pub copies: Vec<Copied>,
     /// Offset in the new file, and bytes. Every byte that is not copied is written.
     pub writes: Vec<(u64, Vec<u8>)>,
+    /// What is known of the new file, where only parts of the old one were.
+    pub(super) known: Parts,
+}
+
+/// A piece of the new file: [`Edits::pieces`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// These bytes.
+    Bytes(&'a [u8]),
+    /// What the old file has there.
+    Copied(Copied),
 }
 
 impl Edits {
@@ -144,6 +207,27 @@ impl Edits {
         Ok(())
     }
 
+    /// The new file from its begin to its end, when it is made of parts: what is known of it is written, the rest copied.
+    pub fn pieces(&self) -> Vec<Piece<'_>> {
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        let known = self.known.parts.iter().map(|part| (part.at, part.bytes.as_slice()));
+        for (known_at, bytes) in known.chain([(self.length, &[][..])]) {
+            for copied in &self.copies {
+                let (start, end) = (copied.to.max(at), (copied.to + copied.length).min(known_at));
+                if start < end {
+                    let from = copied.from + (start - copied.to);
+                    pieces.push(Piece::Copied(Copied { from, to: start, length: end - start }));
+                }
+            }
+            if !bytes.is_empty() {
+                pieces.push(Piece::Bytes(bytes));
+            }
+            at = known_at + bytes.len() as u64;
+        }
+        pieces
+    }
+
     /// Makes the new file of the whole old one.
     pub fn apply(&self, old: &[u8], new: &mut Vec<u8>) {
         new.clear();
@@ -154,30 +238,62 @@ impl Edits {
         }
         new.resize(at(self.length), 0);
         for (offset, bytes) in &self.writes {
-            if let Some(place) = super::raw::slice_mut(new, *offset, bytes.len() as u64) {
+            if let Some(place) = slice_mut(new, *offset, bytes.len() as u64) {
                 place.copy_from_slice(bytes);
             }
         }
     }
 
-    /// The parts of the new file that are known when these of the old one are.
-    pub(super) fn parts(&self, old: &Parts) -> Parts {
-        let mut new = Parts::new(self.length);
+    /// The parts of the new file that are known when these of the old one are, in memory from `spares`.
+    pub(super) fn parts(&self, old: &Parts, spares: &mut Spares) -> Parts {
+        let mut known: Vec<(u64, &[u8])> = Vec::new();
         for copied in &self.copies {
             for part in &old.parts {
                 let (start, end) = (part.at.max(copied.from), part.end().min(copied.from + copied.length));
                 if start < end
-                    && let Some(bytes) = old.get(start, end - start)
+                    && let Some(bytes) = super::raw::slice(&part.bytes, start - part.at, end - start)
                 {
-                    new.add(copied.to + (start - copied.from), bytes.to_vec());
+                    known.push((copied.to + (start - copied.from), bytes));
                 }
             }
         }
-        for (at, bytes) in &self.writes {
-            // Later bytes win: `add` keeps what it is given.
-            new.add(*at, bytes.clone());
+        known.extend(self.writes.iter().map(|(at, bytes)| (*at, bytes.as_slice())));
+        known.retain(|(_, bytes)| !bytes.is_empty());
+
+        // What touches is one part.
+        let range = |(at, bytes): &(u64, &[u8])| Range::new(*at, bytes.len() as u64);
+        let mut ranges: Vec<Range> = known.iter().map(range).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, part| {
+            let joins = next.start <= part.end;
+            part.end = if joins { part.end.max(next.end) } else { part.end };
+            joins
+        });
+        let size = |length: u64| usize::try_from(length).unwrap_or_default();
+        let new = |range: &Range| Part { at: range.start, bytes: spares.take(size(range.len())) };
+        let mut parts: Vec<Part> = ranges.iter().map(new).collect();
+        for (at, bytes) in known {
+            let home =
+                parts.partition_point(|part| part.at <= at).checked_sub(1).and_then(|index| parts.get_mut(index));
+            let Some(part) = home else { continue };
+            // What is copied comes in order; what is written, behind it or over it: later bytes win.
+            let offset = size(at - part.at);
+            if part.bytes.len() < offset {
+                part.bytes.resize(offset, 0);
+            }
+            let (over, behind) = bytes.split_at(bytes.len().min(part.bytes.len() - offset));
+            if let Some(place) = part.bytes.get_mut(offset..offset + over.len()) {
+                place.copy_from_slice(over);
+            }
+            part.bytes.extend_from_slice(behind);
         }
-        new
+        Parts { length: self.length, parts }
+    }
+
+    /// Gives all of its memory to `spares`.
+    pub fn recycle(self, spares: &mut Spares) {
+        self.known.recycle(spares);
+        self.writes.into_iter().for_each(|(_, bytes)| spares.give(bytes));
     }
 
     /// Whether the new file has at `to` what the old one has at `from`, without anybody looking.
@@ -272,6 +388,31 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_unknown_is_read() {
+        let file: Vec<u8> = (0..100).collect();
+        let (mut parts, mut spares) = (Parts::new(100), Spares::default());
+        let mut told = Vec::new();
+        for (start, end) in [(10, 20), (15, 30), (40, 50), (45, 60), (30, 35), (33, 47), (0, 5), (90, 200), (0, 100)] {
+            let read = |buffer: &mut Vec<u8>, at: u64, length: usize| {
+                told.push((at, length));
+                let at = usize::try_from(at).unwrap();
+                buffer.extend_from_slice(&file[at..at + length]);
+                Ok::<(), ()>(())
+            };
+            parts.fill(start, end, &mut spares, read).unwrap();
+            let (from, length) = (start, end.min(100) - start);
+            assert_eq!(parts.get(from, length), super::super::raw::slice(&file, from, length), "{start} {end}");
+            assert!(parts.parts.windows(2).all(|two| two[0].end() < two[1].at), "{parts:?}");
+        }
+        let read = [(10, 10), (20, 10), (40, 10), (50, 10), (30, 5), (35, 12), (0, 5), (90, 10), (5, 95)];
+        assert_eq!(told, read);
+        assert_eq!((parts.parts.len(), parts.into_first(&mut spares)), (1, file));
+        let mut parts = Parts::new(9);
+        assert_eq!(parts.fill(3, 5, &mut spares, |_, _, _| Err("no")), Err("no"));
+        assert_eq!(parts.parts, []);
+    }
+
+    #[test]
     fn what_is_unknown_of_the_new_file_is_asked_of_the_old() {
         let mut old = Parts::new(100);
         old.add(0, vec![1; 10]);
@@ -281,7 +422,7 @@ mod tests {
         edits.copy(50, 50);
         edits.write("x", 3, vec![3; 2]).unwrap();
         assert!(edits.write("x", 104, vec![3; 2]).is_err());
-        let new = edits.parts(&old);
+        let new = edits.parts(&old, &mut Spares::default());
         let data = Data::Made(&new, &edits);
         assert_eq!(data.slice("x", 0, 10), Ok(&[1, 1, 1, 3, 3, 1, 1, 1, 1, 1][..]));
         assert_eq!(data.slice("x", 8, 10), Err(ElfError::NotRead { offset: 10, length: 8 }));
@@ -293,6 +434,11 @@ mod tests {
         );
         assert!(!data.is_copy(Range::new(2, 5), Range::new(2, 5)), "written over");
         let (whole, mut out) = ((0..100).collect::<Vec<u8>>(), Vec::new());
+        edits.known = new;
+        let copied = |from, to, length| Piece::Copied(Copied { from, to, length });
+        let front = [1, 1, 1, 3, 3, 1, 1, 1, 1, 1];
+        let pieces = [Piece::Bytes(&front), copied(10, 10, 40), Piece::Bytes(&[2; 5]), copied(50, 55, 50)];
+        assert_eq!(edits.pieces(), pieces);
         edits.apply(&whole, &mut out);
         assert_eq!(
             (out.len(), &out[..6], &out[49..57]),

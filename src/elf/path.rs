@@ -14,7 +14,7 @@ use super::edit::SearchPath;
 use super::error::ElfError;
 use super::names::{Names, is_name};
 use super::parse::is_static;
-use super::raw::{Range, Symbol, slice_mut};
+use super::raw::{Range, slice_mut};
 use super::view::{Dynamic, Entry, View};
 use super::{moves, room};
 
@@ -68,15 +68,16 @@ pub(super) fn plan(view: &View<'_>, asked: &SearchPath, bare: Option<&[u8]>) -> 
     }
 
     // Text that is already there is kept; else the largest place that is ours is taken.
-    let mut users = Users::of(view, dynamic, &names, keep)?;
+    let table = view.dynstr()?;
+    let paths = existing.iter().map(|(entry, text)| (entry.value, text.len() as u64));
+    let spans: Vec<Span> =
+        paths.chain(names.folders()).map(|(offset, length)| Span::new(table, offset, length)).collect();
+    let mut users = Users::of(view, dynamic, &names, keep, &spans)?;
     let kept = wanted.and_then(|(_, path)| existing.iter().find(|(_, text)| *text == path));
     if let Some((entry, _)) = kept {
         users.add(entry.value);
     }
-    let table = view.dynstr()?;
-    let paths = existing.iter().map(|(entry, text)| (entry.value, text.len() as u64));
-    let wipe: Vec<Range> =
-        paths.chain(names.folders()).map(|(offset, length)| users.owned(table, offset, length)).collect();
+    let wipe: Vec<Range> = spans.iter().map(|span| users.owned(span)).collect();
 
     let kept_entries = dynamic.entries.iter().filter(|entry| keep || !is_path(entry.tag));
     let mut entries: Vec<Entry> = kept_entries
@@ -122,7 +123,19 @@ pub(super) fn apply(draft: &mut Draft<'_>, plan: Plan) -> Result<(), ElfError> {
         return Err(ElfError::SelfCheck { what: "a path without a dynamic string table", at: 0 });
     };
     plan.names.apply(draft)?;
-    let mut table = draft.view.dynstr()?.to_vec();
+    let moves = plan.append.is_some() || plan.entries.len() > dynamic.room();
+    if !moves {
+        for range in &plan.wipe {
+            draft.zero(Range::new(strings.range.start + range.start, range.len()))?;
+        }
+        if let Some((at, text)) = &plan.write {
+            draft.put(strings.range.start + at, text)?;
+        }
+        return draft.put_dynamic(&plan.entries);
+    }
+    let (old, append) = (draft.view.dynstr()?, plan.append.as_deref().unwrap_or_default());
+    let mut table = draft.spares.take(old.len() + append.len());
+    table.extend_from_slice(old);
     let inside = |at: u64| ElfError::SelfCheck { what: "a path outside its string table", at };
     for range in &plan.wipe {
         slice_mut(&mut table, range.start, range.len()).ok_or(inside(range.start))?.fill(0);
@@ -130,21 +143,42 @@ pub(super) fn apply(draft: &mut Draft<'_>, plan: Plan) -> Result<(), ElfError> {
     if let Some((at, text)) = &plan.write {
         slice_mut(&mut table, *at, text.len() as u64).ok_or(inside(*at))?.copy_from_slice(text);
     }
-    let moves = plan.append.is_some() || plan.entries.len() > dynamic.room();
-    if !moves {
-        draft.put(strings.range.start, &table)?;
-        return draft.put_dynamic(&plan.entries);
-    }
-    table.extend_from_slice(plan.append.as_deref().unwrap_or_default());
-    room::grow(draft, plan.entries, &table)
+    table.extend_from_slice(append);
+    room::grow(draft, plan.entries, &table)?;
+    draft.spares.give(table);
+    Ok(())
 }
 
-/// Every offset into `.dynstr` that is not a search path's, sorted; or nothing, if they cannot all be known.
+/// A text in `.dynstr`, and which offsets lead into it.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    /// Where the string begins that it is, or is the tail of.
+    start: u64,
+    offset: u64,
+    length: u64,
+}
+
+impl Span {
+    fn new(table: &[u8], offset: u64, length: u64) -> Self {
+        // A string that starts earlier reads into this one if there is no NUL between.
+        let before = usize::try_from(offset).ok().and_then(|offset| table.get(..offset)).unwrap_or_default();
+        Self { start: memchr::memrchr(0, before).map_or(0, |nul| nul as u64 + 1), offset, length }
+    }
+
+    fn has(&self, user: u64) -> bool {
+        self.start <= user && user <= self.offset.saturating_add(self.length)
+    }
+}
+
+/// Every offset that leads into these texts and is not a search path's, sorted; or nothing, if they cannot all be known.
 struct Users(Option<Vec<u64>>);
 
 impl Users {
-    fn of(view: &View<'_>, dynamic: &Dynamic, changed: &Names, keep: bool) -> Result<Self, ElfError> {
+    fn of(view: &View<'_>, dynamic: &Dynamic, changed: &Names, keep: bool, spans: &[Span]) -> Result<Self, ElfError> {
         let unknown = Ok(Self(None));
+        if spans.is_empty() {
+            return unknown;
+        }
         let Some(strings) = dynamic.strings else { return unknown };
         let mut offsets = Vec::new();
         for entry in dynamic.entries.iter().filter(|entry| keep || !is_path(entry.tag)) {
@@ -162,7 +196,7 @@ impl Users {
         let versions = view.versions()?;
         let of_files: BTreeSet<u64> = versions.files.iter().map(|field| u64::from(field.name)).collect();
         // A version may be called as a file is: it keeps its name.
-        let mut of_versions = versions.offsets;
+        let mut of_versions = versions.offsets.clone();
         for field in &versions.files {
             if let Some(at) = of_versions.iter().position(|offset| *offset == field.name) {
                 of_versions.swap_remove(at);
@@ -172,17 +206,15 @@ impl Users {
         offsets.extend(of_files.into_iter().map(|offset| changed.new_offset(offset)));
 
         let Some(symbols) = view.dynsym()? else { return unknown };
-        let size = view.bytes.form.symbol_size();
         // A section header that hides symbols would hide their names from us.
         let hash = dynamic.get(elf::DT_HASH).map(|addr| view.sysv_hash(addr)).transpose()?;
         let gnu_hash = dynamic.get(elf::DT_GNU_HASH).map(|addr| view.gnu_hash(addr)).transpose()?;
         let hashed = hash.map_or(0, |(_, count)| count).max(gnu_hash.map_or(0, |(_, count)| count));
-        if hashed > symbols.len() / size {
+        if hashed > symbols.len() / view.bytes.form.symbol_size() {
             return unknown;
         }
-        for at in (symbols.start..symbols.end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
-            offsets.push(u64::from(Symbol::read(view.bytes, at)?.name));
-        }
+        let inside = |offset: &u64| spans.iter().any(|span| span.has(*offset));
+        offsets.extend(view.symbols(symbols)?.map(|symbol| u64::from(symbol.name)).filter(inside));
 
         // Anything else that uses these bytes as a string table, or for something else altogether.
         for (index, section) in view.sections.iter().enumerate() {
@@ -205,6 +237,7 @@ impl Users {
                 return unknown;
             }
         }
+        offsets.retain(inside);
         offsets.sort_unstable();
         offsets.dedup();
         Ok(Self(Some(offsets)))
@@ -219,12 +252,10 @@ impl Users {
     }
 
     /// The bytes of a string, from its start, that no other offset reads; its NUL too if that is not shared.
-    fn owned(&self, table: &[u8], offset: u64, length: u64) -> Range {
+    fn owned(&self, span: &Span) -> Range {
+        let Span { start, offset, length } = *span;
         let nothing = Range::new(offset, 0);
         let Some(offsets) = &self.0 else { return nothing };
-        // A string that starts earlier reads into this one if there is no NUL between.
-        let before = usize::try_from(offset).ok().and_then(|offset| table.get(..offset));
-        let start = before.unwrap_or_default().iter().rposition(|byte| *byte == 0).map_or(0, |nul| nul as u64 + 1);
         let from = offsets.partition_point(|user| *user < start);
         match offsets.get(from) {
             Some(user) if *user <= offset => nothing,
@@ -237,18 +268,19 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use super::super::raw::Range;
-    use super::Users;
+    use super::{Span, Users};
 
     #[test]
     fn only_unshared_bytes_are_owned() {
         //            0 1        11       20
         let table = b"\0/build/li\0b/lib.so\0";
-        let owned = |users: &[u64], offset, length| Users(Some(users.to_vec())).owned(table, offset, length);
+        let span = |offset, length| Span::new(table, offset, length);
+        let owned = |users: &[u64], offset, length| Users(Some(users.to_vec())).owned(&span(offset, length));
         assert_eq!(owned(&[0, 11], 1, 9), Range { start: 1, end: 11 }, "alone, its NUL too");
         assert_eq!(owned(&[0, 8, 11], 1, 9), Range { start: 1, end: 8 }, "a name ends in its tail");
         assert_eq!(owned(&[0, 10], 1, 9), Range { start: 1, end: 10 }, "its NUL is somebody's empty name");
         assert!(owned(&[0, 1], 1, 9).is_empty(), "somebody has the same text");
         assert!(owned(&[0, 11], 13, 6).is_empty(), "it is itself the tail of a name");
-        assert!(Users(None).owned(table, 1, 9).is_empty(), "users unknown");
+        assert!(Users(None).owned(&span(1, 9)).is_empty(), "users unknown");
     }
 }

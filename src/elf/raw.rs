@@ -68,6 +68,27 @@ impl Form {
         self.pick(16, 24)
     }
 
+    pub const fn u16(self, bytes: [u8; 2]) -> u16 {
+        match self.endian {
+            Endian::Little => u16::from_le_bytes(bytes),
+            Endian::Big => u16::from_be_bytes(bytes),
+        }
+    }
+
+    pub const fn u32(self, bytes: [u8; 4]) -> u32 {
+        match self.endian {
+            Endian::Little => u32::from_le_bytes(bytes),
+            Endian::Big => u32::from_be_bytes(bytes),
+        }
+    }
+
+    pub const fn u64(self, bytes: [u8; 8]) -> u64 {
+        match self.endian {
+            Endian::Little => u64::from_le_bytes(bytes),
+            Endian::Big => u64::from_be_bytes(bytes),
+        }
+    }
+
     /// One more than the highest address there can be.
     pub const fn address_limit(self) -> u64 {
         // User space ends well below: 0xc000_0000 on 32-bit x86, 2^47 on x86-64 (and 2^39 on some RISC-V).
@@ -109,27 +130,15 @@ impl<'a> Bytes<'a> {
     }
 
     pub fn u16(self, what: &'static str, offset: u64) -> Result<u16, ElfError> {
-        let bytes = self.array(what, offset)?;
-        Ok(match self.form.endian {
-            Endian::Little => u16::from_le_bytes(bytes),
-            Endian::Big => u16::from_be_bytes(bytes),
-        })
+        Ok(self.form.u16(self.array(what, offset)?))
     }
 
     pub fn u32(self, what: &'static str, offset: u64) -> Result<u32, ElfError> {
-        let bytes = self.array(what, offset)?;
-        Ok(match self.form.endian {
-            Endian::Little => u32::from_le_bytes(bytes),
-            Endian::Big => u32::from_be_bytes(bytes),
-        })
+        Ok(self.form.u32(self.array(what, offset)?))
     }
 
     pub fn u64(self, what: &'static str, offset: u64) -> Result<u64, ElfError> {
-        let bytes = self.array(what, offset)?;
-        Ok(match self.form.endian {
-            Endian::Little => u64::from_le_bytes(bytes),
-            Endian::Big => u64::from_be_bytes(bytes),
-        })
+        Ok(self.form.u64(self.array(what, offset)?))
     }
 
     /// An address-sized number.
@@ -416,55 +425,6 @@ impl Section {
     }
 }
 
-/// A symbol table entry, without what nobody here needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Symbol {
-    pub name: u32,
-    pub info: u8,
-    pub shndx: u16,
-    pub value: u64,
-    pub size: u64,
-}
-
-impl Symbol {
-    pub fn read(bytes: Bytes<'_>, at: u64) -> Result<Self, ElfError> {
-        let what = "symbol";
-        let record = Self::fields(bytes.form);
-        let bytes = bytes.part(what, at, bytes.form.symbol_size())?;
-        Ok(Self {
-            name: bytes.u32(what, 0)?,
-            info: bytes.slice(what, record.info as u64, 1)?.first().copied().unwrap_or_default(),
-            shndx: bytes.u16(what, record.shndx as u64)?,
-            value: bytes.word(what, record.value as u64)?,
-            size: bytes.word(what, record.size as u64)?,
-        })
-    }
-
-    /// Where the fields are inside a record.
-    pub const fn fields(form: Form) -> SymbolFields {
-        match form.class {
-            Class::Elf32 => SymbolFields { info: 12, shndx: 14, value: 4, size: 8 },
-            Class::Elf64 => SymbolFields { info: 4, shndx: 6, value: 8, size: 16 },
-        }
-    }
-
-    pub const fn symbol_type(self) -> u8 {
-        self.info & 0xf
-    }
-
-    pub const fn is_local(self) -> bool {
-        self.info >> 4 == 0
-    }
-}
-
-/// See [`Symbol::fields`].
-pub(super) struct SymbolFields {
-    pub info: usize,
-    pub shndx: usize,
-    pub value: usize,
-    pub size: usize,
-}
-
 /// A half-open range of file offsets or addresses. Its end never overflows: construction saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Range {
@@ -500,7 +460,7 @@ impl Range {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, Class, Endian, Form, Range, Section, Segment, Symbol, Writer, align_up, slice};
+    use super::{Bytes, Class, Endian, Form, Range, Section, Segment, Writer, align_up, slice};
     use object::elf;
 
     fn forms() -> impl Iterator<Item = Form> {
@@ -527,19 +487,6 @@ mod tests {
             let data = out.finish().unwrap();
             assert_eq!(data.len() as u64, form.section_size());
             assert_eq!(Section::read(Bytes { data: super::Data::Whole(&data), form }, 0).unwrap(), section);
-        }
-    }
-
-    #[test]
-    fn symbols_are_read_in_both_classes() {
-        // name, (info, other, shndx,) value, size, (info, other, shndx)
-        let narrow = [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0x12, 0, 7, 0];
-        let wide = [1, 0, 0, 0, 0x12, 0, 7, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
-        for (class, data) in [(Class::Elf32, &narrow[..]), (Class::Elf64, &wide[..])] {
-            let form = Form { class, endian: Endian::Little };
-            let symbol = Symbol::read(Bytes { data: super::Data::Whole(data), form }, 0).unwrap();
-            assert_eq!(symbol, Symbol { name: 1, info: 0x12, shndx: 7, value: 2, size: 3 });
-            assert!(!symbol.is_local() && symbol.symbol_type() == 2);
         }
     }
 

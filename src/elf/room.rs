@@ -14,13 +14,15 @@
 //! `AT_PHDR` from the first segment) expect them. Where the last segment already ends in `.dynstr`, as after an
 //! earlier edit, that segment grows instead.
 
+use std::borrow::Cow;
+
 use object::elf;
 
 use super::blocks::{blocks, check_dynamic_movable, check_movable, for_one_more_header};
 use super::draft::{Draft, encode_dynamic};
 use super::error::{ElfError, Refusal};
 use super::moves::{Move, move_pointers, move_symbols, patch_got};
-use super::raw::{Class, Range, Segment, Symbol, align_up, slice_mut};
+use super::raw::{Class, Range, Segment, align_up, slice_mut};
 use super::view::{Dynamic, Entry, Strings, View};
 
 /// Replaces `.dynstr` by a longer table and `.dynamic` by new entries, and makes room for both.
@@ -165,7 +167,8 @@ fn carry_out(
     // The bytes.
     let mut copies = Vec::new();
     for m in moves.iter() {
-        let bytes = if m.from == replaced.range { replaced.bytes.to_vec() } else { draft.get(m.from)? };
+        let bytes =
+            if m.from == replaced.range { Cow::Borrowed(replaced.bytes) } else { Cow::Owned(draft.get(m.from)?) };
         copies.push((m.to, bytes));
     }
     for m in moves.iter() {
@@ -173,7 +176,7 @@ fn carry_out(
     }
     if let Some(m) = &dynamic_move {
         draft.zero(m.from)?;
-        copies.push((m.to, encode_dynamic(view, dynamic, &entries, m.to_addr, new_capacity)?));
+        copies.push((m.to, Cow::Owned(encode_dynamic(view, dynamic, &entries, m.to_addr, new_capacity)?)));
         patch_got(draft, dynamic, m)?;
     } else {
         draft.put_dynamic(&entries)?;
@@ -186,6 +189,9 @@ fn carry_out(
             let place = slice_mut(&mut draft.inserted, to - draft.cut, bytes.len() as u64);
             let what = "a table outside the new segment";
             place.ok_or(ElfError::SelfCheck { what, at: to })?.copy_from_slice(&bytes);
+        }
+        if let Cow::Owned(bytes) = bytes {
+            draft.spares.give(bytes);
         }
     }
     // The loader writes to .dynamic, except on machines where the linker puts it where nobody may (MIPS).
@@ -262,8 +268,10 @@ fn extend(
     draft.put_dynamic(&entries)?;
     let align = tail_align(draft.view, draft.cut);
     let size = added.len().next_multiple_of(usize::try_from(align).unwrap_or(1));
-    draft.inserted = added.to_vec();
-    draft.inserted.resize(size, 0);
+    let mut inserted = draft.spares.take(size);
+    inserted.extend_from_slice(added);
+    inserted.resize(size, 0);
+    draft.inserted = inserted;
     Ok(())
 }
 
@@ -314,7 +322,7 @@ impl NewSegment {
     fn open(&self, draft: &mut Draft<'_>) -> Result<(), ElfError> {
         let size = align_up(self.start - draft.cut + self.length, tail_align(draft.view, draft.cut));
         let size = size.and_then(|size| usize::try_from(size).ok());
-        draft.inserted = vec![0; size.ok_or(ElfError::Unsupported(Refusal::AddressSpace))?];
+        draft.inserted = draft.spares.zeros(size.ok_or(ElfError::Unsupported(Refusal::AddressSpace))?);
         Ok(())
     }
 
@@ -352,12 +360,8 @@ fn largest_symbol(view: &View<'_>) -> Result<u64, ElfError> {
         Class::Elf64 => 16 << 20,
     };
     let Some(symbols) = view.dynsym()? else { return Ok(0) };
-    let size = view.bytes.form.symbol_size();
-    let mut largest = 0;
-    for index in 0..symbols.len() / size {
-        largest = largest.max(Symbol::read(view.bytes, symbols.start + index * size)?.size);
-    }
-    Ok(largest.min(limit))
+    let largest = view.symbols(symbols)?.map(|symbol| symbol.size).max();
+    Ok(largest.unwrap_or(0).min(limit))
 }
 
 /// The largest page size of the systems that run on a machine.

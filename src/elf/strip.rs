@@ -8,7 +8,8 @@ use object::elf;
 use super::draft::Draft;
 use super::edit::Strip;
 use super::error::{ElfError, Refusal};
-use super::raw::{Class, Section, Symbol, SymbolFields, Writer};
+use super::raw::{Class, Section, Writer};
+use super::symbols::{Symbol, SymbolFields};
 use super::view::{View, string_at};
 
 /// What to drop.
@@ -82,27 +83,15 @@ impl Plan {
 
     fn drops_symbols(&self, view: &View<'_>) -> Result<bool, ElfError> {
         for (section, dropped) in view.sections.iter().zip(&self.dropped) {
-            if section.kind == elf::SHT_SYMTAB && !dropped {
-                for (_, symbol) in symbols(view, section)?.skip(1) {
-                    if self.drops(symbol?) {
-                        return Ok(true);
-                    }
-                }
+            if section.kind == elf::SHT_SYMTAB
+                && !dropped
+                && view.symbols(section.range())?.skip(1).any(|symbol| self.drops(symbol))
+            {
+                return Ok(true);
             }
         }
         Ok(false)
     }
-}
-
-/// The symbols of a table with their index.
-fn symbols<'a>(
-    view: &'a View<'_>,
-    section: &'a Section,
-) -> Result<impl Iterator<Item = (u64, Result<Symbol, ElfError>)> + 'a, ElfError> {
-    view.contents(section)?;
-    let size = view.bytes.form.symbol_size();
-    let count = section.range().len() / size;
-    Ok((0..count).map(move |index| (index, Symbol::read(view.bytes, section.offset + index * size))))
 }
 
 pub(super) fn apply(draft: &mut Draft<'_>, plan: &Plan) -> Result<(), ElfError> {
@@ -166,8 +155,8 @@ fn renumber_in_place(draft: &mut Draft<'_>, map: &[Option<u32>], index: usize) -
     let Some(section) = view.sections.get(index) else { return Ok(()) };
     let SymbolFields { shndx, .. } = Symbol::fields(view.bytes.form);
     let moved = draft.sections.get(index).map_or(section.offset, |section| section.offset);
-    for (index, symbol) in symbols(view, section)? {
-        let old = symbol?.shndx;
+    for (index, symbol) in (0_u64..).zip(view.symbols(section.range())?) {
+        let old = symbol.shndx;
         let new = new_index(map, old).ok_or(ElfError::Unsupported(Refusal::SymbolUser(section.offset)))?;
         if new == old {
             continue;
@@ -202,8 +191,7 @@ fn filter_symbols(draft: &mut Draft<'_>, plan: &Plan, map: &[Option<u32>], index
     let mut kept = Vec::with_capacity(original.len());
     let mut numbers = Vec::new();
     let mut locals = 0_u32;
-    for ((position, symbol), record) in symbols(view, section)?.zip(original.chunks_exact(size)) {
-        let symbol = symbol?;
+    for ((position, symbol), record) in view.symbols(section.range())?.enumerate().zip(original.chunks_exact(size)) {
         if position > 0 && plan.drops(symbol) {
             numbers.push(None);
             continue;

@@ -8,7 +8,8 @@
 use object::elf;
 
 use super::error::ElfError;
-use super::raw::{Range, Symbol};
+use super::raw::Range;
+use super::symbols::Symbol;
 use super::view::View;
 
 /// One library of `DT_VERNEED`.
@@ -45,7 +46,11 @@ pub(super) struct FileName {
 
 impl<'a> View<'a> {
     /// Reads `DT_VERNEED` and `DT_VERDEF`: which versions of whose symbols are needed, and which are offered.
-    pub fn versions(&self) -> Result<Versions<'a>, ElfError> {
+    pub fn versions(&self) -> Result<&Versions<'a>, ElfError> {
+        self.versions.as_ref().map_err(Clone::clone)
+    }
+
+    pub(super) fn read_versions(&self) -> Result<Versions<'a>, ElfError> {
         let mut found = Versions::default();
         let Some(dynamic) = &self.dynamic else { return Ok(found) };
         if let Some(addr) = dynamic.get(elf::DT_VERNEED) {

@@ -25,9 +25,11 @@ use object::elf::{self, DynamicTag, ProgramType, SectionType};
 
 use super::error::{ElfError, Refusal};
 use super::parts::Data;
-use super::raw::{Bytes, Class, Endian, Form, Header, Range, Section, Segment, Symbol};
+use super::raw::{Bytes, Class, Endian, Form, Header, Range, Section, Segment};
+use super::symbols::Symbol;
+use super::versions::Versions;
 
-/// The longest name of a library or a version that is believed; without one, a small file could name the same long
+/// The longest name of a library, a version or a section that is believed; without one, a small file could name the same long
 /// string a million times and keep us reading for hours.
 const NAME_LIMIT: u64 = 16 << 10;
 /// The longest search path.
@@ -85,6 +87,8 @@ pub(super) struct View<'a> {
     pub segments: Vec<Segment>,
     pub sections: Vec<Section>,
     pub dynamic: Option<Dynamic>,
+    /// What [`View::versions`] read.
+    pub versions: Result<Versions<'a>, ElfError>,
     /// Only debug information: `.text` and the like are described but not in the file.
     pub is_debug_file: bool,
 }
@@ -102,18 +106,18 @@ impl<'a> View<'a> {
         }
         let bytes = Bytes { data, form: form(start)? };
         let header = Header::read(bytes)?;
-        let segments = table(bytes, "program headers", header.phoff, header.phnum, bytes.form.segment_size())?
-            .map(|at| Segment::read(bytes, at))
-            .collect::<Result<Vec<_>, _>>()?;
-        let sections = table(bytes, "section headers", header.shoff, header.shnum, bytes.form.section_size())?
-            .map(|at| Section::read(bytes, at))
-            .collect::<Result<Vec<_>, _>>()?;
+        let size = bytes.form.segment_size();
+        let segments = records(bytes, "program headers", (header.phoff, header.phnum, size), Segment::read)?;
+        let size = bytes.form.section_size();
+        let sections = records(bytes, "section headers", (header.shoff, header.shnum, size), Section::read)?;
 
         let is_debug_file = is_debug_file(&segments, &sections);
-        let mut view = Self { bytes, header, segments, sections, dynamic: None, is_debug_file };
+        let versions = Ok(Versions::default());
+        let mut view = Self { bytes, header, segments, sections, dynamic: None, versions, is_debug_file };
         if !is_debug_file {
             view.check_ranges()?;
             view.dynamic = view.read_dynamic()?;
+            view.versions = view.read_versions();
         }
         Ok(view)
     }
@@ -145,12 +149,12 @@ impl<'a> View<'a> {
         };
         let Some(segment) = self.segments.get(index) else { return Ok(None) };
         let size = self.bytes.form.dynamic_size();
+        let table = self.bytes.part("dynamic section", segment.offset, segment.filesz)?;
         let mut entries = Vec::new();
-        let mut at = segment.offset;
-        let end = segment.range().end;
+        let (mut at, end) = (0_u64, table.len());
         let mut terminated = false;
         while at.checked_add(size).is_some_and(|next| next <= end) {
-            let entry = self.entry(at)?;
+            let entry = entry(table, at)?;
             at += size;
             if entry.tag == elf::DT_NULL {
                 terminated = true;
@@ -160,7 +164,7 @@ impl<'a> View<'a> {
         }
         // Linkers leave spare DT_NULL entries (GNU ld sometimes with a value). Anything else is not ours to use.
         let mut used = entries.len() as u64 + u64::from(terminated);
-        while at.checked_add(size).is_some_and(|next| next <= end) && self.entry(at)?.tag == elf::DT_NULL {
+        while at.checked_add(size).is_some_and(|next| next <= end) && entry(table, at)?.tag == elf::DT_NULL {
             at += size;
             used += 1;
         }
@@ -179,16 +183,6 @@ impl<'a> View<'a> {
             dynamic.strings = Some(Strings { range, addr });
         }
         Ok(Some(dynamic))
-    }
-
-    fn entry(&self, at: u64) -> Result<Entry, ElfError> {
-        let what = "dynamic entry";
-        let tag = match self.bytes.form.class {
-            Class::Elf32 => i64::from(self.bytes.u32(what, at)?.cast_signed()),
-            Class::Elf64 => self.bytes.u64(what, at)?.cast_signed(),
-        };
-        let value = self.bytes.word(what, at + self.bytes.form.word())?;
-        Ok(Entry { tag: DynamicTag(tag), value })
     }
 
     /// The bytes in the file that are loaded at an address.
@@ -212,6 +206,17 @@ impl<'a> View<'a> {
             .find(|segment| segment.vaddr <= address && address < segment.vaddr.saturating_add(segment.filesz))
             .map(|segment| Range { start: segment.offset + (address - segment.vaddr), end: segment.range().end })
             .ok_or(missing)
+    }
+
+    /// The bytes in the file from an address to the end of a segment that holds `length` of them; of several that do, the one
+    /// that goes furthest.
+    fn mapped_most(&self, what: &'static str, address: u64, length: u64) -> Result<Range, ElfError> {
+        let missing = ElfError::Unmapped { what, address, length };
+        let end = address.checked_add(length).ok_or(missing.clone())?;
+        let loads = self.segments.iter().filter(|segment| segment.is_load());
+        let last = |segment: &&Segment| segment.vaddr.saturating_add(segment.filesz);
+        let segment = loads.filter(|s| s.vaddr <= address && end <= last(s)).max_by_key(last).ok_or(missing)?;
+        Ok(Range { start: segment.offset + (address - segment.vaddr), end: segment.range().end })
     }
 
     /// The dynamic string table's bytes.
@@ -278,7 +283,15 @@ impl<'a> View<'a> {
         if self.header.shstrndx == 0 {
             return Ok(&[]);
         }
-        string_at(self.contents(table)?, "section name", u64::from(section.name), table.offset)
+        let (names, offset) = (self.contents(table)?, u64::from(section.name));
+        let end = usize::try_from(offset.saturating_add(NAME_LIMIT)).unwrap_or(usize::MAX).min(names.len());
+        string_at(names.get(..end).unwrap_or(names), "section name", offset, table.offset)
+    }
+
+    /// The records of the symbol table at these offsets.
+    pub fn symbols(&self, table: Range) -> Result<impl Iterator<Item = Symbol> + use<'a>, ElfError> {
+        let bytes = self.bytes.slice("symbols", table.start, table.len())?;
+        Ok(Symbol::all(bytes, self.bytes.form))
     }
 
     /// The name of a symbol of a table.
@@ -356,16 +369,21 @@ impl<'a> View<'a> {
         let table = self.mapped(what, addr, chains_at)?;
         let mut last = None;
         let heads = self.bytes.part(what, table.start + buckets_at, 4 * buckets)?;
-        for index in 0..buckets {
-            last = last.max(Some(u64::from(heads.u32(what, 4 * index)?)));
+        for head in heads.slice(what, 0, 4 * buckets)?.chunks_exact(4) {
+            last = last.max(head.first_chunk().map(|head| u64::from(self.bytes.form.u32(*head))));
         }
         let Some(mut last) = last.filter(|last| *last != 0) else { return Ok((table, first)) };
         if last < first {
             return Err(ElfError::Invalid { what, offset: table.start + buckets_at, value: last });
         }
+        // Once for the whole chain: with thousands of segments, each look costs.
+        let room = self.mapped_most(what, addr, chains_at)?;
         loop {
-            let end = chains_at + 4 * (last - first + 1);
-            let range = self.mapped(what, addr, end)?;
+            let length = chains_at + 4 * (last - first + 1);
+            let range = Range::new(room.start, length);
+            if !room.contains(range) {
+                return Err(ElfError::Unmapped { what, address: addr, length });
+            }
             if self.bytes.u32(what, range.end - 4)? & 1 == 1 {
                 return Ok((range, last + 1));
             }
@@ -406,6 +424,16 @@ impl<'a> View<'a> {
     }
 }
 
+/// The entry at an offset of a dynamic section.
+fn entry(table: Bytes<'_>, at: u64) -> Result<Entry, ElfError> {
+    let what = "dynamic entry";
+    let tag = match table.form.class {
+        Class::Elf32 => i64::from(table.u32(what, at)?.cast_signed()),
+        Class::Elf64 => table.u64(what, at)?.cast_signed(),
+    };
+    Ok(Entry { tag: DynamicTag(tag), value: table.word(what, at + table.form.word())? })
+}
+
 /// Class and byte order, from the identification bytes.
 fn form(data: &[u8]) -> Result<Form, ElfError> {
     let ident = |index: usize| {
@@ -429,19 +457,20 @@ fn form(data: &[u8]) -> Result<Form, ElfError> {
     }
 }
 
-/// The offsets of the records of a table that must be inside the file.
-fn table(
-    bytes: Bytes<'_>,
+/// The records of a table (where it is, how many they are, how long each is) that must be inside the file. The table is looked
+/// up, and read, in one go.
+fn records<'a, T>(
+    bytes: Bytes<'a>,
     what: &'static str,
-    offset: u64,
-    count: u64,
-    size: u64,
-) -> Result<impl Iterator<Item = u64>, ElfError> {
+    (offset, count, size): (u64, u64, u64),
+    read: impl Fn(Bytes<'a>, u64) -> Result<T, ElfError>,
+) -> Result<Vec<T>, ElfError> {
     let length = count.saturating_mul(size);
-    if length > 0 {
-        bytes.slice(what, offset, length)?; // in one go, if it must be read
+    if length == 0 {
+        return Ok(Vec::new());
     }
-    Ok((0..count).map(move |index| offset + index * size))
+    let table = bytes.part(what, offset, length)?;
+    (0..count).map(|index| read(table, index * size)).collect()
 }
 
 /// A NUL-terminated string in a table that starts at `table_at` in the file.
@@ -454,7 +483,7 @@ pub(super) fn string_at<'a>(
     let at = table_at.saturating_add(offset);
     let rest = usize::try_from(offset).ok().and_then(|offset| table.get(offset..));
     let rest = rest.ok_or(ElfError::Invalid { what, offset: at, value: offset })?;
-    let end = rest.iter().position(|byte| *byte == 0).ok_or(ElfError::Unterminated { what, offset: at })?;
+    let end = memchr::memchr(0, rest).ok_or(ElfError::Unterminated { what, offset: at })?;
     Ok(rest.get(..end).unwrap_or_default())
 }
 

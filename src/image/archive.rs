@@ -173,11 +173,7 @@ impl Archive {
     /// Opens the archive and reads its headers. `spool` is where a compressed one is decompressed to.
     pub fn open(path: &Path, spool: &Path, ctx: &Ctx) -> Result<Self, ImageError> {
         let unusable = |reason: String| unusable(path, reason);
-        let file = match fs::File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(unusable("there is no such file".to_owned())),
-            Err(e) => return Err(ImageError::Io(e)),
-        };
+        let file = fs::File::open(path).map_err(|e| ImageError::unopened(e, path, "an image archive", "file"))?;
         let meta = file.metadata().map_err(ImageError::Io)?;
         if meta.is_dir() {
             return Err(unusable(

@@ -200,6 +200,16 @@ pub enum ImageError {
         /// Why, or what would be.
         reason: &'static str,
     },
+    /// A file or folder that was named and is not there.
+    #[error("`{path}` cannot be used as {wanted}: there is no such {kind}")]
+    Absent {
+        /// The file or folder.
+        path: PathBuf,
+        /// `an image archive`, `an OCI layout`, `a root file system`.
+        wanted: &'static str,
+        /// `file` or `folder`.
+        kind: &'static str,
+    },
     /// A layout or archive on disk without the image.
     #[error("{place}: no {what}; {available}")]
     NotThere {
@@ -292,6 +302,14 @@ impl ImageError {
                 | Self::RateLimited { .. }
                 | Self::Server { .. }
         )
+    }
+
+    /// Why a `kind` that was named cannot be opened as `wanted`: see [`Self::Absent`].
+    pub(crate) fn unopened(error: io::Error, path: &Path, wanted: &'static str, kind: &'static str) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Absent { path: path.to_owned(), wanted, kind },
+            _ => Self::Io(error),
+        }
     }
 
     /// An I/O error on `path`, told apart from a full disk.

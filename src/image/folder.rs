@@ -46,11 +46,9 @@ impl Folder {
     /// Checks that the folder looks like a root file system.
     pub fn open(dir: &Path, ctx: &Ctx) -> Result<Self, ImageError> {
         let unusable = |reason: String| unusable(dir, reason);
-        match fs::metadata(dir) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => return Err(unusable("it is not a folder".to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(unusable("it is not there".to_owned())),
-            Err(e) => return Err(ImageError::Io(e)),
+        let meta = fs::metadata(dir).map_err(|e| ImageError::unopened(e, dir, "a root file system", "folder"))?;
+        if !meta.is_dir() {
+            return Err(unusable("it is not a folder".to_owned()));
         }
         if dir.join("oci-layout").exists() {
             return Err(unusable(format!("it is an OCI layout: name it oci:{}", dir.display())));

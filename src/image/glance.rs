@@ -1,16 +1,17 @@
 //! Which glibc an image has, told without unpacking it.
 //!
 //! The library says so itself, in the text that it prints when it is run: `GNU C Library (Debian GLIBC 2.36-9) stable release version
-//! 2.36.` It is `libc.so.6`, or, before 2.34, what that name leads to: `libc-2.28.so`.
+//! 2.36.` It is `libc.so.6`, or, before 2.34, what that name leads to: `libc-2.28.so`. An image may hold others, for other machines or
+//! in a program's own folder: it is the one where the system has its libraries, and of the image's machine.
 
 use super::archive::decoder;
-use super::{ImageError, PulledImage};
+use super::{ImageError, Platform, PulledImage};
 use crate::fsutil;
 use crate::report::Ctx;
 use fs_err as fs;
 use memchr::memmem;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// No glibc is larger.
 const LIMIT: u64 = 64 << 20;
@@ -32,7 +33,9 @@ impl PulledImage {
                 }
                 let mut bytes = Vec::new();
                 entry.take(LIMIT).read_to_end(&mut bytes).map_err(failed)?;
-                if let Some(version) = version(&bytes) {
+                if is_for(&bytes, self.resolved().platform())
+                    && let Some(version) = version(&bytes)
+                {
                     return Ok(Some(version));
                 }
             }
@@ -41,9 +44,25 @@ impl PulledImage {
     }
 }
 
+/// Whether a system has its glibc under this name: in `/lib*` or `/usr/lib*`, or one folder below (`x86_64-linux-gnu`).
 fn is_libc(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name == "libc.so.6" || (name.starts_with("libc-2.") && path.extension().is_some_and(|end| end == "so"))
+    let parts: Vec<&str> = path
+        .components()
+        .filter_map(|part| if let Component::Normal(name) = part { name.to_str() } else { None })
+        .collect();
+    let (["usr", folders @ .., name] | [folders @ .., name]) = parts.as_slice() else { return false };
+    let is_name =
+        *name == "libc.so.6" || name.strip_prefix("libc-2.").is_some_and(|rest| rest.strip_suffix(".so").is_some());
+    is_name && (1..=2).contains(&folders.len()) && folders[0].starts_with("lib")
+}
+
+/// Whether it is a 64 bit program or library of this machine (gABI, "ELF Header": `EI_CLASS` 2, `e_machine` at byte 18).
+fn is_for(bytes: &[u8], platform: Platform) -> bool {
+    let machine: u16 = match platform {
+        Platform::LinuxAmd64 => 62,
+        Platform::LinuxArm64 => 183,
+    };
+    bytes.starts_with(b"\x7fELF\x02") && bytes.get(18..20) == Some(&machine.to_le_bytes())
 }
 
 /// The version that a glibc says that it is.
@@ -71,7 +90,31 @@ mod tests {
         assert_eq!(says("GNU C Library (GNU libc) stable release version 2.28.").as_deref(), Some("2.28"));
         assert_eq!(says("GNU C Library (GNU libc) stable release version x"), None);
         assert_eq!(says("musl libc"), None);
-        assert!(is_libc(Path::new("usr/lib/x86_64-linux-gnu/libc.so.6")) && is_libc(Path::new("lib64/libc-2.28.so")));
-        assert!(!is_libc(Path::new("lib/libcap.so.2")));
+    }
+
+    #[test]
+    fn of_several_it_is_that_of_the_system_and_of_its_machine() {
+        for path in
+            ["usr/lib/x86_64-linux-gnu/libc.so.6", "./lib64/libc-2.28.so", "/lib/libc.so.6", "usr/lib64/libc.so.6"]
+        {
+            assert!(is_libc(Path::new(path)), "{path}");
+        }
+        for path in [
+            "lib/libcap.so.2",
+            "libc.so.6",
+            "usr/libc.so.6",
+            "opt/tool/lib/libc.so.6",
+            "usr/aarch64-linux-gnu/lib/libc.so.6",
+            "usr/lib/tool/lib/libc.so.6",
+            "lib/libc.so.6/x",
+        ] {
+            assert!(!is_libc(Path::new(path)), "{path}");
+        }
+        let elf = |class: u8, machine: u8| [b"\x7fELF".as_slice(), &[class], &[0; 13], &[machine, 0]].concat();
+        assert!(is_for(&elf(2, 62), Platform::LinuxAmd64) && is_for(&elf(2, 183), Platform::LinuxArm64));
+        // i386, x32, another machine, a linker script.
+        for other in [elf(1, 3), elf(1, 62), elf(2, 183), b"/* GNU ld script */".to_vec(), Vec::new()] {
+            assert!(!is_for(&other, Platform::LinuxAmd64));
+        }
     }
 }

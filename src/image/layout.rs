@@ -85,9 +85,10 @@ pub struct Layout {
 impl Layout {
     /// Checks that the folder is a layout.
     pub fn folder(wanted: &LayoutReference, name: &str) -> Result<Self, ImageError> {
-        let what =
-            if fs::metadata(wanted.path()).is_ok_and(|m| m.is_dir()) { "file `oci-layout`" } else { "such folder" };
-        Self::check(Files::Folder(wanted.path().to_owned()), wanted, name, what)
+        let path = wanted.path();
+        let meta = fs::metadata(path).map_err(|e| ImageError::unopened(e, path, "an OCI layout", "folder"))?;
+        let what = if meta.is_dir() { "file `oci-layout`" } else { "such folder" };
+        Self::check(Files::Folder(path.to_owned()), wanted, name, what)
     }
 
     /// Opens an archive of a layout. `spool` is where a compressed one is decompressed to.

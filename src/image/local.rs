@@ -17,7 +17,7 @@ use super::digest::Digest;
 use super::docker_archive::DockerArchive;
 use super::folder::{self, Folder};
 use super::layout::Layout;
-use super::manifest::Compression;
+use super::manifest::{Compression, OCI_MANIFEST};
 use super::{ImageError, Platform, Reference};
 use crate::cache::Cache;
 use crate::report::Ctx;
@@ -144,7 +144,7 @@ pub fn make_manifest(config: &[u8], layers: &[MadeLayer], annotations: &[(&str, 
         .collect();
     let mut manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": OCI_MANIFEST,
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
             "digest": Digest::of(config),

@@ -27,17 +27,16 @@ use super::credentials::{Candidate, Kind, Login};
 use super::helper;
 use super::manifest::{ACCEPTED, MAX_MANIFEST};
 use super::registries::Endpoint;
+use super::retry::{MAX_WAIT, backoff, is_passing, pause, retry_after, starts_at};
 use super::tls::Way;
 use super::token::{self, Challenge};
 use super::{Digest, ImageError};
 use crate::report::{Ctx, chain};
 use crate::secret::Secret;
-use crate::wait::chance;
 use oci_distribution::errors::OciEnvelope;
-use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, RANGE};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
 
 /// Makes a request, as often as it is sent.
@@ -45,9 +44,6 @@ type Make<'m> = &'m (dyn Fn(&reqwest::Client) -> RequestBuilder + Send + Sync);
 
 /// How much of an answer's body an error quotes.
 const QUOTED: usize = 200;
-
-/// The longest wait that a registry may ask for between two tries.
-const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// A repository and the way to it.
 pub struct Registry {
@@ -96,6 +92,11 @@ impl BlobBody {
     /// The next bytes; `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, String> {
         self.response.chunk().await.map_err(|e| chain(&e.without_url()))
+    }
+
+    /// How many bytes are to come, where the registry says it.
+    pub fn length(&self) -> Option<u64> {
+        self.response.content_length()
     }
 }
 
@@ -178,8 +179,11 @@ impl Registry {
     /// The blob's body from `offset` on, not yet checked.
     pub async fn blob(&self, digest: &Digest, offset: u64) -> Result<BlobBody, ImageError> {
         let response = self.get(&format!("blobs/{digest}"), &format!("blob {digest}"), None, offset).await?;
-        let offset =
-            if response.status() == StatusCode::PARTIAL_CONTENT && starts_at(&response, offset) { offset } else { 0 };
+        let offset = if response.status() == StatusCode::PARTIAL_CONTENT && starts_at(response.headers(), offset) {
+            offset
+        } else {
+            0
+        };
         Ok(BlobBody { response, offset })
     }
 
@@ -314,7 +318,7 @@ impl Registry {
             if attempt == retries || wait.is_some_and(|w| w > MAX_WAIT) {
                 return outcome;
             }
-            tokio::time::sleep(wait.map_or_else(|| backoff(attempt), after)).await;
+            tokio::time::sleep(pause(attempt, wait)).await;
             attempt += 1;
             // What was fresh has aged.
             fresh = None;
@@ -451,7 +455,7 @@ impl Registry {
                 }
                 Err(_) => None,
             };
-            tokio::time::sleep(wait.map_or_else(|| backoff(attempt), after)).await;
+            tokio::time::sleep(pause(attempt, wait)).await;
             attempt += 1;
         }
     }
@@ -505,45 +509,9 @@ impl Registry {
     }
 }
 
-/// Whether the same request may be answered otherwise a little later.
-fn is_passing(status: StatusCode) -> bool {
-    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
-}
-
 /// Whether the answer came from whom we asked: scheme, host and port are the same, whatever redirects there were.
 fn is_same_place(asked: &str, answered: &Url) -> bool {
     Url::parse(asked).is_ok_and(|asked| asked.origin() == answered.origin())
-}
-
-/// `Content-Range: bytes 100-199/200` must begin where we asked.
-fn starts_at(response: &Response, offset: u64) -> bool {
-    response
-        .headers()
-        .get(reqwest::header::CONTENT_RANGE)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse::<u64>().ok())
-        .is_some_and(|start| start == offset)
-}
-
-/// Seconds, or a date (which front ends send that registries stand behind).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    // Whether the day of the week is right is nobody's business here.
-    let until = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text).ok()?;
-    Some(Duration::try_from(until.duration_since(jiff::Timestamp::now())).unwrap_or_default())
-}
-
-/// 0.5 s, 1 s, 2 s ..., half as much more or less, so that many clients do not come back together.
-pub fn backoff(attempt: u32) -> Duration {
-    Duration::from_millis(500 << attempt.min(6)).mul_f64(0.5 + chance())
-}
-
-/// As long as the registry said and up to a quarter more: all whom it told the same would come back together.
-fn after(told: Duration) -> Duration {
-    told + told.mul_f64(0.25 * chance())
 }
 
 /// The body, or `None` when it is larger than `max`.
@@ -608,26 +576,5 @@ mod tests {
         {
             assert!(!same(other), "{other}");
         }
-    }
-
-    #[test]
-    fn waits_grow_and_are_spread() {
-        for (attempt, low, high) in [(0, 250, 751), (2, 1000, 3001)] {
-            let waits: Vec<u128> = (0..50).map(|_| backoff(attempt).as_millis()).collect();
-            assert!(waits.iter().all(|wait| (low..high).contains(wait)), "{attempt}: {waits:?}");
-            let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
-            assert!(most - least > (high - low) / 4, "not spread: {waits:?}");
-        }
-        let told = Duration::from_secs(8);
-        assert!((0..50).all(|_| (told..Duration::from_secs(10)).contains(&after(told))));
-    }
-
-    #[test]
-    fn a_wait_is_told_in_seconds_or_as_a_date() {
-        let wait = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]));
-        assert_eq!(wait(" 7 "), Some(Duration::from_secs(7)));
-        assert_eq!(wait("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
-        assert!(wait("Fri, 31 Dec 2199 23:59:59 GMT").unwrap() > MAX_WAIT);
-        assert_eq!(wait("soon"), None);
     }
 }

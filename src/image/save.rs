@@ -19,7 +19,7 @@
 //! archive is written whole, beside its place, and renamed.
 
 use super::layout::{IMAGE_NAME, REF_NAME, blob_name};
-use super::manifest::MAX_MANIFEST;
+use super::manifest::{MAX_MANIFEST, OCI_MANIFEST};
 use super::reference::is_whole_name;
 use super::tarball::{Member, Writer};
 use super::{Digest, ImageError, PulledImage, Reference, RegistryReference};
@@ -31,8 +31,6 @@ use serde_json::{Value, json};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const OCI_LAYOUT: &str = "{\"imageLayoutVersion\": \"1.0.0\"}";
 

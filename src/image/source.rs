@@ -7,6 +7,7 @@ use super::client::ClientConfig;
 use super::local::{self, Local};
 use super::manifest;
 use super::registry::Registry;
+use super::retry::Cuts;
 use super::{Digest, ImageError, Platform, Reference, RegistryReference};
 use crate::cache::Cache;
 use crate::fsutil;
@@ -269,7 +270,7 @@ impl Fetcher {
         partial: &mut Partial,
         place: &str,
     ) -> Result<(), ImageError> {
-        let mut attempt = 0;
+        let mut cuts = Cuts::new(self.retries);
         while partial.len() < wanted.size {
             let before = partial.len();
             let mut body = registry.blob(&wanted.digest, before).await?;
@@ -290,9 +291,7 @@ impl Fetcher {
             if partial.len() == wanted.size {
                 break;
             }
-            // A connection that brought something is no reason to give up.
-            attempt = if partial.len() > before { 1 } else { attempt + 1 };
-            if attempt > self.retries {
+            let Some(pause) = cuts.another(partial.len() > before) else {
                 return Err(ImageError::Cut {
                     what: wanted.what.clone(),
                     reference: self.reference.clone(),
@@ -300,8 +299,8 @@ impl Fetcher {
                     want: wanted.size,
                     reason,
                 });
-            }
-            tokio::time::sleep(super::registry::backoff(attempt - 1)).await;
+            };
+            tokio::time::sleep(pause).await;
         }
         Ok(())
     }

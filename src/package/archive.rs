@@ -16,7 +16,7 @@ use super::attest;
 use super::manifest::{ArchiveFacts, FORMAT};
 use super::ustar::TarWriter;
 use super::{
-    Beside, Compression, Facts, FileEntry, Kind, Manifest, Member, Package, PackageError, PackageName, Signed, layout,
+    Beside, Compression, Facts, FileEntry, Kind, Manifest, Member, Named, Package, PackageError, Signed, layout,
 };
 use crate::cache::Cache;
 use crate::fsutil;
@@ -58,7 +58,7 @@ pub struct Request<'a> {
     /// The folder of finished packages.
     pub dir: &'a Path,
     /// What names it.
-    pub name: &'a PackageName,
+    pub name: &'a dyn Named,
     /// What goes in.
     pub contents: Vec<Content>,
     /// What the manifest says about it.

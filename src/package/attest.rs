@@ -80,10 +80,11 @@ pub(super) fn check(path: &Path, sha256: &str, trust: Trust<'_>) -> Result<Vec<A
                     SignError::Io(io) => PackageError::Io(io),
                     other => PackageError::Sign(other),
                 })?;
+            let signers: Vec<_> = good.into_iter().map(|good| good.fingerprint).collect();
+            let strangers = keyring.strangers(&signature);
             // The bill too, if there is one: the statement was held to its sum.
             for attested in &mut attested {
-                attested.signers = good.iter().map(|good| good.fingerprint.clone()).collect();
-                attested.strangers = keyring.strangers(&signature);
+                (attested.signers, attested.strangers) = (signers.clone(), strangers.clone());
             }
         }
     }

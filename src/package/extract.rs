@@ -337,7 +337,7 @@ fn feed(
                 below.target.file(&parent, member, &mut bytes.as_slice()).map_err(PackageError::Io)?;
             }
             Kind::File { size, .. } => {
-                done += size;
+                done = size.saturating_add(done);
                 let parent = below.parent(&member.path).map_err(PackageError::Io)?;
                 if *size <= SMALL {
                     let mut bytes = Vec::new();

@@ -142,12 +142,7 @@ impl Tree {
             if new.starts_with(b"#!") {
                 warn_of_shebang(&new, name, ctx);
             }
-            if metadata.nlink() > 1 {
-                // Its other names must show the same.
-                fs::write(&path, &new).map_err(PackageError::Io)?;
-            } else {
-                fsutil::write_atomic(&path, &new, metadata.mode() & 0o777).map_err(PackageError::Io)?;
-            }
+            put_back(&path, &metadata, &new)?;
             changed += 1;
         }
         Ok(changed + self.fill_in_strings(&files, view, ctx)?)
@@ -174,33 +169,36 @@ impl Tree {
             }
             let old = fs::read(&path).map_err(PackageError::Io)?;
             let mut new = old.clone();
-            let mut filled = Vec::new();
+            let mut short: Option<&StringPlace> = None;
             for place in places {
                 let there = place_in(&mut new, place).ok_or_else(|| wrong("a path is to be written behind its end"))?;
-                if there == place.text.as_bytes() {
-                    if write_over(there, view).is_some() {
-                        filled.push(place);
-                    } else {
-                        ctx.note(format!(
-                            "`{name}` has no room for a path of {} bytes, only for {}: {}",
-                            view.len(),
-                            place.text.len(),
-                            place.reason
-                        ));
-                    }
+                if there != place.text.as_bytes() || write_over(there, view).is_some() {
+                    continue;
+                }
+                if short.is_none_or(|known| place.text.len() < known.text.len()) {
+                    short = Some(place);
                 }
             }
-            if filled.is_empty() {
-                continue;
+            if let Some(StringPlace { text, reason, .. }) = short {
+                let (need, room) = (view.len(), text.len());
+                ctx.note(format!("`{name}` has no room for a path of {need} bytes, only for {room}: {reason}"));
             }
-            if metadata.nlink() > 1 {
-                fs::write(&path, &new).map_err(PackageError::Io)?;
-            } else {
-                fsutil::write_atomic(&path, &new, metadata.mode() & 0o777).map_err(PackageError::Io)?;
+            if new != old {
+                put_back(&path, &metadata, &new)?;
+                changed += 1;
             }
-            changed += 1;
         }
         Ok(changed)
+    }
+
+    /// How many files hold the path that `install` wrote down: those that it filled in, and binaries that had room for it.
+    pub fn holding_path(&self) -> usize {
+        let Some(record) = &self.record else { return 0 };
+        let view = super::decode_path(&record.view);
+        let fits = |place: &&StringPlace| place.text.len() >= view.as_os_str().len();
+        let facts = &self.manifest.facts;
+        let binaries = facts.strings.iter().filter(fits).map(|place| place.path.as_str());
+        facts.fill_in.iter().map(String::as_str).chain(binaries).collect::<HashSet<_>>().len()
     }
 
     /// What is not as the manifest says. Without `thorough`, kinds, sizes and link targets; with it, content.
@@ -328,6 +326,17 @@ impl Tree {
         }
         Ok(Removal { removed, left })
     }
+}
+
+/// Writes the new content of an installed file.
+fn put_back(path: &Path, metadata: &std::fs::Metadata, content: &[u8]) -> Result<(), PackageError> {
+    let written = if metadata.nlink() > 1 {
+        // Its other names must show the same.
+        fs::write(path, content)
+    } else {
+        fsutil::write_atomic(path, content, metadata.mode() & 0o777)
+    };
+    written.map_err(PackageError::Io)
 }
 
 /// The bytes of a place.

@@ -41,9 +41,10 @@ pub struct Manifest {
 pub struct Facts {
     /// The program that made it.
     pub tool: Tool,
-    /// Which Slurm.
-    pub slurm: Version,
-    /// Which GCC it was compiled with.
+    /// Which Slurm; absent in the package of a compiler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<Version>,
+    /// Which GCC it was compiled with; in the package of a compiler, which GCC it is.
     pub compiler: Version,
     /// The toolchain, such as `noble`.
     pub toolchain: String,
@@ -85,6 +86,20 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What it is, for messages: `Slurm 24.11.5 built with GCC 13.3.0 for noble`.
+    pub fn title(&self) -> String {
+        let (gcc, toolchain) = (&self.compiler.release, &self.toolchain);
+        match &self.slurm {
+            Some(slurm) => format!("Slurm {} built with GCC {gcc} for {toolchain}", slurm.release),
+            None => format!("GCC {gcc} for {toolchain}"),
+        }
+    }
+
+    /// The release of what it is: Slurm's, or the compiler's.
+    pub fn release(&self) -> &str {
+        &self.slurm.as_ref().unwrap_or(&self.compiler).release
+    }
+
     /// Every file into which `install` writes, in the archive.
     pub fn filled_in(&self) -> BTreeSet<&str> {
         self.fill_in.iter().chain(self.strings.iter().map(|place| &place.path)).map(String::as_str).collect()

@@ -15,16 +15,19 @@
 //!   slurm-25.11-gcc13.4.0-software.tar.gz.manifest.json   a copy
 //! ```
 //!
+//! The package of a compiler, `gcc-13.4.0-compiler.tar.gz`, is the same with another view and other modules ([`CompilerName`]).
+//!
 //! [`Package::create`] writes it in one pass: each file is read once, and the stream is compressed, hashed and signed
 //! on its way to the disk. The archive's own name appears last, so whoever finds it finds the rest.
 //! [`Package::open`] is the other door: it takes any file and checks it before it calls it a package.
 //!
 //! `ustar` is the tar format, `crate::gzip` the parallel compression, `archive` the writing, `extract` the reading,
 //! [`mod@manifest`] the description, `sbom`, `provenance` and `attest` what vouches for it, `installed` the tree on disk,
-//! [`modulefile`] what Lmod and Environment Modules read.
+//! [`modulefile`] what Lmod and Environment Modules read, `error` what can be wrong.
 
 mod archive;
 mod attest;
+mod error;
 mod extract;
 mod installed;
 pub mod manifest;
@@ -35,6 +38,7 @@ mod ustar;
 
 pub use archive::{Content, Request};
 pub use attest::Attested;
+pub use error::PackageError;
 pub use extract::Entry;
 pub use installed::{Difference, Record, Removal, Tree};
 pub use manifest::{Facts, FileEntry, FileKind, Manifest, PREFIX_PLACEHOLDER, decode_path, encode_path};
@@ -63,161 +67,16 @@ pub mod layout {
     pub const CORE: &str = "hierarchy/Core";
     /// The module's name, and the folder that holds its versions.
     pub const MODULE_NAME: &str = "slurm";
+    /// The name of a compiler's module.
+    pub const COMPILER_MODULE: &str = "gcc";
     /// What administrators need beside the programs.
     pub const ASSETS: &str = "data/slurm_assets";
+    /// What lies beside a compiler.
+    pub const COMPILER_ASSETS: &str = "data/gcc_assets";
     /// What the package is.
     pub const MANIFEST: &str = "manifest.json";
     /// What `install` adds to an installed tree.
     pub const RECORD: &str = ".slurm-factory-install.json";
-}
-
-/// Why a package cannot be written or believed.
-#[derive(Debug, thiserror::Error)]
-pub enum PackageError {
-    /// A file operation failed.
-    #[error("package: {0}")]
-    Io(#[source] io::Error),
-    /// The archive cannot be written.
-    #[error("cannot write the archive in `{dir}`: {source}")]
-    Write {
-        /// The folder.
-        dir: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Signing or checking a signature failed.
-    #[error(transparent)]
-    Sign(#[from] SignError),
-    /// The staging folder cannot be had.
-    #[error(transparent)]
-    Cache(#[from] crate::cache::CacheError),
-    /// We were told to stop.
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-    /// Sockets, devices and pipes.
-    #[error("`{path}` is {kind}, which a package cannot hold; remove it from the tree")]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// A link that would lead out of the unpacked tree.
-    #[error(
-        "the symlink `{path}` leads to `{target}`, outside the package; relocation should have made it relative or removed it"
-    )]
-    LinkOutside {
-        /// The link's name in the package.
-        path: PathBuf,
-        /// What it says.
-        target: PathBuf,
-    },
-    /// Two things of one name.
-    #[error("two parts of the package have the name `{path}`")]
-    Duplicate {
-        /// The name.
-        path: PathBuf,
-    },
-    /// A name that is not one below the package.
-    #[error("`{path}` is no name inside a package: it must be relative and without `..`")]
-    BadName {
-        /// The name.
-        path: PathBuf,
-    },
-    /// Somebody writes to the tree.
-    #[error("`{path}` changed while it was read: {source}; is another program writing to this tree?")]
-    Changed {
-        /// The file.
-        path: PathBuf,
-        /// How it shows.
-        source: io::Error,
-    },
-    /// The manifest cannot be written.
-    #[error("cannot write manifest.json: {0}")]
-    Json(#[source] serde_json::Error),
-    /// This is another kind of file.
-    #[error("`{path}` is not a package of slurm-factory: {reason} (`verify --foreign` looks into other archives)")]
-    NotAPackage {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The compressed stream, the archive or a name in it is not sound.
-    #[error("the package `{path}` is damaged, incomplete or hostile: {source}; fetch or build it again")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where it stops making sense.
-        source: io::Error,
-    },
-    /// The archive is not the one whose sum lies beside it.
-    #[error(
-        "the package `{path}` has sha256 {found}, but `{sums}` says {expected}; one of the two is old or damaged: fetch both again"
-    )]
-    SumMismatch {
-        /// The archive.
-        path: PathBuf,
-        /// The file with the sum.
-        sums: PathBuf,
-        /// The sum in it.
-        expected: String,
-        /// The archive's.
-        found: String,
-    },
-    /// The file beside it says nothing about it.
-    #[error("`{sums}` holds no sha256 sum of {name}")]
-    SumUnreadable {
-        /// The file.
-        sums: PathBuf,
-        /// The archive's name.
-        name: String,
-    },
-    /// No signature where one is required.
-    #[error(
-        "the package `{path}` is not signed: there is no `{signature}`; fetch it from where the package came from (`install --allow-unsigned` goes without; `verify --foreign` looks into archives of others)"
-    )]
-    NotSigned {
-        /// The archive.
-        path: PathBuf,
-        /// Where the signature should be.
-        signature: PathBuf,
-    },
-    /// What lies beside an archive does not belong to it.
-    #[error("`{file}` does not belong to the archive beside it: {reason}; fetch both again, or take it away")]
-    Attestation {
-        /// The file.
-        file: PathBuf,
-        /// How it shows.
-        reason: String,
-    },
-    /// The manifest cannot be read.
-    #[error("the package `{path}`: {source}")]
-    Manifest {
-        /// The archive.
-        path: PathBuf,
-        /// Why.
-        source: manifest::ManifestError,
-    },
-    /// The archive does not hold what its manifest says.
-    #[error("the package `{path}` does not hold what its manifest says: {entry}: {problem}")]
-    Contents {
-        /// The archive.
-        path: PathBuf,
-        /// The entry.
-        entry: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// Unpacking never writes over what is there.
-    #[error("`{dir}` is there already and not empty; unpack into a new folder")]
-    NotEmpty {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// The modulefile's template and its values do not fit.
-    #[error("cannot render the modulefile: {0}")]
-    Template(#[source] minijinja::Error),
 }
 
 /// How the archive is compressed.
@@ -269,6 +128,14 @@ impl FromStr for Compression {
     }
 }
 
+/// What has an archive named by it.
+pub trait Named {
+    /// The archive's name.
+    fn archive(&self, compression: Compression) -> String;
+    /// What it is called in messages.
+    fn label(&self) -> String;
+}
+
 /// What names a package: the Slurm version and the compiler, as the user asked for them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PackageName {
@@ -278,17 +145,35 @@ pub struct PackageName {
     pub compiler: String,
 }
 
-impl PackageName {
-    /// `25.11-gcc13.4.0`: the module's version.
-    pub fn label(&self) -> String {
-        format!("{}-gcc{}", self.version, self.compiler)
+/// What names the package of a compiler: its exact version.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CompilerName(pub String);
+
+impl Named for CompilerName {
+    /// `gcc-13.4.0-compiler.tar.gz`.
+    fn archive(&self, compression: Compression) -> String {
+        format!("{}-compiler{}", self.label(), compression.suffix())
     }
 
+    /// `gcc-13.4.0`.
+    fn label(&self) -> String {
+        format!("gcc-{}", self.0)
+    }
+}
+
+impl Named for PackageName {
     /// `slurm-25.11-gcc13.4.0-software.tar.gz`.
-    pub fn archive(&self, compression: Compression) -> String {
+    fn archive(&self, compression: Compression) -> String {
         format!("slurm-{}-software{}", self.label(), compression.suffix())
     }
 
+    /// `25.11-gcc13.4.0`: the module's version.
+    fn label(&self) -> String {
+        format!("{}-gcc{}", self.version, self.compiler)
+    }
+}
+
+impl PackageName {
     /// `modules/slurm/25.11-gcc13.4.0.lua`, inside the archive.
     pub fn modulefile(&self) -> PathBuf {
         Path::new(layout::MODULES).join(layout::MODULE_NAME).join(format!("{}.lua", self.label()))
@@ -575,6 +460,8 @@ mod tests {
         assert_eq!(name.archive(Compression::GZIP), "slurm-25.11-gcc13.4.0-software.tar.gz");
         assert_eq!(name.archive(Compression::ZSTD), "slurm-25.11-gcc13.4.0-software.tar.zst");
         assert_eq!(name.modulefile(), Path::new("modules/slurm/25.11-gcc13.4.0.lua"));
+        let compiler = CompilerName("13.4.0".into());
+        assert_eq!(compiler.archive(Compression::GZIP), "gcc-13.4.0-compiler.tar.gz");
     }
 
     #[test]

@@ -9,21 +9,28 @@
 //! hierarchy/Compiler/gcc/13.4.0/openmpi/5.0.7.lua           when the package has one: opens hierarchy/MPI/...
 //! ```
 //!
-//! and a Tcl file without suffix beside each `.lua`. Templates are rendered with the package's facts; a value that a
+//! A compiler's package has `modules/gcc/13.4.0.lua`. There is a Tcl file without suffix beside each `.lua`. Templates are rendered with the package's facts; a value that a
 //! template does not know, or that nobody gave, is an error. Values go into Lua and Tcl source, so each passes a filter
 //! that makes a quoted string of it: `lua` (Lua 5.1 reference manual, section 2.1, which all later versions keep), `tcl`
 //! (Tcl(n), rules 4 and 9).
 //!
 //! Where the package lies is found when the module is loaded, not here: the files are the same in every installation.
 
-use super::{Facts, PackageError, PackageName, layout};
+use super::manifest::Version;
+use super::{CompilerName, Facts, Named, PackageError, PackageName, layout};
+use crate::fsutil;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 9] = [
     ("modulefile.lua", include_str!("../../templates/modulefile.lua")),
     ("modulefile.tcl", include_str!("../../templates/modulefile.tcl")),
+    ("compiler.lua", include_str!("../../templates/compiler.lua")),
+    ("compiler.tcl", include_str!("../../templates/compiler.tcl")),
+    // Part of the four above.
+    ("view.lua", include_str!("../../templates/view.lua")),
+    ("view.tcl", include_str!("../../templates/view.tcl")),
     ("modulerc.lua", include_str!("../../templates/modulerc.lua")),
     ("hierarchy.lua", include_str!("../../templates/hierarchy.lua")),
     ("hierarchy.tcl", include_str!("../../templates/hierarchy.tcl")),
@@ -45,7 +52,7 @@ pub fn files(name: &PackageName, facts: &Facts) -> Result<Vec<(PathBuf, String)>
     let compiler = Path::new("Compiler").join("gcc").join(&gcc);
     // Lmod reads a `.modulerc` in Tcl as well, and fails where its path has blanks: there is none. For Environment
     // Modules the only version in a folder is the default.
-    let default = context! { module => format!("{slurm}/{}", name.label()) };
+    let default = context! { name => slurm, module => format!("{slurm}/{}", name.label()) };
     files.push((flat.join(".modulerc.lua"), render_one(&environment, "modulerc", "lua", default)?));
     for (language, suffix) in LANGUAGES {
         let file = |module: &Path| PathBuf::from(format!("{}{suffix}", module.display()));
@@ -70,9 +77,49 @@ pub fn files(name: &PackageName, facts: &Facts) -> Result<Vec<(PathBuf, String)>
     Ok(files)
 }
 
+/// All modulefiles of a compiler's package.
+pub fn compiler_files(name: &CompilerName, facts: &Facts) -> Result<Vec<(PathBuf, String)>, PackageError> {
+    let environment = environment()?;
+    let version = part(&name.0);
+    let module = Path::new(layout::MODULES).join(layout::COMPILER_MODULE).join(&version);
+    let release = one_line(&facts.compiler.release);
+    let help = format!(
+        "GCC {release} (C, C++, Fortran) with its assembler and linker, built on {}.\n\nSets PATH, MANPATH and GCC_ROOT. What \
+         it links finds the compiler's libraries where the compiler lies.",
+        one_line(&facts.toolchain),
+    );
+    let default =
+        context! { name => layout::COMPILER_MODULE, module => format!("{}/{version}", layout::COMPILER_MODULE) };
+    let modulerc = fsutil::parent_of(&module).join(".modulerc.lua");
+    let mut files = vec![(modulerc, render_one(&environment, "modulerc", "lua", default)?)];
+    for (language, suffix) in LANGUAGES {
+        let values = context! {
+            help => help.as_str(),
+            release => release.as_str(),
+            label => one_line(&name.label()),
+            tool_version => one_line(&facts.tool.version),
+            toolchain => one_line(&facts.toolchain),
+            layout_view => layout::VIEW,
+            place => one_line(&module.to_string_lossy()),
+            depth => module.components().count(),
+        };
+        let file = PathBuf::from(format!("{}{suffix}", module.display()));
+        files.push((file, render_one(&environment, "compiler", language, values)?));
+    }
+    Ok(files)
+}
+
+/// What users type, once the modules are in `MODULEPATH`.
+pub fn load(facts: &Facts) -> String {
+    match &facts.slurm {
+        Some(_) => format!("module load {}", layout::MODULE_NAME),
+        None => format!("module load {}/{}", layout::COMPILER_MODULE, part(&facts.compiler.release)),
+    }
+}
+
 /// What users of the hierarchy type, once its `Core` is in `MODULEPATH`.
 pub fn load_in_hierarchy(facts: &Facts) -> String {
-    let (gcc, slurm) = (part(&facts.compiler.release), part(&facts.slurm.requested));
+    let (gcc, slurm) = (part(&facts.compiler.release), part(&slurm_of(facts).requested));
     format!("module load gcc/{gcc} {}/{slurm}", layout::MODULE_NAME)
 }
 
@@ -99,6 +146,11 @@ fn render_one(
     rendered.map(|text| text + "\n").map_err(PackageError::Template)
 }
 
+/// Which Slurm it is.
+fn slurm_of(facts: &Facts) -> Version {
+    facts.slurm.clone().unwrap_or_default()
+}
+
 /// Slurm's own module, at `place` in the package (without suffix).
 fn slurm_module(
     environment: &Environment<'_>,
@@ -107,19 +159,20 @@ fn slurm_module(
     facts: &Facts,
     place: &Path,
 ) -> Result<String, PackageError> {
+    let slurm = slurm_of(facts);
     let help = format!(
         "Slurm {} (asked for as {}), built with GCC {} for {}.\n\nSets PATH, MANPATH, CMAKE_PREFIX_PATH, PKG_CONFIG_PATH, \
          SLURM_ROOT and SLURM_PREFIX.\nSet SLURM_INSTALL_PREFIX before loading when the package lies elsewhere than \
          its modulefile.",
-        one_line(&facts.slurm.release),
-        one_line(&facts.slurm.requested),
+        one_line(&slurm.release),
+        one_line(&slurm.requested),
         one_line(&facts.compiler.release),
         one_line(&facts.toolchain),
     );
     let values = context! {
         help,
         label => one_line(&name.label()),
-        slurm_release => one_line(&facts.slurm.release),
+        slurm_release => one_line(&slurm.release),
         compiler_release => one_line(&facts.compiler.release),
         tool_version => one_line(&facts.tool.version),
         toolchain => one_line(&facts.toolchain),
@@ -232,8 +285,12 @@ mod tests {
     #[test]
     fn every_value_of_the_template_is_given() {
         let name = PackageName { version: "25.11".into(), compiler: "13.4.0".into() };
-        let mut facts = Facts::default();
-        facts.slurm.release = "25.11.6\nos.exit()".into();
+        let version = |release: &str| Version { release: release.into(), ..Version::default() };
+        let mut facts = Facts {
+            slurm: Some(version("25.11.6\nos.exit()")),
+            compiler: version("13.4.0\nos.exit()"),
+            ..Facts::default()
+        };
         let mpi = crate::package::manifest::Installed {
             name: "openmpi".into(),
             version: "5.0.7".into(),
@@ -241,8 +298,10 @@ mod tests {
             ..Default::default()
         };
         facts.packages.push(mpi);
-        let files = files(&name, &facts).unwrap();
+        let mut files = files(&name, &facts).unwrap();
         assert_eq!(files.len(), 9);
+        files.extend(compiler_files(&CompilerName("13.4.0".into()), &facts).unwrap());
+        assert_eq!(files.len(), 12);
         for (path, text) in files {
             assert!(!text.contains("{{") && !text.contains("{%") && !text.contains("\nos.exit()"), "{path:?}: {text}");
             assert!(!text.contains("LD_LIBRARY_PATH\""), "{path:?}: {text}");

@@ -49,6 +49,15 @@ pub(super) fn statement(manifest: &Manifest, subjects: &[(&str, &str)]) -> Resul
         }
         dependencies.push(entry);
     }
+    let mut asked = match &facts.slurm {
+        Some(slurm) => json!({"slurm": slurm.requested}),
+        None => json!({}),
+    };
+    asked["compiler"] = json!(facts.compiler.requested);
+    asked["toolchain"] = json!(facts.toolchain);
+    asked["target"] = json!(facts.target);
+    asked["options"] = json!(facts.options);
+    asked["specs"] = json!(facts.specs);
     let statement = json!({
         "_type": STATEMENT,
         "subject": subjects,
@@ -56,14 +65,7 @@ pub(super) fn statement(manifest: &Manifest, subjects: &[(&str, &str)]) -> Resul
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {
-                    "slurm": facts.slurm.requested,
-                    "compiler": facts.compiler.requested,
-                    "toolchain": facts.toolchain,
-                    "target": facts.target,
-                    "options": facts.options,
-                    "specs": facts.specs,
-                },
+                "externalParameters": asked,
                 "internalParameters": {"plan_sha256": facts.plan_sha256, "lock_sha256": facts.lock_sha256},
                 "resolvedDependencies": dependencies,
             },

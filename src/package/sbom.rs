@@ -25,7 +25,7 @@ pub(super) fn document(manifest: &Manifest, archive: &str, sha256: &str) -> Resu
     let mut packages = vec![json!({
         "SPDXID": "SPDXRef-Archive",
         "name": archive,
-        "versionInfo": facts.slurm.release,
+        "versionInfo": facts.release(),
         "packageFileName": archive,
         "primaryPackagePurpose": "ARCHIVE",
         "supplier": NOTHING_SAID,

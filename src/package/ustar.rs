@@ -226,20 +226,28 @@ impl<R: Read> TarReader<R> {
         loop {
             self.skip()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = match ahead.size {
-                Some(size) => size,
-                None => header.entry_size().map_err(|e| damaged(&format!("an entry's size: {e}")))?,
-            };
+            let own = header.entry_size().map_err(|e| damaged(&format!("an entry's size: {e}")))?;
             let entry_type = header.entry_type();
             match entry_type {
-                EntryType::XHeader => read_records(&self.text(size)?, &mut ahead)?,
-                EntryType::GNULongName => ahead.path = Some(until_nul(self.text(size)?)),
-                EntryType::GNULongLink => ahead.link = Some(until_nul(self.text(size)?)),
-                EntryType::XGlobalHeader => drop(self.text(size)?),
+                EntryType::XHeader => read_records(&self.text(own)?, &mut ahead)?,
+                EntryType::GNULongName => ahead.path = Some(until_nul(self.text(own)?)),
+                EntryType::GNULongLink => ahead.link = Some(until_nul(self.text(own)?)),
+                EntryType::XGlobalHeader => drop(self.text(own)?),
                 _ => {
+                    // What a record says is about the entry itself, not about others that come between: a size that counted
+                    // for those would have us and other readers see different files.
+                    let size = ahead.size.unwrap_or(own);
                     let name = ahead.path.take().unwrap_or_else(|| header.path_bytes().into_owned());
+                    // Some readers skip what follows such an entry, and some do not.
+                    let content_of_no_file = || {
+                        let name = OsStr::from_bytes(&name).display();
+                        damaged(&format!("`{name}` has content and is no file"))
+                    };
                     let Some(path) = safe(&name)? else {
-                        self.left = if entry_type == EntryType::Regular { size } else { 0 };
+                        if size > 0 && (entry_type != EntryType::Regular || name.ends_with(b"/")) {
+                            return Err(content_of_no_file());
+                        }
+                        self.left = size;
                         self.padding = padding(self.left);
                         ahead = Ahead::default();
                         continue;
@@ -247,6 +255,9 @@ impl<R: Read> TarReader<R> {
                     let target = ahead.link.take().or_else(|| header.link_name_bytes().map(Vec::from));
                     let executable = header.mode().map_err(|e| damaged(&format!("an entry's mode: {e}")))? & 0o100 != 0;
                     let kind = kind(entry_type, &path, target, size, executable, &name)?;
+                    if size > 0 && !matches!(kind, Kind::File { .. }) {
+                        return Err(content_of_no_file());
+                    }
                     self.left = if let Kind::File { size, .. } = kind { size } else { 0 };
                     self.padding = padding(self.left);
                     return Ok(Some(Member { path, kind }));
@@ -266,7 +277,7 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip(&mut self) -> io::Result<()> {
-        let skip = self.left + self.padding;
+        let skip = self.left.saturating_add(self.padding);
         (self.left, self.padding) = (0, 0);
         let skipped = io::copy(&mut (&mut self.inner).take(skip), &mut io::sink())?;
         if skipped == skip { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
@@ -489,6 +500,65 @@ mod tests {
         let mut broken = bytes;
         broken[0] ^= 1;
         assert!(read(&broken).unwrap_err().to_string().contains("checksum"));
+    }
+
+    fn entry(kind: EntryType, name: &str, size: u64, content: &[u8]) -> Vec<u8> {
+        let mut header = Header::new_ustar();
+        header.set_path(name).unwrap();
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_entry_type(kind);
+        if matches!(kind, EntryType::Link | EntryType::Symlink) {
+            header.set_link_name("f").unwrap();
+        }
+        header.set_cksum();
+        let mut bytes = [header.as_bytes(), content].concat();
+        bytes.resize(bytes.len().next_multiple_of(UNIT), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_recorded_size_is_that_of_the_file_and_of_nothing_before_it() {
+        let record = |size: u64| {
+            let text = format!("{} size={size}\n", 9 + size.to_string().len() - 1);
+            entry(EntryType::XHeader, "r", text.len() as u64, text.as_bytes())
+        };
+        assert_eq!(record(3)[UNIT..UNIT + 9], *b"9 size=3\n");
+        let long = entry(EntryType::GNULongName, "l", 2, b"x\0");
+        let bytes = [record(3), long, entry(EntryType::Regular, "f", 0, b"abc"), vec![0; 2 * UNIT]].concat();
+        let file = Member { path: "x".into(), kind: Kind::File { size: 3, executable: false } };
+        assert_eq!(read(&bytes).unwrap(), [file]);
+        // The archive's own folder is passed over with what it is said to hold.
+        let most = format!("29 size={}\n", u64::MAX);
+        assert_eq!(most.len(), 29);
+        let most = entry(EntryType::XHeader, "r", 29, most.as_bytes());
+        let bytes = [most, entry(EntryType::Regular, ".", 0, b""), vec![0; 2 * UNIT]].concat();
+        assert_eq!(read(&bytes).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// Readers do not agree on whether content follows what is no file: ours takes none of it, and the writer says that none does.
+    #[test]
+    fn only_files_have_content() {
+        for (kind, name) in [
+            (EntryType::Directory, "d"),
+            (EntryType::Directory, "."),
+            (EntryType::Symlink, "d"),
+            (EntryType::Link, "d"),
+            (EntryType::Link, "."),
+            (EntryType::Regular, "d/"),
+            (EntryType::Regular, "./"),
+        ] {
+            let read =
+                |size: u64, content: &[u8]| read(&[entry(kind, name, size, content), vec![0; 2 * UNIT]].concat());
+            assert!(read(0, b"").is_ok(), "{kind:?} {name}");
+            let error = read(3, b"abc").unwrap_err().to_string();
+            assert!(error.contains("has content and is no file"), "{kind:?} {name}: {error}");
+        }
+        let target = PathBuf::from("f");
+        for kind in [Kind::Dir, Kind::Symlink { target: target.clone() }, Kind::Hardlink { target, executable: true }] {
+            let bytes = write(&[Member { path: "l".into(), kind }]);
+            assert_eq!((&bytes[124..135], bytes.len()), (&b"00000000000"[..], 3 * UNIT));
+        }
     }
 
     #[test]

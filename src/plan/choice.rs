@@ -19,6 +19,8 @@ pub struct Choice {
     pub spec: Option<String>,
     /// What code is made for, in Spack's words.
     pub target: Option<String>,
+    /// Whether a GCC that Spack builds is compiled once, and not again by itself.
+    pub no_bootstrap: bool,
 }
 
 /// What became of it.
@@ -73,6 +75,22 @@ impl Words {
             }
         }
         Ok(words)
+    }
+
+    /// What a user wrote. That which no spec can have is refused here, before anything is fetched for it; the rest is Spack's to
+    /// judge, which alone knows packages and variants.
+    fn of_user(text: &str) -> Result<Self, PlanError> {
+        let bad = |reason: String| Err(PlanError::Conflict(format!("--spec `{}`: {reason}", text.escape_debug())));
+        if text.trim().is_empty() {
+            return bad(
+                "it is empty; leave it out, or say what is to be another than in the variant: \"+lua ^openssl@3.0\""
+                    .into(),
+            );
+        }
+        if let Some(wrong) = impossible(text) {
+            return bad(wrong);
+        }
+        Self::parse(text)
     }
 
     /// Lays `over` on this: what it speaks about is replaced where it stands.
@@ -155,6 +173,40 @@ fn split(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
+/// What no spec has outside of quotes: characters of the shell that Spack's tokens do not know, and brackets that do not belong
+/// together. In quotes everything may stand. Source: `VALUE` and `SpecTokens` in `spec_parser.py` of Spack v1.0.0 and v1.1.0.
+fn impossible(text: &str) -> Option<String> {
+    let mut quote = None;
+    let mut open = 0_u32;
+    for c in text.chars() {
+        match (quote, c) {
+            (Some(mark), _) if mark == c => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '[') => open += 1,
+            (None, ']') if open == 0 => return Some("`]` closes what no `[` opened".into()),
+            (None, ']') => open -= 1,
+            (None, ';' | '&' | '|' | '<' | '>' | '$' | '`' | '(' | ')' | '{' | '}') => {
+                return Some(format!(
+                    "`{c}` stands in no spec: a value that holds it goes in quotes of its own, as in --spec \"cflags='...'\""
+                ));
+            }
+            (None, c) if c.is_control() && !c.is_whitespace() => return Some("it holds a control character".into()),
+            _ => {}
+        }
+    }
+    (open > 0).then(|| "`[` is not closed".into())
+}
+
+/// Lays the later of these specs over the earlier ones: what is said twice counts as it was said last.
+pub(super) fn laid_over(specs: &[&str]) -> Result<String, PlanError> {
+    let mut words = Words::default();
+    for spec in specs {
+        words.lay(Words::parse(spec)?);
+    }
+    Ok(words.text())
+}
+
 /// Lays a choice over a variant's spec.
 pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chosen, PlanError> {
     let mut words = Words::parse(variant)?;
@@ -195,7 +247,7 @@ pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chose
         words.lay(Words::parse(&format!("ldflags='-Wl,-z,x86-64-v{level}'"))?);
     }
     if let Some(spec) = &choice.spec {
-        words.lay(Words::parse(spec)?);
+        words.lay(Words::of_user(spec)?);
     }
     roots.sort();
     roots.dedup();
@@ -233,7 +285,8 @@ mod tests {
 
     fn chosen(variant: &str, with: &[&str], without: &[&str], spec: Option<&str>) -> Result<Chosen, String> {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        let choice = Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), target: None };
+        let choice =
+            Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), ..Choice::default() };
         let catalog = Catalog::embedded().unwrap();
         let variant = catalog.variants.get(variant).cloned().unwrap_or_else(|| variant.to_owned());
         choose(&variant, &choice, &catalog).map_err(|e| e.to_string())
@@ -265,6 +318,21 @@ mod tests {
             ),
         ] {
             assert_eq!(chosen("~hwloc~lua sysconfdir=/etc/slurm", with, without, spec).unwrap().spec, want);
+        }
+    }
+
+    #[test]
+    fn what_spack_reads_is_not_refused() {
+        for spec in [
+            "sysconfdir=/opt/a-b_c.d/%x,y:z*=~^w\\v",
+            "cflags='-DX=$(id) -O3; {a} | <b> (c) & `d` [e'",
+            "ldflags=\"-Wl,-z,[x\"",
+            "^[virtuals=mpi,pmi] openmpi@4:5.0,=5.0.1 fabrics:=ucx,auto",
+            "%[when='%c' virtuals=c] gcc@13 ^openssl@git.abc/def=3.0 /uoeupcay",
+            "^hdf5@1.14: ~~shared ++pic\n^python@3.11",
+        ] {
+            let spec = format!("+lua {spec}");
+            Words::of_user(&spec).unwrap_or_else(|e| panic!("{spec}: {e}"));
         }
     }
 
@@ -317,13 +385,20 @@ mod tests {
     fn what_cannot_be_is_said_with_what_can() {
         for (with, without, spec, parts) in [
             (&["gpus"][..], &[][..], None, &["unknown feature `gpus`", "nvml, openmpi, pam"][..]),
-            (&["openmpi"], &[], None, &["--with openmpi", "OPAL_PREFIX", "srun --mpi=pmix"]),
+            (&["sview"], &[], None, &["--with sview", "GTK"]),
             (&["lua"], &["lua"], None, &["--with lua and --without lua"]),
             (&[], &[], Some("@24.05"), &["@24.05", "--slurm-version"]),
             (&[], &[], Some("target=zen4"), &["target=zen4", "--target"]),
             (&[], &[], Some("hwloc"), &["`hwloc`", "+NAME"]),
             (&[], &[], Some("+"), &["`+`"]),
             (&[], &[], Some("cflags='-O3"), &["quote"]),
+            (&[], &[], Some(" "), &["empty", "leave it out"]),
+            (&[], &[], Some("^[virtuals=mpi openmpi"), &["`[` is not closed"]),
+            (&[], &[], Some("+lua ^openmpi]"), &["`]` closes"]),
+            (&[], &[], Some("sysconfdir=$HOME/etc"), &["`$`", "quotes"]),
+            (&[], &[], Some("+lua; rm -rf x"), &["`;`"]),
+            (&[], &[], Some("^openssl@>3"), &["`>`"]),
+            (&[], &[], Some("a=\u{1b}x"), &["control character"]),
         ] {
             let error = chosen("default", with, without, spec).unwrap_err();
             for part in parts {

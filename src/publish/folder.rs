@@ -196,6 +196,10 @@ impl Store for FolderStore {
         &self.address
     }
 
+    fn is_here(&self) -> bool {
+        true
+    }
+
     fn check(&self, _ctx: &Ctx) -> Result<(), StoreError> {
         self.io(fs::create_dir_all(&self.root))?;
         fsutil::writable(&self.root).map_err(|e| with_path(&self.address, &e, "write to", &self.root))

@@ -21,11 +21,12 @@ mod web;
 
 pub use folder::FolderStore;
 pub use key::Key;
-pub use oci::{OciStore, TAGS};
-pub use open::{Reach, open, open_to_read};
+pub use oci::{BLOBS, Descriptor, OciStore, TAGS, blob_key};
+pub use open::{Reach, is_by_registries, open, open_to_read};
 pub use s3::{S3Options, S3Store};
 pub use web::WebStore;
 
+pub use crate::image::OCI_MANIFEST;
 use crate::report::{Ctx, Interrupted};
 use crate::sha256::Hashing;
 use crate::wait::chance;
@@ -83,6 +84,17 @@ pub enum StoreError {
         sent: String,
         /// Digest or size of what is there.
         found: String,
+    },
+    /// The service keeps this one object from us: 403. A bucket that may be read and not listed says so of what is not there, too. A
+    /// registry, whose rights are those of a whole repository, gives [`Self::Service`].
+    #[error("{address}: may not {what}: {reason}")]
+    Forbidden {
+        /// The store.
+        address: String,
+        /// `read v3/layout.json`, `look at v3/layout.json`.
+        what: String,
+        /// Cause and remedy.
+        reason: String,
     },
     /// The service refused or could not be reached.
     #[error("{address}: cannot {what}: {reason}")]
@@ -185,6 +197,11 @@ pub trait Store: Send + Sync {
     /// Whether it is an OCI registry, which has blobs and tags alone: `blobs/sha256/ab/abcd...` and `tags/TAG`, of which only the
     /// second can be listed, and no conditional writes.
     fn registry(&self) -> bool {
+        false
+    }
+
+    /// Whether it is a folder of this host: what is asked of it takes a processor more than the network.
+    fn is_here(&self) -> bool {
         false
     }
 

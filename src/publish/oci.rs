@@ -15,21 +15,55 @@
 //! Logins, certificates, proxies and `insecure` are those of the site's containers, see [`crate::image`].
 
 use super::{Condition, Entry, Key, Put, Source, Store, StoreError, Version, Written, changed, io_error};
+use crate::image::retry::Cuts;
 use crate::image::{ClientConfig, Content, Digest, ImageError, Refused, Repository};
 use crate::report::Ctx;
 use crate::sha256::Hashing;
 use crate::wait::Runtime;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-const BLOBS: &str = "blobs/sha256/";
+/// Where blobs are.
+pub const BLOBS: &str = "blobs/sha256/";
 /// Where manifests are.
 pub const TAGS: &str = "tags/";
 
-/// How often a download that was cut goes on.
-const RESUMES: u32 = 5;
+/// Where the blob of this SHA-256 (hexadecimal) is, in a registry and in Spack's layout 3.
+///
+/// ```
+/// let key = slurm_factory::publish::blob_key(&"ab".repeat(32)).unwrap();
+/// assert!(key.as_str().starts_with("blobs/sha256/ab/abab"));
+/// ```
+pub fn blob_key(sha256: &str) -> Result<Key, StoreError> {
+    Key::new(format!("{BLOBS}{}/{sha256}", sha256.get(..2).unwrap_or("xx")))
+}
+
+/// What a manifest says of a blob: OCI image-spec 1.1, `descriptor.md`, of which only this matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
+    /// `sha256:` and 64 hexadecimal digits, when it is right; nothing is checked here.
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+    /// Its file's name, say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// A blob with this SHA-256, hexadecimal.
+    pub fn new(media_type: &str, sha256: &str, size: u64) -> Self {
+        let digest = format!("sha256:{sha256}");
+        Self { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new() }
+    }
+}
 
 /// What a key means here.
 enum Meant {
@@ -41,6 +75,7 @@ enum Meant {
 pub struct OciStore {
     address: String,
     repository: Repository,
+    retries: u32,
     runtime: Runtime,
 }
 
@@ -77,7 +112,7 @@ impl OciStore {
         let repository = Repository::repository(&name, insecure, config, ctx).map_err(|e| bad(e.to_string()))?;
         let address = format!("{}://{name}", if insecure { "oci+http" } else { "oci" });
         let runtime = Runtime::new("oci").map_err(|e| io_error(&address, e))?;
-        Ok(Self { address, repository, runtime })
+        Ok(Self { address, repository, retries: config.retries, runtime })
     }
 
     fn run<T>(
@@ -137,8 +172,9 @@ impl OciStore {
     /// Writes a blob to `out`, from where it was cut when it is.
     fn fetch(&self, digest: &Digest, key: &Key, out: &mut dyn Write, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
         let what = || format!("read {key}");
-        let (mut written, mut resumed) = (0_u64, 0);
+        let (mut written, mut cuts) = (0_u64, Cuts::new(self.retries));
         loop {
+            let before = written;
             let Some(mut body) = self.run(what, ctx, self.repository.blob_if_there(digest, written))? else {
                 return Ok(None);
             };
@@ -158,10 +194,10 @@ impl OciStore {
                     Err(reason) => break reason,
                 }
             };
-            if resumed == RESUMES {
+            let Some(pause) = cuts.another(written > before) else {
                 return Err(StoreError::Service { address: self.address.clone(), what: what(), reason: cut });
-            }
-            resumed += 1;
+            };
+            self.runtime.sleep(pause, ctx)?;
         }
     }
 
@@ -227,7 +263,21 @@ impl Store for OciStore {
 
     fn size(&self, key: &Key, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
         match Self::meant(key)? {
-            Meant::Blob(digest) => self.run(|| format!("look at {key}"), ctx, self.repository.blob_size(&digest)),
+            Meant::Blob(digest) => {
+                let what = || format!("look at {key}");
+                let Some(told) = self.run(what, ctx, self.repository.look_for(&digest))? else { return Ok(None) };
+                if told.is_some() {
+                    return Ok(told);
+                }
+                // An answer with a body may say it, else it is read.
+                let Some(body) = self.run(what, ctx, self.repository.blob_if_there(&digest, 0))? else {
+                    return Ok(None);
+                };
+                match body.length() {
+                    Some(size) => Ok(Some(size)),
+                    None => self.fetch(&digest, key, &mut io::sink(), ctx),
+                }
+            }
             Meant::Tag(_) => Ok(self.get(key, u64::MAX, ctx)?.map(|bytes| bytes.len() as u64)),
         }
     }

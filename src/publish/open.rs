@@ -4,6 +4,7 @@ use super::{FolderStore, OciStore, S3Options, S3Store, Store, StoreError, WebSto
 use crate::image::ClientConfig;
 use crate::report::Ctx;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How stores in the network are reached. The default trusts the system's certificates and uses no proxy.
 #[derive(Debug, Default)]
@@ -11,7 +12,16 @@ pub struct Reach {
     /// Buckets.
     pub s3: S3Options,
     /// Registries, and the web.
-    pub registries: ClientConfig,
+    pub registries: Arc<ClientConfig>,
+}
+
+/// Whether, to reach this address, [`Reach::registries`] counts.
+pub fn is_by_registries(address: &str) -> bool {
+    is_web(address) || oci::parse(address).is_some()
+}
+
+fn is_web(address: &str) -> bool {
+    matches!(address.split_once("://"), Some(("http" | "https", _)))
 }
 
 /// The store that an address names: `s3://bucket/prefix`, `oci://host/repository`, `file:///folder` or a folder's path.
@@ -29,10 +39,10 @@ pub fn open(address: &str, reach: &Reach, ctx: &Ctx) -> Result<Box<dyn Store>, S
 
 /// The same, and web servers, which can be read and not written to.
 pub fn open_to_read(address: &str, reach: &Reach, ctx: &Ctx) -> Result<Box<dyn Store>, StoreError> {
-    match address.split_once("://") {
-        Some(("http" | "https", _)) => Ok(Box::new(WebStore::open(address, &reach.registries)?)),
-        _ => open(address, reach, ctx),
+    if is_web(address) {
+        return Ok(Box::new(WebStore::open(address, &reach.registries)?));
     }
+    open(address, reach, ctx)
 }
 
 /// The folder that an address names.
@@ -50,7 +60,7 @@ fn folder(address: &str) -> Result<PathBuf, StoreError> {
             }
             path
         }
-        Some(("http" | "https", _)) => {
+        Some(_) if is_web(address) => {
             return refuse(
                 "a web server cannot be written to; a bucket is s3://bucket/prefix, its server is named with --s3-endpoint",
             );

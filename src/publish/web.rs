@@ -4,15 +4,15 @@
 //! size, as servers and proxies differ in what they answer to HEAD; a body that was cut goes on with `Range` (RFC 9110).
 
 use super::{Entry, Key, Put, Source, Store, StoreError, Version, Written, io_error};
+use crate::image::retry::{Cuts, MAX_WAIT, is_passing, pause, retry_after, starts_at};
 use crate::image::{ClientConfig, web_client};
 use crate::report::{Ctx, chain};
-use crate::wait::{Runtime, chance};
+use crate::wait::Runtime;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use reqwest::header::{CONTENT_RANGE, RANGE};
+use reqwest::header::RANGE;
 use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
 use std::io::Write;
-use std::time::Duration;
 
 /// What stands in a path for something else, or in no URL.
 const ESCAPED: &AsciiSet =
@@ -25,7 +25,7 @@ pub struct WebStore {
     /// The same without the password that may stand in it.
     address: String,
     client: reqwest::Client,
-    tries: u32,
+    retries: u32,
     runtime: Runtime,
 }
 
@@ -41,7 +41,15 @@ impl WebStore {
         let url = address.trim_end_matches('/').to_owned();
         let address = hidden(&url);
         let runtime = Runtime::new("web").map_err(|e| io_error(&address, e))?;
-        Ok(Self { url, address, client, tries: config.retries + 1, runtime })
+        Ok(Self { url, address, client, retries: config.retries, runtime })
+    }
+
+    fn forbidden(&self, key: &Key) -> StoreError {
+        StoreError::Forbidden {
+            address: self.address.clone(),
+            what: format!("read {key}"),
+            reason: format!("the server answered {}", StatusCode::FORBIDDEN),
+        }
     }
 
     fn fault(&self, key: &Key, reason: &str) -> StoreError {
@@ -61,32 +69,33 @@ impl WebStore {
     fn get(&self, key: &Key, offset: u64, ctx: &Ctx) -> Result<Option<(Response, u64)>, StoreError> {
         let url = format!("{}/{}", self.url, utf8_percent_encode(key.as_str(), ESCAPED));
         let work = async {
-            let mut tried = 0;
+            let mut attempt = 0;
             loop {
                 let mut request = self.client.get(&url);
                 if offset > 0 {
                     request = request.header(RANGE, format!("bytes={offset}-"));
                 }
-                let (passing, reason) = match request.send().await {
+                let (wait, passing, reason) = match request.send().await {
                     Ok(response) => match response.status() {
                         StatusCode::OK => return Ok(Some((response, 0))),
-                        StatusCode::PARTIAL_CONTENT if begins(&response) == Some(offset) => {
+                        StatusCode::PARTIAL_CONTENT if starts_at(response.headers(), offset) => {
                             return Ok(Some((response, offset)));
                         }
                         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-                        status => {
-                            let passing = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-                            (passing, format!("the server answered {status}"))
-                        }
+                        StatusCode::FORBIDDEN => return Err(self.forbidden(key)),
+                        status => (
+                            retry_after(response.headers()),
+                            is_passing(status),
+                            format!("the server answered {status}"),
+                        ),
                     },
-                    Err(e) => (e.is_timeout() || !e.is_connect(), chain(&e.without_url())),
+                    Err(e) => (None, e.is_timeout() || !e.is_connect(), chain(&e.without_url())),
                 };
-                tried += 1;
-                if !passing || tried >= self.tries {
+                if !passing || attempt == self.retries || wait.is_some_and(|wait| wait > MAX_WAIT) {
                     return Err(self.fault(key, &reason));
                 }
-                let pause = Duration::from_millis(500 << tried.min(5)).mul_f64(0.5 + chance());
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause(attempt, wait)).await;
+                attempt += 1;
             }
         };
         self.runtime.run(ctx, work)
@@ -99,8 +108,9 @@ impl WebStore {
         take: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
         ctx: &Ctx,
     ) -> Result<Option<u64>, StoreError> {
-        let (mut taken, mut cuts) = (0_u64, 0);
+        let (mut taken, mut cuts) = (0_u64, Cuts::new(self.retries));
         loop {
+            let before = taken;
             let Some((mut response, from)) = self.get(key, taken, ctx)? else { return Ok(None) };
             let mut skip = taken - from;
             let cut = loop {
@@ -116,10 +126,8 @@ impl WebStore {
                     Err(e) => break chain(&e.without_url()),
                 }
             };
-            cuts += 1;
-            if cuts >= self.tries {
-                return Err(self.fault(key, &cut));
-            }
+            let Some(pause) = cuts.another(taken > before) else { return Err(self.fault(key, &cut)) };
+            self.runtime.sleep(pause, ctx)?;
         }
     }
 
@@ -130,12 +138,6 @@ impl WebStore {
             reason: "a web server is read, and not written to or listed".into(),
         })
     }
-}
-
-/// Where a part begins: `Content-Range: bytes 100-199/200`.
-fn begins(response: &Response) -> Option<u64> {
-    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
 }
 
 /// An address without the password that may stand in it.

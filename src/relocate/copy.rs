@@ -6,18 +6,18 @@
 //! copied by the kernel too. Other files that are looked at are read into memory that each thread keeps from file to file,
 //! since fresh memory is cleared by the kernel page by page, which costs more than reading does.
 
-use crate::elf::{Copied, Edits, ElfError, Parts};
+use crate::elf::{Copied, Edit, Edits, Elf, ElfError, Parts, Piece, Spares};
 use crate::fsutil;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use std::cell::RefCell;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much is read before it is decided whether the rest is looked at, in bytes; smaller files are read whole.
-const HEAD: u64 = 64 << 10;
+const HEAD: usize = 64 << 10;
 
 /// Buffers larger than this are given back after the file that needed them, in bytes.
 const KEPT: usize = 64 << 20;
@@ -26,6 +26,7 @@ const KEPT: usize = 64 << 20;
 struct Buffers {
     old: Vec<u8>,
     new: Vec<u8>,
+    spares: Spares,
 }
 
 impl Buffers {
@@ -35,6 +36,7 @@ impl Buffers {
                 *buffer = Vec::new();
             }
         }
+        self.spares.shrink(KEPT);
     }
 }
 
@@ -61,7 +63,7 @@ pub enum Wants {
     Copy,
     /// It is handed to [`Change::change`].
     Change,
-    /// It is handed to [`Change::edit`].
+    /// It is an ELF file, for which [`Change::asked`] says what it becomes.
     Edit,
 }
 
@@ -73,11 +75,11 @@ pub trait Change {
     /// What is done with a file that starts so. Of files up to 64 KiB this is all.
     fn wants(&self, head: &[u8]) -> Wants;
 
-    /// Edits an ELF file of which these parts were read; `None` when it stays as it is.
-    fn edit(&mut self, parts: &Parts) -> Result<Option<Edits>, ElfError>;
+    /// What becomes of an ELF file that says this about itself; `None` when it stays as it is. May be asked more than once.
+    fn asked(&mut self, file: &Elf) -> Option<Edit>;
 
-    /// What an ELF file was refused for.
-    fn refused(&self, error: ElfError) -> Self::Error;
+    /// What came of it: whether the file was edited, or why it was refused.
+    fn edited(&mut self, outcome: Result<bool, ElfError>) -> Result<(), Self::Error>;
 
     /// Puts the new bytes into `new`, which may hold anything; `false` when the file stays as it is.
     fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> Result<bool, Self::Error>;
@@ -109,32 +111,33 @@ impl Copier {
         buffers: &mut Buffers,
     ) -> Result<u64, C::Error> {
         let source = fs::File::open(from)?;
-        let Buffers { old, new } = buffers;
+        let Buffers { old, new, spares } = buffers;
         old.clear();
-        // By std's own file: through fs_err's, the memory would be cleared before it is read into.
         let unread = |e: io::Error| fsutil::with_path(&e, "read", from);
-        let mut head = source.file().take(HEAD);
-        head.read_to_end(old).map_err(unread)?;
-        let whole = head.limit() > 0;
+        append(source.file(), old, 0, HEAD).map_err(unread)?;
+        let whole = old.len() < HEAD;
         let wants = change.wants(old);
         let wanted = wants == Wants::Change;
         if wanted && !whole {
+            // By std's own file: through fs_err's, the memory would be cleared before it is read into.
+            source.file().seek(SeekFrom::Start(HEAD as u64)).map_err(unread)?;
             source.file().read_to_end(old).map_err(unread)?;
         }
         // Made before the target: an error leaves none.
         let changed = wanted && change.change(old, new)?;
-        let edits = if wants == Wants::Edit { edits_of(&source, from, old, change)? } else { None };
+        let edits = if wants == Wants::Edit {
+            edits_of(&source, from, whole, (&mut *old, &mut *spares), change)?
+        } else {
+            None
+        };
         let mut target = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
         // What open(2) was told is cut by the umask.
         target.set_permissions(std::fs::Permissions::from_mode(mode))?;
         if let Some(edits) = edits {
-            if whole {
-                edits.apply(old, new);
-                target.write_all(new)?;
-            } else {
-                carry_out(&edits, source.file(), target.file()).map_err(|e| fsutil::with_path(&e, "write", to))?;
-            }
-            return Ok(edits.length);
+            carry_out(&edits, source.file(), target.file()).map_err(|e| fsutil::with_path(&e, "write", to))?;
+            let length = edits.length;
+            edits.recycle(spares);
+            return Ok(length);
         }
         if changed {
             target.write_all(new)?;
@@ -148,9 +151,10 @@ impl Copier {
             return Ok(old.len() as u64);
         }
         // std's copy of a file to a file is copy_file_range(2), with everything that a kernel may lack done by hand.
-        let rest =
-            io::copy(&mut source.file(), &mut target.file()).map_err(|e| fsutil::with_path(&e, "copy to", to))?;
-        Ok(HEAD + rest)
+        let failed = |e: io::Error| fsutil::with_path(&e, "copy to", to);
+        source.file().seek(SeekFrom::Start(HEAD as u64)).map_err(unread)?;
+        let rest = io::copy(&mut source.file(), &mut target.file()).map_err(failed)?;
+        Ok(HEAD as u64 + rest)
     }
 
     /// Has the target share the source's blocks, if the file system can.
@@ -167,41 +171,87 @@ impl Copier {
     }
 }
 
+/// Puts up to so many bytes of the file behind what the buffer holds; fewer only at the file's end.
+fn append(file: &std::fs::File, buffer: &mut Vec<u8>, offset: u64, length: usize) -> io::Result<()> {
+    let start = buffer.len();
+    buffer.resize(start + length, 0);
+    let mut done = 0;
+    while done < length {
+        match file.read_at(&mut buffer[start + done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(start + done);
+    Ok(())
+}
+
 /// How many times parts of a file are read before all of it is.
 const READS: usize = 40;
 
 /// What an edit asks for is read with what stands around it, up to this alignment in bytes.
 const PAGE: u64 = 16 << 10;
 
-/// Asks for the edit, and reads what that needs.
-fn edits_of<C: Change>(source: &fs::File, path: &Path, head: &[u8], change: &mut C) -> Result<Option<Edits>, C::Error> {
-    let mut parts = Parts::new(source.metadata()?.len().max(head.len() as u64));
-    parts.add(0, head.to_vec());
-    for reads in 0_usize.. {
-        let (start, end) = match change.edit(&parts) {
-            Ok(edits) => return Ok(edits),
-            Err(ElfError::NotRead { .. }) if reads == READS => (0, parts.length()),
-            Err(ElfError::NotRead { offset, length }) if reads < READS => {
-                let end = offset.saturating_add(length).next_multiple_of(PAGE).min(parts.length());
-                (offset / PAGE * PAGE, end)
-            }
-            Err(error) => return Err(change.refused(error)),
-        };
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
-        source.file().read_exact_at(&mut bytes, start).map_err(|e| fsutil::with_path(&e, "read", path))?;
-        parts.add(start, bytes);
-    }
-    Ok(None)
+/// Asks for the edit of an ELF file that begins with `head`, and reads what that needs.
+fn edits_of<C: Change>(
+    source: &fs::File,
+    path: &Path,
+    whole: bool,
+    (head, spares): (&mut Vec<u8>, &mut Spares),
+    change: &mut C,
+) -> Result<Option<Edits>, C::Error> {
+    let known = head.len() as u64;
+    let length = if whole { known } else { source.metadata()?.len().max(known) };
+    let mut parts = Parts::new(length);
+    // A moment later the same bytes, in the same memory.
+    let took = parts.fill(0, known, spares, |buffer, _, _| {
+        std::mem::swap(buffer, head);
+        Ok::<(), io::Error>(())
+    });
+    let mut reads = 0;
+    let outcome = took.and_then(|()| {
+        loop {
+            let (start, end) = match crate::elf::edit_parts_with(&parts, spares, |file| change.asked(file)) {
+                Err(ElfError::NotRead { .. }) if reads == READS => (0, length),
+                Err(ElfError::NotRead { offset, length: wanted }) if reads < READS => {
+                    (offset / PAGE * PAGE, offset.saturating_add(wanted).next_multiple_of(PAGE))
+                }
+                other => return Ok(other),
+            };
+            parts.fill(start, end, spares, |buffer, at, wanted| {
+                let before = buffer.len();
+                append(source.file(), buffer, at, wanted).map_err(|e| fsutil::with_path(&e, "read", path))?;
+                let shorter = || io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter");
+                if buffer.len() - before < wanted { Err(fsutil::with_path(&shorter(), "read", path)) } else { Ok(()) }
+            })?;
+            reads += 1;
+        }
+    });
+    *head = parts.into_first(spares);
+    let outcome = outcome?;
+    change.edited(match &outcome {
+        Ok(edits) => Ok(edits.is_some()),
+        Err(error) => Err(error.clone()),
+    })?;
+    Ok(outcome.ok().flatten())
 }
 
-/// Makes the new file: the kernel copies, the rest is written.
+/// Makes the new file: what is known of it is written, the kernel copies the rest.
 fn carry_out(edits: &Edits, source: &std::fs::File, target: &std::fs::File) -> io::Result<()> {
-    target.set_len(edits.length)?;
-    for copied in &edits.copies {
-        copy_range(copied, source, target)?;
-    }
-    for (at, bytes) in &edits.writes {
-        target.write_all_at(bytes, *at)?;
+    let mut at = 0;
+    for piece in edits.pieces() {
+        match piece {
+            Piece::Bytes(bytes) => {
+                target.write_all_at(bytes, at)?;
+                at += bytes.len() as u64;
+            }
+            Piece::Copied(copied) => {
+                copy_range(&copied, source, target)?;
+                at = copied.to + copied.length;
+            }
+        }
     }
     Ok(())
 }
@@ -211,21 +261,35 @@ fn copy_range(copied: &Copied, source: &std::fs::File, target: &std::fs::File) -
     let (mut from, mut to, mut left) = (copied.from, copied.to, copied.length);
     while left > 0 {
         let step = usize::try_from(left).unwrap_or(1 << 30).min(1 << 30);
-        let done = match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), step) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter")),
-            Ok(done) => done as u64,
-            Err(Errno::INTR) => 0,
+        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), step) {
+            // At the end of a file, and from some file systems that say it of files that they make up (copy_file_range(2), BUGS).
+            Ok(0) => return copy_by_hand(Copied { from, to, length: left }, source, target),
+            Ok(done) => left -= done as u64,
+            Err(Errno::INTR) => {}
             // Another file system, or one that has no such call (copy_file_range(2)).
-            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
-                let mut bytes = vec![0; step.min(1 << 20)];
-                source.read_exact_at(&mut bytes, from)?;
-                target.write_all_at(&bytes, to)?;
-                (from, to) = (from + bytes.len() as u64, to + bytes.len() as u64);
-                bytes.len() as u64
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM | Errno::TXTBSY) => {
+                return copy_by_hand(Copied { from, to, length: left }, source, target);
             }
             Err(error) => return Err(error.into()),
-        };
-        left -= done;
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(copied: Copied, source: &std::fs::File, target: &std::fs::File) -> io::Result<()> {
+    let mut bytes = vec![0; usize::try_from(copied.length).unwrap_or(usize::MAX).min(1 << 20)];
+    let mut done = 0;
+    while done < copied.length {
+        let step = usize::try_from(copied.length - done).unwrap_or(usize::MAX).min(bytes.len());
+        let bytes = &mut bytes[..step];
+        source.read_exact_at(bytes, copied.from + done).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), "the file that it is copied from became shorter")
+            }
+            _ => error,
+        })?;
+        target.write_all_at(bytes, copied.to + done)?;
+        done += step as u64;
     }
     Ok(())
 }
@@ -245,12 +309,12 @@ mod tests {
             if head.first() == Some(&b'x') { Wants::Change } else { Wants::Copy }
         }
 
-        fn edit(&mut self, _: &Parts) -> Result<Option<Edits>, ElfError> {
+        fn asked(&mut self, _: &Elf) -> Option<Edit> {
             panic!("no ELF file here")
         }
 
-        fn refused(&self, error: ElfError) -> io::Error {
-            io::Error::other(error)
+        fn edited(&mut self, _: Result<bool, ElfError>) -> io::Result<()> {
+            panic!("no ELF file here")
         }
 
         fn change(&mut self, old: &[u8], new: &mut Vec<u8>) -> io::Result<bool> {
@@ -258,6 +322,29 @@ mod tests {
             new.clear();
             new.extend(old.iter().flat_map(|b| if *b == b'x' { vec![b'y'; 2] } else { vec![*b] }));
             Ok(old.contains(&b'x') && old.len() != 70_000)
+        }
+    }
+
+    #[test]
+    fn a_stretch_is_copied_alike_by_hand_and_by_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        fs::write(dir.path().join("from"), &content).unwrap();
+        let source = fs::File::open(dir.path().join("from")).unwrap();
+        let copied = Copied { from: 999, to: 5, length: 2_500_000 };
+        for (name, by_hand) in [("kernel", false), ("hand", true)] {
+            let target = fs::File::create(dir.path().join(name)).unwrap();
+            let copy = |copied: Copied| {
+                if by_hand {
+                    copy_by_hand(copied, source.file(), target.file())
+                } else {
+                    copy_range(&copied, source.file(), target.file())
+                }
+            };
+            copy(copied).unwrap();
+            assert_eq!(fs::read(dir.path().join(name)).unwrap()[5..], content[999..2_500_999], "{name}");
+            let error = copy(Copied { from: 2_999_990, to: 0, length: 11 }).unwrap_err();
+            assert!(error.kind() == io::ErrorKind::UnexpectedEof && error.to_string().contains("shorter"), "{error}");
         }
     }
 

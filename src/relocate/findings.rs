@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "problem", rename_all = "kebab-case")]
 pub enum Problem {
-    /// A needed library is neither in the tree, where the file looks, nor one of glibc's.
+    /// A needed library is neither in the tree, where the file looks, nor one of those that come from the host.
     MissingLibrary {
         /// The file that needs it.
         path: PathBuf,
@@ -86,10 +86,17 @@ pub enum Problem {
     },
     /// A mode that a package must not bring.
     Mode {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
         /// The mode, octal.
         mode: String,
+    },
+    /// Neither a file nor a folder nor a symlink.
+    Special {
+        /// Where.
+        path: PathBuf,
+        /// What it is: `FIFO`, `device`, `socket`.
+        kind: String,
     },
     /// A file that asks for newer processors than the package is said to be made for.
     Processor {
@@ -110,7 +117,7 @@ impl std::fmt::Display for Problem {
                 write!(f, "{path}: needs {library}, which is at {place}, but no search path of the file leads there")
             }
             Self::MissingLibrary { path, library, elsewhere: None } => {
-                write!(f, "{}: needs {library}, which is neither in the package nor one of glibc's", path.display())
+                write!(f, "{}: needs {library}, which is neither in the package nor the host's", path.display())
             }
             Self::NamedByPath { path, library } => {
                 write!(
@@ -124,6 +131,13 @@ impl std::fmt::Display for Problem {
             }
             Self::MissingVersion { path, library, version } => {
                 write!(f, "{}: needs version {version} of {}, which has none", path.display(), library.display())
+            }
+            Self::SearchPath { path, folder } if folder.is_empty() => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path}: its search path holds an empty name, which is the folder in which a program is started"
+                )
             }
             Self::SearchPath { path, folder } => {
                 write!(f, "{}: search path `{folder}` leaves the package", path.display())
@@ -153,6 +167,7 @@ impl std::fmt::Display for Problem {
                 )
             }
             Self::Mode { path, mode } => write!(f, "{}: mode {mode} (set-id or world-writable)", path.display()),
+            Self::Special { path, kind } => write!(f, "{}: a {kind}, which no package brings", path.display()),
         }
     }
 }
@@ -162,12 +177,24 @@ impl std::fmt::Display for Problem {
 pub struct AllowedLeak {
     /// The file.
     pub path: PathBuf,
+    /// The compressed section that they are in; nothing when they stand in the file as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
     /// How many times.
     pub count: usize,
-    /// The first such string.
-    pub text: String,
+    /// The strings, the first 1,000 of a file and reason.
+    pub strings: Vec<Named>,
     /// Why it is harmless.
     pub reason: String,
+}
+
+/// A string that names the build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Named {
+    /// Where it begins, in bytes: in the file, or in the section after decompression.
+    pub offset: usize,
+    /// The string, its first 400 bytes.
+    pub text: String,
 }
 
 /// The highest glibc version that anything in the tree asks for, and what asks.
@@ -214,7 +241,7 @@ pub struct Findings {
     pub elf_files: usize,
     /// All files looked at.
     pub files: usize,
-    /// glibc's libraries that are taken from the host.
+    /// Libraries that are taken from the host.
     pub from_host: BTreeSet<String>,
     /// The instruction set that is needed; `None` when no file says.
     pub isa: Option<Isa>,

@@ -19,6 +19,9 @@ mod elf_paths;
 mod findings;
 mod hidden;
 mod in_place;
+mod layout;
+mod links;
+mod origin;
 pub mod prefix;
 pub mod rules;
 pub mod search_path;
@@ -28,5 +31,7 @@ pub mod text;
 pub mod verify;
 
 pub use in_place::{Leftover, MoveError, Moved, Request, in_place};
+pub use layout::Layout;
+pub use origin::Origin;
 pub use rules::{Rules, RulesError};
-pub use stage::{Origin, PruneCount, RelocateError, Relocated, Report, relocate};
+pub use stage::{PruneCount, RelocateError, Relocated, Report, relocate};

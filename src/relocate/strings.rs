@@ -42,6 +42,13 @@ pub struct TooLong {
     pub offset: usize,
 }
 
+/// How long the folder at the begin of a compiled-in text is, in bytes, that `install` can write over; `None` where it is in no
+/// package's folder (nothing of the view is there), or where no end is in sight, so that nothing is known of what follows.
+pub(super) fn folder_len(text: &str, root: &[u8], map: &dyn MapPath) -> Option<usize> {
+    let length = map.prefix_len(text.as_bytes()).min(text.len());
+    (text.len() < LONGEST && length > root.len()).then_some(length)
+}
+
 /// Does what the rules say about this file; says what is left to `install`. Strings that no rule is about stay.
 pub fn rewrite(
     rules: &Rules,
@@ -68,11 +75,7 @@ pub fn rewrite(
                 })?;
             }
             To::View => {
-                let length = map.prefix_len(text.as_bytes()).min(text.len());
-                if length <= root.len() {
-                    // Not in a package's prefix: nothing in the view is there.
-                    continue;
-                }
+                let Some(length) = folder_len(&text, root, map) else { continue };
                 places.push(Place {
                     path: path.to_owned(),
                     offset,

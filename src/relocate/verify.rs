@@ -5,12 +5,15 @@
 //! closure is worked out at the end. A search path counts only by what it is: `$ORIGIN` is the file's own
 //! folder, and an absolute path, or one that leaves the tree, is an offence even if the host has it.
 
-pub use super::findings::{AllowedLeak, Findings, Floor, Isa, Needed, Problem, listed};
+pub use super::findings::{AllowedLeak, Findings, Floor, Isa, Named, Needed, Problem, listed};
 use super::hidden;
+use super::layout::Layout;
+use super::links::{Led, Names, follow};
 use super::rules::Rules;
 use crate::elf::{self, GlibcFloor, IsaLevel, VersionNeed};
 use crate::fsutil;
 use memchr::memmem;
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -24,9 +27,13 @@ struct ElfFacts {
     version_defs: Vec<Vec<u8>>,
 }
 
+/// How many strings of a file are told for one reason: a library with debug information names its sources thousands of times.
+const STRINGS: usize = 1000;
+
 /// Takes the entries of a tree and works out the [`Findings`].
 pub struct Inspector<'a> {
     rules: &'a Rules,
+    layout: Layout<'a>,
     needle: memmem::Finder<'a>,
     findings: Findings,
     floor: Option<(GlibcFloor, PathBuf, Option<Vec<u8>>)>,
@@ -34,29 +41,35 @@ pub struct Inspector<'a> {
     elf: BTreeMap<PathBuf, ElfFacts>,
     names: BTreeSet<PathBuf>,
     links: BTreeMap<PathBuf, PathBuf>,
+    /// An archive need not have entries for its folders.
+    folders: BTreeSet<PathBuf>,
 }
 
 impl<'a> Inspector<'a> {
-    /// `build_root` is what no file may name.
-    pub fn new(rules: &'a Rules, build_root: &'a str) -> Self {
+    /// No file may name the root of `layout`.
+    pub fn new(rules: &'a Rules, layout: Layout<'a>) -> Self {
         Self {
             rules,
-            needle: memmem::Finder::new(build_root.as_bytes()),
+            layout,
+            needle: memmem::Finder::new(layout.root.as_bytes()),
             findings: Findings::default(),
             floor: None,
             isa: None,
             elf: BTreeMap::new(),
             names: BTreeSet::new(),
             links: BTreeMap::new(),
+            folders: BTreeSet::new(),
         }
     }
 
     /// Takes a regular file. `path` is relative to the tree that its libraries must be found in.
     pub fn file(&mut self, path: &Path, mode: u32, content: &[u8]) {
         self.findings.files += 1;
-        self.names.insert(path.to_owned());
+        self.name(path);
         if mode & 0o6000 != 0 || mode & 0o002 != 0 {
-            self.findings.problems.push(Problem::Mode { path: path.to_owned(), mode: format!("{mode:04o}") });
+            self.findings
+                .problems
+                .push(Problem::Mode { path: path.to_owned(), mode: format!("{:04o}", mode & 0o7777) });
         }
         self.leaks(path, content);
         if !elf::is_elf(content) {
@@ -82,8 +95,10 @@ impl<'a> Inspector<'a> {
                 {
                     self.isa = Some((level, path.to_owned()));
                 }
-                let search_path = file.search_path().unwrap_or_default();
-                let search_path = search_path.split(|b| *b == b':').filter(|f| !f.is_empty()).map(<[u8]>::to_vec);
+                // An empty folder among others counts: it is the one that the program is started in.
+                let search_path = file.search_path().filter(|path| !path.is_empty());
+                let search_path =
+                    search_path.into_iter().flat_map(|path| path.split(|b| *b == b':')).map(<[u8]>::to_vec);
                 let facts = ElfFacts {
                     search_path: search_path.collect(),
                     needed: file.needed,
@@ -92,15 +107,13 @@ impl<'a> Inspector<'a> {
                 };
                 self.elf.insert(path.to_owned(), facts);
             }
-            Err(e) => {
-                self.findings.problems.push(Problem::Elf { path: path.to_owned(), reason: e.to_string() });
-            }
+            Err(error) => self.unreadable(path, error.to_string()),
         }
     }
 
     /// Takes a symlink.
     pub fn link(&mut self, path: &Path, target: &Path) {
-        self.names.insert(path.to_owned());
+        self.name(path);
         if self.needle.find(target.as_os_str().as_bytes()).is_some() {
             self.findings.problems.push(Problem::Link { path: path.to_owned(), target: target.to_owned() });
         } else {
@@ -110,7 +123,7 @@ impl<'a> Inspector<'a> {
 
     /// Takes a further name of a file that was taken before.
     pub fn alias(&mut self, path: &Path, first: &Path) {
-        self.names.insert(path.to_owned());
+        self.name(path);
         // The same bytes in another folder look along another `$ORIGIN`.
         if let Some(facts) = self.elf.get(first) {
             let facts = facts.clone();
@@ -118,47 +131,91 @@ impl<'a> Inspector<'a> {
         }
     }
 
-    /// Takes a folder.
-    pub fn folder(&mut self, path: &Path) {
+    /// Takes a folder. One that everybody may write to is told, unless it keeps one's files from others (`S_ISVTX`).
+    pub fn folder(&mut self, path: &Path, mode: u32) {
+        self.name(path);
+        self.folders.insert(path.to_owned());
+        if mode & 0o1002 == 0o002 {
+            self.findings
+                .problems
+                .push(Problem::Mode { path: path.to_owned(), mode: format!("{:04o}", mode & 0o7777) });
+        }
+    }
+
+    /// Takes what is neither file, folder nor link.
+    pub fn special(&mut self, path: &Path, kind: &str) {
+        self.name(path);
+        self.findings.problems.push(Problem::Special { path: path.to_owned(), kind: kind.to_owned() });
+    }
+
+    fn name(&mut self, path: &Path) {
         self.names.insert(path.to_owned());
+        for folder in path.ancestors().skip(1) {
+            if !self.folders.insert(folder.to_owned()) {
+                break;
+            }
+        }
     }
 
     /// Every string that names the build: allowed by the first rule for this file and this string, or a problem.
     fn leaks(&mut self, path: &Path, content: &[u8]) {
-        let mut found = self.needle.find_iter(content).map(|at| (at, printable(&content[at..]))).peekable();
-        if found.peek().is_some() {
-            let found: Vec<_> = found.collect();
-            self.judge(path, None, &found);
-        }
+        // A finder's copy borrows what it looks for.
+        let needle = self.needle.clone();
+        self.judge(path, None, needle.find_iter(content).map(|at| (at, printable(&content[at..]))));
     }
 
     /// The same in sections that are compressed (`-gz`), where no search of the file sees them.
     fn hidden_leaks(&mut self, path: &Path, content: &[u8]) {
-        for section in elf::compressed(content).unwrap_or_default() {
-            match hidden::find(&section, &self.needle) {
-                Ok(found) if found.is_empty() => {}
-                Ok(found) => self.judge(path, Some(&section.name), &found),
-                Err(reason) => self.findings.problems.push(Problem::Elf { path: path.to_owned(), reason }),
+        let sections = match elf::compressed(content) {
+            Ok(sections) => sections,
+            Err(error) => return self.unreadable(path, error.to_string()),
+        };
+        for section in sections {
+            match hidden::find(&section, |block| self.needle.find_iter(block).collect()) {
+                Ok(found) => self.judge(path, Some(&section.name), found.into_iter()),
+                Err(reason) => self.unreadable(path, reason),
             }
         }
     }
 
-    fn judge(&mut self, path: &Path, section: Option<&str>, found: &[(usize, String)]) {
+    /// An ELF file that cannot be read. What is wrong with it is said once, whoever finds it.
+    fn unreadable(&mut self, path: &Path, reason: String) {
+        let problem = Problem::Elf { path: path.to_owned(), reason };
+        if self.findings.problems.last() != Some(&problem) {
+            self.findings.problems.push(problem);
+        }
+    }
+
+    fn judge(&mut self, path: &Path, section: Option<&str>, found: impl Iterator<Item = (usize, String)>) {
         let mut allowed: BTreeMap<&str, AllowedLeak> = BTreeMap::new();
-        let mut leak: Option<(usize, &str, usize)> = None;
+        let mut leak: Option<(usize, String, usize)> = None;
+        let length = self.layout.root.len();
         for (offset, text) in found {
-            match self.rules.allowed(path, text) {
+            // `/opt/spack-2` is not below `/opt/spack`.
+            if text.as_bytes().get(length).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
+                continue;
+            }
+            match self.rules.allowed(path, &text, &self.layout) {
                 Some(reason) => {
-                    let entry = allowed.entry(reason);
-                    let (path, reason, text) = (path.to_owned(), reason.to_owned(), shown(text));
-                    entry.or_insert_with(|| AllowedLeak { path, count: 0, text, reason }).count += 1;
+                    let new = || AllowedLeak {
+                        path: path.to_owned(),
+                        section: section.map(str::to_owned),
+                        count: 0,
+                        strings: Vec::new(),
+                        reason: reason.to_owned(),
+                    };
+                    let leak = allowed.entry(reason).or_insert_with(new);
+                    leak.count += 1;
+                    if leak.strings.len() < STRINGS {
+                        leak.strings.push(Named { offset, text: shown(&text) });
+                    }
                 }
-                None => leak.get_or_insert((*offset, text, 0)).2 += 1,
+                None => leak.get_or_insert_with(|| (offset, shown(&text), 0)).2 += 1,
             }
         }
         self.findings.allowed.extend(allowed.into_values());
         if let Some((offset, text, count)) = leak {
-            let (path, section, text) = (path.to_owned(), section.map(str::to_owned), shown(text));
+            let (path, section) = (path.to_owned(), section.map(str::to_owned));
             self.findings.problems.push(Problem::Leak { path, section, offset, text, count });
         }
     }
@@ -166,11 +223,13 @@ impl<'a> Inspector<'a> {
     /// Works out the closure.
     pub fn finish(mut self) -> Findings {
         for (path, target) in &self.links {
-            let resolved = if target.is_absolute() { None } else { resolve(fsutil::parent_of(path), target) };
-            if !resolved.is_some_and(|t| self.exists(&t, 0)) {
+            if self.real(fsutil::parent_of(path), target).is_none() {
                 self.findings.problems.push(Problem::Link { path: path.clone(), target: target.clone() });
             }
         }
+        let names = &self.names;
+        let by_name: LazyCell<BTreeMap<&OsStr, &PathBuf>, _> =
+            LazyCell::new(|| names.iter().rev().filter_map(|path| Some((path.file_name()?, path))).collect());
         for (path, facts) in &self.elf {
             let own = fsutil::parent_of(path);
             let mut folders = Vec::new();
@@ -191,15 +250,14 @@ impl<'a> Inspector<'a> {
                     closure.push(Needed { library: name, found: None });
                     continue;
                 }
-                let found = folders.iter().find_map(|f| self.real(&f.join(OsStr::from_bytes(library)), 0));
+                let found = folders.iter().find_map(|f| self.real(f, Path::new(OsStr::from_bytes(library))));
                 if let Some(found) = &found {
                     self.findings.problems.extend(self.missing_versions(path, facts, library, found));
-                } else if self.rules.is_libc(&name) {
+                } else if self.rules.is_of_host(&name) {
                     self.findings.from_host.insert(name.clone());
                 } else {
                     let library = name.clone();
-                    let elsewhere = self.names.iter().find(|name| name.file_name() == Some(OsStr::new(&library)));
-                    let elsewhere = elsewhere.cloned();
+                    let elsewhere = by_name.get(OsStr::new(&library)).map(|path| (*path).clone());
                     self.findings.problems.push(Problem::MissingLibrary { path: path.clone(), library, elsewhere });
                 }
                 closure.push(Needed { library: name, found });
@@ -242,30 +300,24 @@ impl<'a> Inspector<'a> {
         missing.collect()
     }
 
-    /// Whether a path is there, following symlinks of the tree.
-    fn exists(&self, path: &Path, depth: usize) -> bool {
-        self.real(path, depth).is_some()
+    /// The path behind all symlinks of the tree, when it is there.
+    fn real(&self, from: &Path, path: &Path) -> Option<PathBuf> {
+        match follow(from, path, &self) {
+            Led::To(end) if end == Path::new("") || self.names.contains(&end) || self.folders.contains(&end) => {
+                Some(end)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'l> Names<'l> for &'l Inspector<'_> {
+    fn link(&self, name: &Path) -> Option<&'l Path> {
+        self.links.get(name).map(PathBuf::as_path)
     }
 
-    /// The path behind all symlinks of the tree, when it is there.
-    fn real(&self, path: &Path, depth: usize) -> Option<PathBuf> {
-        if depth > 40 {
-            return None;
-        }
-        if path == Path::new("") {
-            return Some(PathBuf::new());
-        }
-        if let Some(target) = self.links.get(path) {
-            return self.real(&resolve(fsutil::parent_of(path), target)?, depth + 1);
-        }
-        if self.names.contains(path) {
-            return Some(path.to_owned());
-        }
-        path.ancestors().skip(1).find_map(|folder| {
-            let target = self.links.get(folder)?;
-            let rest = path.strip_prefix(folder).ok()?;
-            self.real(&resolve(fsutil::parent_of(folder), target)?.join(rest), depth + 1)
-        })
+    fn is_folder(&self, name: &Path) -> bool {
+        self.folders.contains(name)
     }
 }
 
@@ -322,6 +374,9 @@ pub(super) fn shown(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const LAYOUT: Layout<'static> =
+        Layout { root: "/build.root", store: "/build.root/store", views: "/build.root/view" };
+
     fn rules() -> Rules {
         Rules::embedded().unwrap()
     }
@@ -329,7 +384,7 @@ mod tests {
     #[test]
     fn leaks_links_and_modes_are_found() {
         let rules = rules();
-        let mut inspector = Inspector::new(&rules, "/build.root");
+        let mut inspector = Inspector::new(&rules, LAYOUT);
         inspector.file(Path::new("etc/a"), 0o644, b"x=/build.root/store/y\n");
         inspector.file(Path::new("bin/s"), 0o4755, b"");
         inspector.file(Path::new("lib/real.so.1"), 0o755, b"");
@@ -353,7 +408,7 @@ mod tests {
             toml::from_str("[[allow]]\nglob = 'lib/x.so'\nstring = '*/machine-id'\nreason = 'only looked for'\n")
                 .unwrap();
         let rules = Rules::of_site(&site).unwrap();
-        let mut inspector = Inspector::new(&rules, "/build.root");
+        let mut inspector = Inspector::new(&rules, LAYOUT);
         inspector.file(
             Path::new("lib/x.so"),
             0o644,
@@ -370,6 +425,47 @@ mod tests {
     }
 
     #[test]
+    fn what_install_cannot_write_over_is_a_leak() {
+        let site: crate::catalog::RelocateRules =
+            toml::from_str("[[rewrite]]\nglob = 'lib/x.so'\nto = '{view}'\nreason = 'install writes it'\n").unwrap();
+        let rules = Rules::of_site(&site).unwrap();
+        let endless = format!("/build.root/store/p-1-h/{}", "x".repeat(LONGEST));
+        for (text, fine) in [
+            ("/build.root/store/p-1-h/share", true),
+            ("/build.root/view/._v/h/share", true),
+            ("/build.root/stage/p-1-h/p.c", false),
+            ("/build.root", false),
+            (&endless, false),
+        ] {
+            let mut inspector = Inspector::new(&rules, LAYOUT);
+            inspector.file(Path::new("lib/x.so"), 0o644, format!("\0{text}\0").as_bytes());
+            let findings = inspector.finish();
+            assert_eq!((findings.problems.is_empty(), findings.allowed.len()), (fine, usize::from(fine)), "{text:.60}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_section_that_cannot_be_read_is_a_problem() {
+        // A section that is not loaded, said to be compressed and too short for the header that tells how.
+        let mut bytes = fs_err::read("/bin/true").unwrap();
+        let number = |at: usize, length: usize| {
+            bytes[at..at + length].iter().rev().fold(0_usize, |n, b| n << 8 | usize::from(*b))
+        };
+        let (table, count, names) = (number(0x28, 8), number(0x3c, 2), number(0x3e, 2));
+        let unloaded = (1..count).find(|i| *i != names && number(table + 64 * i + 8, 8) & 2 == 0).unwrap();
+        let section = table + 64 * unloaded;
+        bytes[section + 9] |= 0x08;
+        bytes[section + 32..section + 40].copy_from_slice(&3_u64.to_le_bytes());
+        assert!(elf::parse(&bytes).is_ok(), "what is loaded is as it should be");
+        let rules = rules();
+        let mut inspector = Inspector::new(&rules, LAYOUT);
+        inspector.file(Path::new("bin/x"), 0o755, &bytes);
+        let problems = inspector.finish().problems;
+        let told = |p: &&Problem| matches!(p, Problem::Elf { reason, .. } if reason.contains("compression header"));
+        assert_eq!(problems.iter().filter(told).count(), 1, "{problems:?}");
+    }
+
+    #[test]
     fn loaders_of_systems_are_told_from_others() {
         for (loader, want) in [
             ("/lib64/ld-linux-x86-64.so.2", true),
@@ -382,6 +478,34 @@ mod tests {
             ("ld.so", false),
         ] {
             assert_eq!(is_of_a_system(loader.as_bytes()), want, "{loader}");
+        }
+    }
+
+    /// Each of these links leads through all the others: whoever tries every way is at it for ever.
+    #[test]
+    fn links_below_links_end() {
+        let rules = rules();
+        let mut inspector = Inspector::new(&rules, LAYOUT);
+        let path = |parts: usize| std::iter::repeat_n("a", parts).collect::<PathBuf>();
+        for parts in 1..12 {
+            inspector.link(&path(parts), &path(12));
+        }
+        assert_eq!(inspector.finish().problems.len(), 11);
+    }
+
+    /// ld.so(8) takes an empty folder for the current one, where anybody may have put a library.
+    #[test]
+    fn an_empty_folder_on_a_search_path_is_told() {
+        let bytes = fs_err::read("/bin/true").unwrap();
+        let rules = rules();
+        for (path, want) in [("$ORIGIN/../lib", 0), ("$ORIGIN/../lib:", 1), (":$ORIGIN/../lib", 1)] {
+            let edit = elf::Edit { search_path: elf::SearchPath::Runpath(path.into()), ..elf::Edit::default() };
+            let elf::Edited::Changed(bytes) = elf::edit(&bytes, &edit).unwrap() else { panic!("no new path") };
+            let mut inspector = Inspector::new(&rules, LAYOUT);
+            inspector.file(Path::new("bin/x"), 0o755, &bytes);
+            let problems = inspector.finish().problems;
+            assert_eq!(problems.len(), want, "{problems:?}");
+            assert!(problems.iter().all(|p| p.to_string().contains("the folder in which")), "{problems:?}");
         }
     }
 
@@ -402,11 +526,19 @@ mod tests {
     #[test]
     fn a_library_behind_a_linked_folder_is_found() {
         let rules = rules();
-        let mut inspector = Inspector::new(&rules, "/build.root");
-        inspector.folder(Path::new("lib"));
+        let mut inspector = Inspector::new(&rules, LAYOUT);
+        inspector.folder(Path::new("lib"), 0o755);
         inspector.file(Path::new("lib/libz.so.1"), 0o644, b"");
         inspector.link(Path::new("lib64"), Path::new("lib"));
-        assert!(inspector.exists(Path::new("lib64/libz.so.1"), 0));
-        assert!(!inspector.exists(Path::new("lib64/libq.so.1"), 0));
+        let real = |path: &str| inspector.real(Path::new("lib64"), Path::new(path));
+        assert_eq!(real("libz.so.1"), Some("lib/libz.so.1".into()));
+        assert_eq!(real("libq.so.1"), None);
+        // What is on the way must be there, and be a folder, if only because something is in it.
+        inspector.file(Path::new("opt/x/f"), 0o644, b"");
+        let real = |path: &str| inspector.real(Path::new("lib"), Path::new(path));
+        assert_eq!(real("../opt/x"), Some("opt/x".into()));
+        for path in ["gone/../libz.so.1", "libz.so.1/../libz.so.1", "libz.so.1/"] {
+            assert_eq!(real(path), None, "{path}");
+        }
     }
 }

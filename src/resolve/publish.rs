@@ -2,12 +2,14 @@
 
 use super::registries::client_config;
 use super::{Lookup, ResolveError};
+use crate::catalog::{Catalog, Toolchain};
 use crate::config::Settings;
 use crate::image::ClientConfig;
-use crate::publish::{Reach, S3Options};
+use crate::publish::{Reach, S3Options, is_by_registries};
 use crate::report::Ctx;
 use crate::sign::Fingerprint;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Binary caches that the site names, for builds to take from.
 #[derive(Debug)]
@@ -21,20 +23,46 @@ pub struct BinaryMirrors {
 }
 
 impl BinaryMirrors {
+    /// `known`: what is configured about registries, when it was read already.
     pub(super) fn new(
         places: &[String],
+        keys: Vec<Fingerprint>,
         offline: bool,
+        known: Option<&Arc<ClientConfig>>,
         settings: &Settings,
         lookup: Lookup<'_>,
         ctx: &Ctx,
     ) -> Result<Self, ResolveError> {
-        let reach = if offline { None } else { Some(reach(places.iter().map(String::as_str), settings, lookup, ctx)?) };
-        let named = settings.binary_mirror_keys.iter().flatten();
-        let known = &["the whole fingerprint of a key, as `slurm-factory key list` shows it"];
-        let parse = |text: &String| text.parse().map_err(|_| super::bad("binary-mirror-keys", text, known));
-        let keys = named.map(parse).collect::<Result<_, _>>()?;
+        let reach = match (offline, known) {
+            (true, _) => None,
+            (false, Some(known)) => Some(Reach { s3: s3_options(settings, lookup), registries: known.clone() }),
+            (false, None) => Some(reach(places.iter().map(String::as_str), settings, lookup, ctx)?),
+        };
         Ok(Self { places: places.to_vec(), reach, keys })
     }
+}
+
+/// Where binaries come from, in the order in which they are asked, and the keys that such a place itself may offer: what settings
+/// name, then the caches of others that the site's catalog trusts.
+pub(super) fn binary_mirrors(
+    settings: &Settings,
+    catalog: &Catalog,
+    toolchain: &Toolchain,
+) -> Result<(Vec<String>, Vec<Fingerprint>), ResolveError> {
+    let parse = |key: &'static str, text: &str| {
+        let known = &["the whole fingerprint of a key, as `slurm-factory key list` shows it"];
+        text.parse().map_err(|_| super::bad(key, text, known))
+    };
+    let named = settings.binary_mirror_keys.iter().flatten();
+    let mut keys = named.map(|text| parse("binary-mirror-keys", text)).collect::<Result<Vec<_>, _>>()?;
+    let mut places = settings.binary_mirrors.clone().unwrap_or_default();
+    places = super::folders_or_urls("binary-mirrors", &places)?;
+    for (name, url, fingerprint) in catalog.trusted_caches(&toolchain.name) {
+        let of_cache = |source: ResolveError| ResolveError::OfCache { name: name.to_owned(), source: Box::new(source) };
+        keys.push(parse("fingerprint", fingerprint).map_err(of_cache)?);
+        places.extend(super::folders_or_urls("url", &[url]).map_err(of_cache)?);
+    }
+    Ok((places, keys))
 }
 
 /// How the stores at these addresses are reached. What is configured about registries is read only when one of them is in a
@@ -45,16 +73,12 @@ pub fn reach<'a>(
     lookup: Lookup<'_>,
     ctx: &Ctx,
 ) -> Result<Reach, ResolveError> {
-    let of_registries = |address: &str| {
-        let scheme = address.split_once("://").map(|(scheme, _)| scheme);
-        scheme.is_some_and(|scheme| matches!(scheme, "oci" | "oci+http" | "http" | "https"))
-    };
-    let registries = if addresses.into_iter().any(of_registries) {
+    let registries = if addresses.into_iter().any(is_by_registries) {
         client_config(settings, lookup, ctx)?
     } else {
         ClientConfig::default()
     };
-    Ok(Reach { s3: s3_options(settings, lookup), registries })
+    Ok(Reach { s3: s3_options(settings, lookup), registries: Arc::new(registries) })
 }
 
 /// How buckets are reached: endpoint, region and path style by settings; the site's proxy and authorities as everywhere

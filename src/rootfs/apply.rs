@@ -32,32 +32,36 @@
 //! The bytes are hashed as they pass (see [`super::stream`]). A digest is known only at the layer's end, so the
 //! destination must be a staging directory that is dropped on any error.
 
+mod error;
+mod members;
+mod place;
+#[cfg(test)]
+mod tests;
+mod whiteout;
+
+pub use error::UnpackError;
+
 use super::stream::{Bounds, Broken, Ended, LayerStream};
 use super::tree::{self, Tree};
-use crate::image::tar::{Entry, Kind, Segment, TarError, TarReader, show};
-use crate::image::{Arriving, Compression, Digest, ImageError, Layer, LayerBlob, PulledImage};
-use crate::report::{Ctx, Event, Interrupted, Stage};
+use crate::image::tar::{Entry, Kind, TarReader, show};
+use crate::image::{Arriving, Compression, Digest, Layer, LayerBlob, PulledImage};
+use crate::report::{Ctx, Event, Stage};
 use crate::sandbox::Owner;
+use error::{Fault, Tried};
 use fs_err as fs;
+use members::times;
+use place::{Parent, normal, split};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const AUFS: &[u8] = b".wh..wh.";
+use whiteout::WHITEOUT;
 
 /// Directories that an archive uses without having an entry for them.
 const IMPLIED_MODE: u32 = 0o755;
-
-/// The kernel takes no longer path in one call.
-const PATH_MAX: usize = 4095;
 
 /// Devices that are remembered, for hard links to them. Honest images have a dozen.
 const MAX_DEVICES: usize = 4096;
@@ -114,120 +118,6 @@ pub struct UnpackReport {
     pub dropped_xattrs: u64,
 }
 
-/// Why an image cannot be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// The destination is not an empty directory.
-    #[error("`{dest}` is not an empty directory: an image is unpacked into a new one")]
-    NotEmpty {
-        /// The destination.
-        dest: PathBuf,
-    },
-    /// The stored blob does not hash to its name.
-    #[error(
-        "the layer's blob `{path}` is damaged: expected {expected} ({expected_size} bytes), it has {actual} ({actual_size} bytes); it was deleted, pull the image again"
-    )]
-    DamagedBlob {
-        /// The blob's file.
-        path: PathBuf,
-        /// Its name.
-        expected: Digest,
-        /// The size that the manifest gives.
-        expected_size: u64,
-        /// What it hashes to.
-        actual: Digest,
-        /// Its size.
-        actual_size: u64,
-    },
-    /// The uncompressed layer is not what the image's configuration says.
-    #[error(
-        "the layer {layer} does not have the content that the image's configuration names: expected diff_id {expected}, got {actual}; the image was made wrongly or tampered with"
-    )]
-    WrongContent {
-        /// The layer's blob.
-        layer: Digest,
-        /// The configuration's diff_id.
-        expected: Digest,
-        /// The digest of what came out.
-        actual: Digest,
-    },
-    /// The compressed data is broken although the blob is what its digest says.
-    #[error("the layer {layer} cannot be decompressed ({format}): {reason}; the image was made wrongly")]
-    Compression {
-        /// The layer's blob.
-        layer: Digest,
-        /// `gzip` or `zstd`.
-        format: &'static str,
-        /// The decoder's words.
-        reason: String,
-    },
-    /// The archive is broken.
-    #[error("the layer {layer} is not a good tar archive: {source}")]
-    Archive {
-        /// The layer's blob.
-        layer: Digest,
-        /// Where and why.
-        source: TarError,
-    },
-    /// An entry that no honest image has.
-    #[error("the layer {layer} is refused: its entry `{entry}` {reason}")]
-    Refused {
-        /// The layer's blob.
-        layer: Digest,
-        /// The entry's name.
-        entry: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// More than the limits allow.
-    #[error(
-        "the layer {layer} is refused: {what} more than the {limit} that are allowed; is the image what it should be?"
-    )]
-    Limit {
-        /// The layer's blob.
-        layer: Digest,
-        /// What there is too much of.
-        what: String,
-        /// How much is allowed.
-        limit: u64,
-    },
-    /// No space left, or a quota reached.
-    #[error(
-        "no space (or inodes) left in `{dest}` for `{entry}`, which needs {needed} more bytes ({source}); free some (slurm-factory clean), or choose another --cache-dir"
-    )]
-    NoSpace {
-        /// The destination.
-        dest: PathBuf,
-        /// The entry's name.
-        entry: String,
-        /// Its bytes that are not yet written.
-        needed: u64,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A file operation failed.
-    #[error("cannot {verb} `{entry}` in `{dest}`: {source}")]
-    Entry {
-        /// What was tried.
-        verb: &'static str,
-        /// The destination.
-        dest: PathBuf,
-        /// The entry's name.
-        entry: String,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A file operation failed on something else than an entry; the error names the path.
-    #[error("rootfs: {0}")]
-    Io(#[source] io::Error),
-    /// The image's blobs cannot be used.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// We were told to stop.
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-}
-
 /// Unpacks all layers of `image` into `dest`, an empty directory that the caller drops on any error.
 pub fn unpack(image: &PulledImage, dest: &Path, limits: &Limits, ctx: &Ctx) -> Result<UnpackReport, UnpackError> {
     unpack_owned(image.clone().into(), dest, limits, ctx).map(|(_, report, _)| report)
@@ -281,14 +171,6 @@ struct DirMeta {
     depth: u32,
 }
 
-/// The directory that the last entry was in: the next one mostly is in the same.
-struct Parent {
-    path: Vec<u8>,
-    fd: OwnedFd,
-    inode: u64,
-    depth: u32,
-}
-
 pub(super) struct Unpacker<'a> {
     dest: PathBuf,
     tree: Tree,
@@ -318,38 +200,6 @@ pub(super) struct Unpacker<'a> {
     progress_done: u64,
     progress_total: u64,
     progress_at: Option<Instant>,
-}
-
-/// What went wrong with one entry, before it is known which.
-enum Fault {
-    Refused(String),
-    Limit(String, u64),
-    Os(&'static str, Errno, u64),
-    Tar(TarError),
-    Interrupted(Interrupted),
-}
-
-impl From<TarError> for Fault {
-    fn from(error: TarError) -> Self {
-        Self::Tar(error)
-    }
-}
-
-impl From<Interrupted> for Fault {
-    fn from(error: Interrupted) -> Self {
-        Self::Interrupted(error)
-    }
-}
-
-/// Says what was tried.
-trait Tried<T> {
-    fn tried(self, verb: &'static str) -> Result<T, Fault>;
-}
-
-impl<T> Tried<T> for rustix::io::Result<T> {
-    fn tried(self, verb: &'static str) -> Result<T, Fault> {
-        self.map_err(|e| Fault::Os(verb, e, 0))
-    }
 }
 
 impl<'a> Unpacker<'a> {
@@ -587,301 +437,6 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Makes `path` the current directory, making it when it is not there.
-    fn enter(&mut self, path: &[u8]) -> Result<(), Fault> {
-        if self.parent.as_ref().is_some_and(|p| p.path == path) {
-            return Ok(());
-        }
-        let fd = match self.tree.dir(path) {
-            Err(Errno::NOENT) => self.make_dirs(path)?,
-            other => other.tried("open the directory of")?,
-        };
-        let inode = rustix::fs::fstat(&fd).tried("look at the directory of")?.st_ino;
-        let depth = self.dirs.get(&inode).map_or(0, |d| d.depth);
-        self.parent = Some(Parent { path: path.to_vec(), fd, inode, depth });
-        Ok(())
-    }
-
-    fn make_dirs(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
-        let Self { tree, dirs, owners, fresh, hasher, limits, .. } = self;
-        let mut too_deep = false;
-        let made = tree.make_dirs(path, |parent, name| {
-            let above = rustix::fs::fstat(parent)?.st_ino;
-            let depth = dirs.get(&above).map_or(0, |d| d.depth) + 1;
-            if depth > limits.depth {
-                too_deep = true;
-                return Err(Errno::LOOP);
-            }
-            let inode = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?.st_ino;
-            dirs.insert(inode, DirMeta { mode: IMPLIED_MODE, mtime: None, depth });
-            owners.remove(&inode);
-            if let Some(fresh) = fresh {
-                fresh.insert(hasher.hash_one((above, name)));
-            }
-            Ok(())
-        });
-        if too_deep {
-            return Err(self.too_deep());
-        }
-        made.tried("make the directory of")
-    }
-
-    fn too_deep(&self) -> Fault {
-        Fault::Limit("directories are nested".to_owned(), self.limits.depth.into())
-    }
-
-    fn here(&self) -> Result<&Parent, Fault> {
-        self.parent.as_ref().ok_or(Fault::Os("open the directory of", Errno::NOENT, 0))
-    }
-
-    /// Notes that the current layer brought `name`.
-    fn mark(&mut self, name: &[u8]) {
-        if let (Some(fresh), Some(parent)) = (&mut self.fresh, &self.parent) {
-            fresh.insert(self.hasher.hash_one((parent.inode, name)));
-        }
-    }
-
-    /// Deletes what stands where an entry goes.
-    fn clear(&mut self, name: &[u8]) -> Result<(), Fault> {
-        self.replaced |= tree::remove(&self.here()?.fd, name).tried("replace")?;
-        Ok(())
-    }
-
-    fn file(&mut self, name: &[u8], entry: &Entry, reader: &mut TarReader<LayerStream<'_>>) -> Result<(), Fault> {
-        if entry.size > self.bytes_left {
-            return Err(Fault::Limit("its files have".to_owned(), self.limits.bytes));
-        }
-        self.bytes_left -= entry.size;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create =
-            |this: &Self| rustix::fs::openat(&this.here()?.fd, name, flags, Mode::RUSR | Mode::WUSR).tried("make");
-        let file = match create(self) {
-            Err(Fault::Os(_, Errno::EXIST, _)) => {
-                self.clear(name)?;
-                create(self)
-            }
-            other => other,
-        };
-        let file = file.map_err(|fault| match fault {
-            Fault::Os(verb, e, _) => Fault::Os(verb, e, entry.size),
-            other => other,
-        })?;
-        let mut writer =
-            FileWriter { file: &file, ctx: self.ctx, segments: entry.segments.as_deref(), at: 0, in_segment: 0 };
-        let mut left = entry.size;
-        reader.read_data(|bytes| {
-            writer.write(bytes, left)?;
-            left = left.saturating_sub(bytes.len() as u64);
-            Ok::<(), Fault>(())
-        })?;
-        if entry.segments.is_some() {
-            rustix::fs::ftruncate(&file, entry.size).tried("set the size of")?;
-        }
-        self.xattrs(&file, entry)?;
-        // After the last write, which would take setuid away.
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).tried("set the mode of")?;
-        rustix::fs::futimens(&file, &times(entry.mtime)).tried("set the time of")?;
-        self.report.files += 1;
-        self.report.bytes += entry.size;
-        Ok(())
-    }
-
-    fn xattrs(&mut self, file: &OwnedFd, entry: &Entry) -> Result<(), Fault> {
-        for (name, value) in &entry.xattrs {
-            let wanted = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-            let set = if wanted {
-                rustix::fs::fsetxattr(file, &**name, value, XattrFlags::empty())
-            } else {
-                Err(Errno::PERM)
-            };
-            match set {
-                Ok(()) => {}
-                Err(e @ (Errno::NOSPC | Errno::DQUOT)) if e == Errno::DQUOT || is_full(file, value.len() as u64) => {
-                    return Err(Fault::Os("set an extended attribute of", e, value.len() as u64));
-                }
-                // The file system has none, or not so large ones (ext4 says ENOSPC then), or not of this name.
-                Err(_) => self.report.dropped_xattrs += 1,
-            }
-        }
-        Ok(())
-    }
-
-    /// The attributes that a lower layer gave a directory are not those of the entry that describes it anew.
-    fn clear_xattrs(dir: &OwnedFd) {
-        let mut names = vec![0; 64 << 10];
-        // Without any, or on a file system that has none, there is nothing to take away.
-        let Ok(len) = rustix::fs::flistxattr(dir, &mut *names) else { return };
-        for name in names[..len].split(|b| *b == 0).filter(|name| name.starts_with(b"user.")) {
-            let _ = rustix::fs::fremovexattr(dir, name);
-        }
-    }
-
-    fn directory(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
-        let parent = self.here()?;
-        let depth = parent.depth + 1;
-        if depth > self.limits.depth {
-            return Err(self.too_deep());
-        }
-        let stat = |this: &Self| rustix::fs::statat(&this.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at");
-        let make = |this: &Self| rustix::fs::mkdirat(&this.here()?.fd, name, Mode::RWXU).tried("make");
-        let mut kept = false;
-        match make(self) {
-            Err(Fault::Os(_, Errno::EXIST, _)) => {
-                let there = stat(self)?;
-                kept = FileType::from_raw_mode(there.st_mode) == FileType::Directory;
-                if !kept {
-                    self.clear(name)?;
-                    make(self)?;
-                }
-            }
-            other => other?,
-        }
-        let inode = stat(self)?.st_ino;
-        self.dirs.insert(inode, DirMeta { mode: entry.mode, mtime: Some(entry.mtime), depth });
-        if kept || !entry.xattrs.is_empty() {
-            let dir = tree::open_dir(&self.here()?.fd, name).tried("open")?;
-            Self::clear_xattrs(&dir);
-            self.xattrs(&dir, entry)?;
-        }
-        self.report.dirs += 1;
-        Ok(())
-    }
-
-    fn symlink(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
-        if entry.link.is_empty() || entry.link.len() > PATH_MAX {
-            return Err(Fault::Refused(format!("is a symlink to a name of {} bytes", entry.link.len())));
-        }
-        let make = |this: &Self| rustix::fs::symlinkat(&*entry.link, &this.here()?.fd, name).tried("make the symlink");
-        match make(self) {
-            Err(Fault::Os(_, Errno::EXIST, _)) => {
-                self.clear(name)?;
-                make(self)?;
-            }
-            other => other?,
-        }
-        rustix::fs::utimensat(&self.here()?.fd, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .tried("set the time of")?;
-        self.report.dropped_xattrs += entry.xattrs.len() as u64;
-        self.report.symlinks += 1;
-        Ok(())
-    }
-
-    /// True when it is another name of a device that was left out: then nothing is made.
-    fn hard_link(&mut self, name: &[u8], entry: &Entry) -> Result<bool, Fault> {
-        let target = normal(&entry.link)?;
-        if self.devices.contains(&target) {
-            return Ok(true);
-        }
-        let (target_dir, target_name) = split(&target);
-        let missing = || Fault::Refused(format!("is a hard link to `{}`, which is not there", show(&entry.link)));
-        if target_name.is_empty() {
-            return Err(Fault::Refused("is a hard link to the root".to_owned()));
-        }
-        let dir = match self.tree.dir(target_dir) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
-            other => other.tried("open the target of the hard link")?,
-        };
-        // The target itself is not followed: a hard link to a symlink is another name of the symlink.
-        let to = match rustix::fs::statat(&dir, target_name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Err(missing()),
-            other => other.tried("look at the target of the hard link")?,
-        };
-        if FileType::from_raw_mode(to.st_mode) == FileType::Directory {
-            return Err(Fault::Refused(format!("is a hard link to the directory `{}`", show(&entry.link))));
-        }
-        let link = |this: &Self| {
-            rustix::fs::linkat(&dir, target_name, &this.here()?.fd, name, AtFlags::empty()).tried("make the hard link")
-        };
-        match link(self) {
-            Err(Fault::Os(_, Errno::EXIST, _)) => {
-                let there = rustix::fs::statat(&self.here()?.fd, name, AtFlags::SYMLINK_NOFOLLOW).tried("look at")?;
-                if there.st_ino != to.st_ino {
-                    self.clear(name)?;
-                    match link(self) {
-                        // The target was inside what has just been replaced.
-                        Err(Fault::Os(_, Errno::NOENT, _)) => return Err(missing()),
-                        other => other?,
-                    }
-                }
-            }
-            other => other?,
-        }
-        self.report.hardlinks += 1;
-        Ok(false)
-    }
-
-    fn fifo(&mut self, name: &[u8], entry: &Entry) -> Result<(), Fault> {
-        self.clear(name)?;
-        let dir = &self.here()?.fd;
-        let mode = Mode::from_raw_mode(entry.mode);
-        rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0).tried("make the named pipe")?;
-        // Just made, and nobody else writes here: it is no symlink that chmod could follow.
-        rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).tried("set the mode of")?;
-        rustix::fs::utimensat(dir, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).tried("set the time of")?;
-        self.report.dropped_xattrs += entry.xattrs.len() as u64;
-        self.report.fifos += 1;
-        Ok(())
-    }
-
-    fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<(), Fault> {
-        let target = if name == OPAQUE { None } else { Some(&name[WHITEOUT.len()..]) };
-        match target {
-            Some(b"" | b"." | b"..") => return Err(Fault::Refused("is a whiteout of no name".to_owned())),
-            Some(_) if name.starts_with(AUFS) => return Ok(()),
-            _ => {}
-        }
-        self.report.whiteouts += 1;
-        if self.fresh.is_none() {
-            return Ok(());
-        }
-        // Nothing is made for a whiteout: where there is no such directory there is nothing to delete.
-        let dir = match self.tree.dir(parent) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            other => other.tried("open the directory of")?,
-        };
-        let inode = rustix::fs::fstat(&dir).tried("look at the directory of")?.st_ino;
-        // Nothing of a lower layer comes back there: what appears later is the current layer's.
-        if !self.hidden.insert(self.hasher.hash_one((inode, name))) {
-            return Ok(());
-        }
-        if let Some(name) = target {
-            self.remove_lower(&dir, name).tried("delete what is whited out by")?;
-        } else {
-            // The descriptor is good for names only; listing needs another one.
-            let dir = tree::open_dir(&dir, b".").tried("open the directory of")?;
-            for (name, _) in tree::list(&dir).tried("list the directory of")? {
-                self.remove_lower(&dir, &name).tried("delete what is hidden by")?;
-            }
-        }
-        self.parent = None;
-        Ok(())
-    }
-
-    /// Deletes `name` and what is below, but for what the current layer brought.
-    fn remove_lower(&self, dir: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
-        let above = rustix::fs::fstat(dir)?.st_ino;
-        let is_fresh = self.fresh.as_ref().is_some_and(|f| f.contains(&self.hasher.hash_one((above, name))));
-        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(()),
-            other => other?,
-        };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return if is_fresh { Ok(()) } else { rustix::fs::unlinkat(dir, name, AtFlags::empty()) };
-        }
-        let inside = tree::open_dir(dir, name)?;
-        for (name, _) in tree::list(&inside)? {
-            self.remove_lower(&inside, &name)?;
-        }
-        if is_fresh {
-            return Ok(());
-        }
-        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-            // Something of the current layer is inside.
-            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
-            other => other,
-        }
-    }
-
     /// Gives directories their modes and times, from the deepest up.
     #[cfg(any(test, fuzzing))]
     pub(super) fn finish(self) -> Result<UnpackReport, UnpackError> {
@@ -918,100 +473,3 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 }
-
-/// Writes a file's data where it belongs: in one go, or into the segments of a sparse file.
-struct FileWriter<'a> {
-    file: &'a OwnedFd,
-    ctx: &'a Ctx,
-    segments: Option<&'a [Segment]>,
-    /// Index of the current segment.
-    at: usize,
-    in_segment: u64,
-}
-
-impl FileWriter<'_> {
-    fn write(&mut self, mut bytes: &[u8], left: u64) -> Result<(), Fault> {
-        self.ctx.check()?;
-        let Some(segments) = self.segments else {
-            while !bytes.is_empty() {
-                let n = self.retry(left, |file| rustix::io::write(file, bytes))?;
-                bytes = &bytes[n..];
-            }
-            return Ok(());
-        };
-        while !bytes.is_empty() {
-            // The map accounts for every stored byte: the reader has checked it.
-            let Some(segment) = segments.get(self.at) else { return Ok(()) };
-            let room = usize::try_from(segment.len - self.in_segment).unwrap_or(usize::MAX).min(bytes.len());
-            let offset = segment.offset + self.in_segment;
-            let n = self.retry(left, |file| rustix::io::pwrite(file, &bytes[..room], offset))?;
-            bytes = &bytes[n..];
-            self.in_segment += n as u64;
-            if self.in_segment == segment.len {
-                self.at += 1;
-                self.in_segment = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn retry(&self, left: u64, write: impl Fn(&OwnedFd) -> rustix::io::Result<usize>) -> Result<usize, Fault> {
-        loop {
-            match write(self.file) {
-                Err(Errno::INTR) => {}
-                Ok(0) => return Err(Fault::Os("write", Errno::IO, left)),
-                other => return other.map_err(|e| Fault::Os("write", e, left)),
-            }
-        }
-    }
-}
-
-/// Whether the file system of `file` has no room for so many bytes and an inode.
-fn is_full(file: &OwnedFd, bytes: u64) -> bool {
-    rustix::fs::fstatvfs(file).is_ok_and(|s| {
-        s.f_bavail.saturating_mul(s.f_frsize) < bytes.saturating_add(64 << 10) || (s.f_files > 0 && s.f_favail == 0)
-    })
-}
-
-/// The parts of a name joined again without `/` at either end, empty parts and `.`.
-fn normal(path: &[u8]) -> Result<Vec<u8>, Fault> {
-    let mut out = Vec::with_capacity(path.len());
-    for part in path.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err(Fault::Refused("has a `..` in a name, which could lead out of the image".to_owned())),
-            part => {
-                if part.contains(&0) {
-                    return Err(Fault::Refused("has a zero byte in a name".to_owned()));
-                }
-                if !out.is_empty() {
-                    out.push(b'/');
-                }
-                out.extend_from_slice(part);
-            }
-        }
-    }
-    if out.len() > PATH_MAX {
-        return Err(Fault::Refused(format!("has a name of {} bytes; Linux takes {PATH_MAX}", out.len())));
-    }
-    Ok(out)
-}
-
-/// The directory and the last part.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (b"", path),
-    }
-}
-
-/// The access time is left as it is.
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -277,14 +277,24 @@ pub fn prepare<E: From<PrepareError>>(
 }
 
 /// The sandbox in which a rootfs is prepared, as it will be: nothing of it need be there. The folders that are staged under
-/// a name drawn by lot have a plain one here.
+/// a name drawn by lot have a plain one here. The step that installs wheels sees the folders that pip may look into besides.
 pub fn prepare_sandbox(recipe: &Recipe<'_>, cache: &Cache, host: &HostAccess) -> Spec {
     let dir = cache.dir("rootfs").join(recipe.id());
     let spec = sandbox_of(&dir.join("root"), &logs(recipe, cache).join(WHEELS), host);
-    if recipe.package_sources.is_none() && recipe.snapshot.is_none() && host.package_mirror.is_none() {
+    if recipe.package_sources.is_none() && host.package_mirror.is_none() {
         return spec;
     }
-    spec.mount(dir.join("sources"), packages::inside(recipe.family), Access::ReadOnly)
+    with_sources(spec, recipe, host, &dir.join("sources"))
+}
+
+/// With the folder of the site's own sources, and the mirrors among them that are folders.
+fn with_sources(mut spec: Spec, recipe: &Recipe<'_>, host: &HostAccess, dir: &Path) -> Spec {
+    spec = spec.mount(dir, packages::inside(recipe.family), Access::ReadOnly);
+    let mirror = host.package_mirror.as_deref();
+    for folder in mirror.map(|m| packages::folders(recipe.family, m, recipe.snapshot)).unwrap_or_default() {
+        spec = spec.mount(&folder, &folder, Access::ReadOnly);
+    }
+    spec
 }
 
 fn logs(recipe: &Recipe<'_>, cache: &Cache) -> PathBuf {
@@ -335,11 +345,7 @@ fn fill(
         for file in sources {
             fsutil::write_atomic(&sources_dir.path().join(&file.name), file.text.as_bytes(), 0o600)?;
         }
-        spec = spec.mount(sources_dir.path(), packages::inside(recipe.family), Access::ReadOnly);
-        let mirror = host.package_mirror.as_deref();
-        for folder in mirror.map(|m| packages::folders(recipe.family, m, recipe.snapshot)).unwrap_or_default() {
-            spec = spec.mount(&folder, &folder, Access::ReadOnly);
-        }
+        spec = with_sources(spec, recipe, host, sources_dir.path());
     }
     let texts = sources.iter().flatten().map(|file| file.text.as_str());
     let hidden = Hidden::of(texts.chain(host.env.iter().map(|(_, value)| value.as_str())));

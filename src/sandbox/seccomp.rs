@@ -126,19 +126,16 @@ fn program(filter: Filter, machine: TargetArch) -> Result<BpfProgram, FilterErro
         }
     }
     // From each of these numbers on to the next, the answer is this one.
-    let mut answers: Vec<(u32, BpfProgram)> = vec![(0, allow())];
-    let mut say = |from: u32, answer: BpfProgram| match answers.last_mut() {
-        Some((at, last)) if *at == from => *last = answer,
-        Some((_, last)) if *last == answer => {}
-        _ => answers.push((from, answer)),
-    };
+    let mut answers = BTreeMap::from([(0, allow())]);
     for (number, rules) in by_number {
-        say(number, answer(&rules));
-        say(number + 1, allow());
+        answers.insert(number, answer(&rules));
+        answers.insert(number + 1, allow());
     }
     if machine == TargetArch::x86_64 {
-        say(X32, vec![line(code::RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs())]);
+        answers.insert(X32, vec![line(code::RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs())]);
     }
+    let mut answers: Vec<(u32, BpfProgram)> = answers.into_iter().collect();
+    answers.dedup_by(|next, last| next.1 == last.1);
     let mut program = vec![
         line(code::LOAD, ARCHITECTURE),
         sock_filter { jt: 1, ..line(code::IF_EQUAL, audit(machine)?) },

@@ -3,7 +3,7 @@
 //!
 //! Everything that Spack writes lies in one *slot*, a folder of the host that is mounted at
 //! [`inside::ROOT`]: store, environments, views and stages on one file system and under one mount, because a
-//! hard link across two mounts of the same disk is EXDEV. A slot belongs to one rootfs, compiler and Spack, is kept
+//! hard link across two mounts of the same disk is EXDEV. A slot belongs to one rootfs and Spack, is kept
 //! between builds, and is shared by builds that run at the same time under Spack's own locks.
 //!
 //! ```text
@@ -16,6 +16,7 @@
 //! SLOT/{user,home}/                 Spack's other caches, HOME
 //! ```
 
+mod compiler;
 mod index;
 pub mod lock;
 pub mod log;
@@ -25,9 +26,10 @@ pub mod recipe;
 pub mod render;
 pub mod source;
 
+pub use compiler::Compiler;
 pub use lock::LockedPackage;
 pub use log::Failure;
-pub use mounts::sandbox;
+pub use mounts::{building, sandbox};
 pub use render::External;
 pub use source::SourceError;
 
@@ -35,7 +37,7 @@ use crate::cache::{Cache, CacheError, Staging};
 use crate::fsutil;
 use crate::plan::{BuildPlan, HostAccess, inside};
 use crate::report::{Ctx, Event, Interrupted, Stage};
-use crate::sandbox::{Access, Ended, Exit, Io, Network, PATH_INSIDE, Sandbox, SandboxError, Spec};
+use crate::sandbox::{Access, Ended, Exit, Io, PATH_INSIDE, Sandbox, SandboxError, Spec};
 use fs_err as fs;
 use index::Index;
 use log::{Progress, Step};
@@ -174,8 +176,8 @@ pub struct Session<'a> {
     pub rootfs: &'a Path,
     /// Identity of the prepared rootfs.
     pub rootfs_id: &'a str,
-    /// Exact version of the rootfs's GCC.
-    pub gcc: &'a str,
+    /// The GCC that compiles.
+    pub gcc: &'a Compiler,
     /// Programs of the rootfs that Spack takes as they are.
     pub externals: &'a [External],
     /// Where slots are.
@@ -251,10 +253,12 @@ impl Installed {
     }
 }
 
-/// The folder of a slot: one for each rootfs, compiler and Spack.
+/// The folder of a slot: one for each rootfs and Spack. Packages of all compilers share it, as a GCC that is built lies in the
+/// store of what it compiles.
 pub fn slot_dir(build_dir: &Path, rootfs_id: &str, plan: &BuildPlan) -> PathBuf {
-    // What lies in a slot names the install tree.
-    let parts = [rootfs_id, &plan.identity.compiler, &plan.identity.spack.commit, inside::INSTALL_TREE];
+    // What lies in a slot names the install tree. The second part was the compiler's name; slots of builds with the rootfs's own
+    // keep theirs.
+    let parts = [rootfs_id, "system", &plan.identity.spack.commit, inside::INSTALL_TREE];
     let key = parts.join("\0");
     let digest = hex::encode(Sha256::digest(key));
     build_dir.join(format!("{}-{}", plan.identity.toolchain.name, &digest[..12]))
@@ -264,8 +268,8 @@ impl Session<'_> {
     /// Concretizes and installs; what is there already is not done again.
     pub fn install(&self, ctx: &Ctx) -> Result<Installed, SpackError> {
         let asked = &self.plan.identity.compiler;
-        if asked != "system" && asked != self.gcc {
-            return Err(SpackError::Compiler { asked: asked.clone(), found: self.gcc.to_owned() });
+        if asked != "system" && *asked != self.gcc.version {
+            return Err(SpackError::Compiler { asked: asked.clone(), found: self.gcc.version.clone() });
         }
         let slot = slot_dir(self.build_dir, self.rootfs_id, self.plan);
         for folder in ["store", "env", "view", "scope", "stage", "misc", "user", "home"] {
@@ -281,14 +285,7 @@ impl Session<'_> {
         let name = format!("environment-{}", self.plan.environment.short());
         let _lock = self.cache.lock(ctx, &name, "the same Spack environment")?;
         let environment = self.write_configuration(&slot)?;
-        // What packages are built in; what comes before may reach further.
-        let mut build = spec.clone();
-        if self.plan.execution.network != crate::plan::Network::Host {
-            build.network = Network::None;
-        }
-        // All sources are fetched before anything is built, and then only read: a recipe cannot put something into the cache that
-        // another build takes for an archive.
-        build = sources_read_only(build);
+        let mut build = building(self.plan, spec.clone());
         self.remember_for_shell(&build, &environment)?;
 
         let lock_file = environment.join("spack.lock");
@@ -536,13 +533,6 @@ fn missing<'a>(slot: &Path, packages: &'a [LockedPackage]) -> io::Result<Vec<&'a
         }
     }
     Ok(packages.iter().filter(|p| !p.external && !there.contains(&p.hash)).collect())
-}
-
-/// The same with sources that are read and not written.
-fn sources_read_only(mut build: Spec) -> Spec {
-    let cached = build.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
-    cached.for_each(|mount| mount.access = Access::ReadOnly);
-    build
 }
 
 /// The install tree of a slot.

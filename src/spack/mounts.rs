@@ -7,6 +7,18 @@ use crate::plan::{self, BuildPlan, HostAccess, inside};
 use crate::sandbox::{Access, Network, Spec};
 use std::path::Path;
 
+/// The sandbox in which packages are built, of that in which Spack works: without a network unless the plan says so, and with
+/// sources that are only read. All of them are fetched before, so that a recipe cannot put something into the cache that another build
+/// takes for an archive.
+pub fn building(plan: &BuildPlan, mut spec: Spec) -> Spec {
+    if plan.execution.network != plan::Network::Host {
+        spec.network = Network::None;
+    }
+    let cached = spec.mounts.iter_mut().filter(|mount| mount.target == Path::new(inside::SOURCE_CACHE));
+    cached.for_each(|mount| mount.access = Access::ReadOnly);
+    spec
+}
+
 /// The sandbox in which Spack works, in `rootfs`, with `slot` to write to.
 pub fn sandbox(plan: &BuildPlan, rootfs: &Path, slot: &Path, host: &HostAccess, cache: &Cache) -> Spec {
     let (identity, execution) = (&plan.identity, &plan.execution);

@@ -47,7 +47,8 @@ fn collect<'a>(dir: &'a Dir<'a>, into: &mut Vec<(&'a Path, &'a [u8])>) {
 
 fn versions<'r>(releases: impl IntoIterator<Item = &'r SlurmRelease>) -> String {
     let version = |r: &SlurmRelease| json!({"version": r.recipe, "sha256": r.sha256, "url": r.url});
-    json!({"versions": releases.into_iter().map(version).collect::<Vec<_>>()}).to_string()
+    json!({"versions": releases.into_iter().filter(|r| **r != SlurmRelease::none()).map(version).collect::<Vec<_>>()})
+        .to_string()
 }
 
 /// Writes the repository with these releases for a Spack of somebody else's, into a folder that is not there yet or empty: without

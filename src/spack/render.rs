@@ -5,6 +5,7 @@
 //! merge" marker: `mirrors::` in YAML is the key `mirrors:`. Sources: Spack v1.0 documentation, "Configuration
 //! Files" and "Environments".
 
+use super::Compiler;
 use crate::catalog::Probe;
 use crate::plan::{BuildPlan, inside};
 use serde::{Deserialize, Serialize};
@@ -72,8 +73,8 @@ pub fn scope_dir(plan: &BuildPlan) -> String {
     format!("{}/{}", inside::SCOPES, plan.environment.short())
 }
 
-/// Renders the files. `gcc` is the exact version of the rootfs's compiler.
-pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Rendered, RenderError> {
+/// Renders the files. `gcc` compiles.
+pub fn render(plan: &BuildPlan, gcc: &Compiler, externals: &[External]) -> Result<Rendered, RenderError> {
     let files = [
         ("config.yaml", config(plan)),
         ("packages.yaml", packages(plan, gcc, externals)),
@@ -87,7 +88,7 @@ pub fn render(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Result<Ren
     for (name, value) in files {
         scope.insert(name.to_owned(), to_yaml(name, &value)?);
     }
-    Ok(Rendered { spack_yaml: to_yaml("spack.yaml", &environment(plan))?, scope })
+    Ok(Rendered { spack_yaml: to_yaml("spack.yaml", &environment(plan, gcc))?, scope })
 }
 
 /// The file of mirrors.
@@ -103,8 +104,9 @@ fn to_yaml(file: &str, value: &Value) -> Result<String, RenderError> {
     serde_saphyr::to_string(value).map_err(|source| RenderError { file: file.to_owned(), source })
 }
 
-fn environment(plan: &BuildPlan) -> Value {
-    let specs: Vec<&String> = std::iter::once(&plan.identity.spec).chain(&plan.identity.roots).collect();
+fn environment(plan: &BuildPlan, gcc: &Compiler) -> Value {
+    let roots = std::iter::once(&plan.identity.spec).chain(&plan.identity.roots);
+    let specs: Vec<String> = roots.map(|spec| gcc.root(spec)).collect();
     json!({"spack": {
         "specs": specs,
         "view": {"default": {
@@ -142,7 +144,7 @@ fn config(plan: &BuildPlan) -> Value {
     }})
 }
 
-fn packages(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Value {
+fn packages(plan: &BuildPlan, gcc: &Compiler, externals: &[External]) -> Value {
     let mut packages = Map::new();
     packages.insert("all".into(), json!({"target": [plan.identity.target], "providers": plan.identity.providers}));
     for external in externals {
@@ -157,17 +159,7 @@ fn packages(plan: &BuildPlan, gcc: &str, externals: &[External]) -> Value {
             }),
         );
     }
-    packages.insert(
-        "gcc".into(),
-        json!({
-            "externals": [{
-                "spec": format!("gcc@{gcc} languages:='c,c++'"),
-                "prefix": "/usr",
-                "extra_attributes": {"compilers": {"c": "/usr/bin/gcc", "cxx": "/usr/bin/g++"}},
-            }],
-            "buildable": false,
-        }),
-    );
+    packages.insert("gcc".into(), gcc.package());
     for (name, constraint) in &plan.identity.pins {
         let entry = packages.entry(name.clone()).or_insert_with(|| json!({}));
         if let Some(entry) = entry.as_object_mut() {

@@ -4,7 +4,7 @@ use crate::buildcache::check::{Fault, Kind};
 use crate::buildcache::{self, Again, BuildcacheError, Pushed, Selection, Tree, Wanted};
 use crate::cache::Cache;
 use crate::plan::inside;
-use crate::publish::{self, FolderStore, Store};
+use crate::publish::{self, FolderStore, Store, StoreError};
 use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::BinaryMirrors;
 use crate::sandbox::Spec;
@@ -61,6 +61,8 @@ pub struct How {
     pub threads: usize,
     /// What is pushed although it is there.
     pub again: Again,
+    /// Whether tarballs of the same tree are taken from the cache's own binary cache, so that they are compressed once.
+    pub taking: bool,
 }
 
 /// Says what would be pushed of a tree, when the packages of those in `keyring` count as being there.
@@ -106,6 +108,7 @@ pub fn push(
     let packages = tree.select(selection)?;
     let scratch = cache.staging(&cache.dir("tmp"))?;
     let keyring = keyring(cache, key).map_err(BuildcacheError::from)?;
+    let own = FolderStore::new(&own_dir(cache));
     let request = buildcache::Request {
         tree,
         packages,
@@ -115,6 +118,7 @@ pub fn push(
         scratch: scratch.path(),
         threads: how.threads,
         again: &how.again,
+        made: how.taking.then_some(&own as &dyn Store),
     };
     let pushed = buildcache::push(store, &request, ctx)?;
     left_alone(&pushed, ctx);
@@ -122,8 +126,13 @@ pub fn push(
     match pushed.pushed.len() {
         0 => timer.cached(all_there(&pushed)),
         n => timer.done(format!(
-            "{n} packages pushed, {}; {} were there",
+            "{n} packages pushed, {}{}; {} were there",
             humansize::format_size(bytes, humansize::BINARY),
+            if pushed.taken > 0 {
+                format!(", {} of them as they are in the cache", pushed.taken)
+            } else {
+                String::new()
+            },
             pushed.there
         )),
     }
@@ -135,7 +144,7 @@ pub fn push_installed(
     store: &dyn Store,
     installed: &Installed,
     build_dependencies: bool,
-    again: Again,
+    how: &How,
     key: &SigningKey,
     cache: &Cache,
     ctx: &Ctx,
@@ -144,19 +153,20 @@ pub fn push_installed(
     let known = |p: &&LockedPackage| tree.packages().contains_key(&p.hash);
     let roots = installed.packages().iter().filter(|p| p.root).filter(known).map(|p| format!("/{}", p.hash)).collect();
     let selection = Selection { roots, build_dependencies, ..Selection::default() };
-    push(store, &tree, &selection, key, cache, &How { again, ..How::default() }, ctx)
+    push(store, &tree, &selection, key, cache, how, ctx)
 }
 
 /// Keeps what a build installed for later builds, also in other build folders: what is new goes into the cache's own binary
-/// cache, with what was needed only to build; also what was there and could not be used. That this fails does not make the build fail.
-pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<(), Interrupted> {
-    let again = Again::These(installed.unusable().clone());
-    let result = push_installed(&FolderStore::new(&own_dir(cache)), installed, true, again, key, cache, ctx);
+/// cache, with what was needed only to build; also what was there and could not be used. That this fails does not make the build fail;
+/// returns whether it did not.
+pub fn keep(installed: &Installed, key: &SigningKey, cache: &Cache, ctx: &Ctx) -> Result<bool, Interrupted> {
+    let how = How { again: Again::These(installed.unusable().clone()), ..How::default() };
+    let result = push_installed(&FolderStore::new(&own_dir(cache)), installed, true, &how, key, cache, ctx);
     ctx.check()?;
-    if let Err(e) = result {
+    if let Err(e) = &result {
         ctx.warn(format!("the packages are not kept for later builds in other folders: {e}"));
     }
-    Ok(())
+    Ok(result.is_ok())
 }
 
 /// What of the missing packages need not be built: the cache's own binary cache is asked first, then the folders, buckets,
@@ -226,6 +236,10 @@ fn offered(
                 continue;
             }
         };
+        if excerpt.forbidden > 0 {
+            let count = excerpt.forbidden;
+            ctx.note(format!("the binary cache `{place}`: {count} packages may not be read, and count as not there"));
+        }
         tell(place, &excerpt.faults, ctx);
         if *place == own {
             binaries.unusable.extend(excerpt.refused);
@@ -266,7 +280,15 @@ fn offered_keys(
     if wanted.is_empty() || store.registry() {
         return Ok(());
     }
-    for (_, armored) in buildcache::keys::offered(store, ctx)? {
+    let offered = match buildcache::keys::offered(store, ctx) {
+        // Those that the builder has are still good.
+        Err(BuildcacheError::Store(e @ StoreError::Forbidden { .. })) => {
+            ctx.detail(e.to_string());
+            return Ok(());
+        }
+        offered => offered?,
+    };
+    for (_, armored) in offered {
         let mut offered = Keyring::new();
         let Some(text) = armored else { continue };
         // What is no key is passed over: what it signed is not taken.
@@ -277,7 +299,7 @@ fn offered_keys(
         if !named.is_empty() {
             let armored = offered.pinned(&named)?.armored()?;
             keyring.add_bytes(store.address(), armored.as_bytes())?;
-            ctx.detail(format!("{}: its key {} is believed, as `binary-mirror-keys` says", store.address(), named[0]));
+            ctx.detail(format!("{}: its key {} is believed, as the configuration says", store.address(), named[0]));
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use crate::image::{self, ImageError};
 use crate::publish::{FolderStore, Store as _, StoreError};
 use crate::report::{Ctx, Interrupted};
 use crate::workflows::buildcache::own_dir;
+use crate::workflows::finished::compilers_dir;
 use fs_err as fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,12 +73,18 @@ pub const IN_USE: &str = "in-use";
 pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result<Cleaned, CleanError> {
     let alone: Lock = cache.try_lock(IN_USE)?.ok_or(CleanError::InUse)?;
     let mut cleaned = Cleaned::default();
+    // Compilers are in folders of their own, one a version.
+    let compilers = compilers_dir(cache);
+    let versions = children(&compilers)?;
     if !scope.dry_run {
         for part in ["rootfs", "spack", "builds", "blobs", "images", "tmp"] {
             cache.sweep(&cache.dir(part))?;
         }
         for part in ["staged", crate::resolve::LAYERS] {
             cache.sweep(&build_dir.join(part))?;
+        }
+        for version in &versions {
+            cache.sweep(version)?;
         }
     }
     let mut victims = children(&cache.dir("logs"))?;
@@ -102,7 +109,11 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         }
     }
     if scope.older_than.is_some() && !scope.full {
-        victims.extend(children(&cache.dir("builds"))?);
+        // The age of a folder of compilers says nothing.
+        victims.extend(children(&cache.dir("builds"))?.into_iter().filter(|path| *path != compilers));
+        for version in &versions {
+            victims.extend(children(version)?);
+        }
     }
     for path in victims {
         ctx.check()?;
@@ -117,6 +128,11 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
         }
         cleaned.paths.push(path);
     }
+    if !scope.dry_run {
+        for emptied in versions.iter().chain([&compilers]) {
+            remove_empty(emptied)?;
+        }
+    }
     // What is forgotten in a trial run is still there.
     let mut kept = image::list(cache)?;
     kept.retain(|memory| !cleaned.paths.iter().any(|path| path == memory.path()));
@@ -129,6 +145,21 @@ pub fn clean(cache: &Cache, build_dir: &Path, scope: Scope, ctx: &Ctx) -> Result
 fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
     entries.map(|e| Ok(e?.path())).collect()
+}
+
+/// Deletes a folder in which nothing is left.
+fn remove_empty(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 fn size(path: &Path) -> u64 {
@@ -160,6 +191,47 @@ mod tests {
         assert!(would.paths == [half.clone()] && half.exists(), "{would:?}");
         clean(&cache, &cache.dir("work"), Scope { dry_run: false, ..scope }, &Ctx::silent()).unwrap();
         assert!(!half.exists() && blob.exists());
+    }
+
+    #[test]
+    fn a_new_compiler_in_an_old_folder_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let archive = |version: &str| cache.dir("builds/compilers").join(version).join("gcc.tar.gz");
+        for version in ["13.4.0", "14.2.0"] {
+            fs::create_dir_all(fsutil::parent_of(&archive(version))).unwrap();
+            fs::write(archive(version), "12345").unwrap();
+        }
+        let old = SystemTime::now() - Duration::from_secs(1000);
+        for path in [archive("13.4.0"), cache.dir("builds/compilers"), cache.dir("builds/compilers/14.2.0")] {
+            fs::File::open(path).unwrap().file().set_modified(old).unwrap();
+        }
+        let scope = Scope { full: false, older_than: Some(Duration::from_secs(500)), dry_run: false };
+        clean(&cache, &cache.dir("work"), scope, &Ctx::silent()).unwrap();
+        assert!(!archive("13.4.0").exists() && archive("14.2.0").exists());
+        assert!(!cache.dir("builds/compilers/13.4.0").exists(), "an empty folder");
+    }
+
+    #[test]
+    fn halves_of_compilers_go_and_what_they_leave_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let compilers = cache.dir("builds/compilers");
+        let (whole, half) = (compilers.join("13.4.0/gcc.tar.gz"), ".tmp-a/gcc.tar.gz");
+        for path in [whole.clone(), compilers.join("13.4.0").join(half), compilers.join("14.2.0").join(half)] {
+            fs::create_dir_all(fsutil::parent_of(&path)).unwrap();
+            fs::write(path, "12345").unwrap();
+        }
+        fs::write(compilers.join("14.2.0/.tmp-a.lock"), "").unwrap();
+        let of = |older_than| Scope { full: false, older_than, dry_run: false };
+        let trial = Scope { dry_run: true, ..of(None) };
+        clean(&cache, &cache.dir("work"), trial, &Ctx::silent()).unwrap();
+        assert!(compilers.join("14.2.0").join(half).exists());
+        clean(&cache, &cache.dir("work"), of(Some(Duration::from_secs(500))), &Ctx::silent()).unwrap();
+        assert!(whole.exists() && !compilers.join("13.4.0/.tmp-a").exists() && !compilers.join("14.2.0").exists());
+        fs::remove_file(&whole).unwrap();
+        clean(&cache, &cache.dir("work"), of(None), &Ctx::silent()).unwrap();
+        assert!(!compilers.exists() && cache.dir("builds").exists());
     }
 
     #[test]

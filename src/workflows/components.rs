@@ -2,6 +2,7 @@
 //! and its size before and after pruning.
 
 use crate::cache::Cache;
+use crate::package::layout;
 use crate::package::manifest::{self, Size, SourceArchive};
 use crate::plan::BuildPlan;
 use crate::report::Ctx;
@@ -32,7 +33,7 @@ pub fn components(
             Some(prefix) => recipe::of(prefix, package, &builtin)?,
             None => recipe::Recipe::default(),
         };
-        let source = if package.root {
+        let source = if package.root && package.name == layout::MODULE_NAME {
             // Slurm itself: our recipe takes it from the catalog, and so do we.
             let release = &plan.identity.release;
             Some(SourceArchive { url: public(&release.url), sha256: Some(release.sha256.clone()), commit: None })

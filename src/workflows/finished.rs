@@ -1,9 +1,11 @@
 //! Finds a finished package by its plan, so that the same build a second time ends in a moment.
 //!
-//! `CACHE/builds/.plans/<plan digest>.json` names the archive. The archive is opened and checked again, sum, signature
+//! `CACHE/builds/.plans/<plan digest>.json` names the archive, which lies in `CACHE/builds` or, a compiler's, in
+//! `CACHE/builds/compilers/<version>`. The archive is opened and checked again, sum, signature
 //! and every file: the record alone proves nothing. Libraries and leftovers were looked at when it was made, and the
 //! same bytes have the same answer.
 
+use crate::buildcache::{COMPILERS, compiler_folder};
 use crate::cache::Cache;
 use crate::fsutil;
 use crate::oldest::Oldest;
@@ -24,6 +26,16 @@ pub fn builds_dir(cache: &Cache) -> PathBuf {
     cache.dir("builds")
 }
 
+/// Where the finished package of a compiler is: below it as below a place where it is published.
+pub fn compiler_dir(cache: &Cache, gcc: &str) -> PathBuf {
+    builds_dir(cache).join(compiler_folder(gcc))
+}
+
+/// The folder of all [`compiler_dir`]s, one a version.
+pub fn compilers_dir(cache: &Cache) -> PathBuf {
+    builds_dir(cache).join(COMPILERS)
+}
+
 #[derive(Serialize, Deserialize)]
 struct Record {
     archive: String,
@@ -35,8 +47,8 @@ fn record(cache: &Cache, plan: &BuildPlan) -> PathBuf {
 
 /// Remembers which archive a plan made.
 pub fn remember(cache: &Cache, plan: &BuildPlan, archive: &Path) -> io::Result<()> {
-    let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let json = serde_json::to_vec(&Record { archive: name })?;
+    let below = archive.strip_prefix(builds_dir(cache)).map_err(io::Error::other)?;
+    let json = serde_json::to_vec(&Record { archive: below.to_string_lossy().into_owned() })?;
     fsutil::write_atomic(&record(cache, plan), &json, 0o644)
 }
 

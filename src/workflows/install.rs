@@ -208,7 +208,7 @@ fn keep(tree: &Tree, package: &Package, prefix: &Path, record: &Record, ctx: &Ct
     if !differences.is_empty() {
         return Err(InstallError::Changed { prefix: prefix.to_owned(), differences });
     }
-    let files = tree.manifest().facts.filled_in().len();
+    let files = tree.holding_path();
     match tree.record() {
         Some(known) if known.view != record.view && files > 0 => {
             Err(InstallError::Moved { prefix: prefix.to_owned(), installed: known.view.clone(), files })
@@ -246,10 +246,7 @@ fn unpack(package: &Package, prefix: &Path, place: &Path, record: &Record, ctx: 
 fn describe(manifest: &Manifest) -> String {
     let facts = &manifest.facts;
     let plan: String = facts.plan_sha256.chars().take(12).collect();
-    format!(
-        "Slurm {} built with GCC {} for {} (plan {plan})",
-        facts.slurm.release, facts.compiler.release, facts.toolchain
-    )
+    format!("{} (plan {plan})", facts.title())
 }
 
 /// One installer at a time in a folder; whoever holds the lock deletes what killed ones left. A file system that cannot

@@ -2,11 +2,14 @@
 
 pub mod buildcache;
 pub mod clean;
+pub mod compiler;
+pub mod compiler_package;
 pub mod components;
 pub mod finished;
 pub mod images;
 pub mod install;
 pub mod package_image;
+pub mod packing;
 pub mod payload;
 pub mod processor;
 pub mod publish;

@@ -71,7 +71,7 @@ pub enum PackageImageError {
 
 /// `localhost/slurm:24.11.5-gcc13.3.0`
 pub fn default_name(facts: &Facts) -> String {
-    format!("localhost/slurm:{}-gcc{}", facts.slurm.release, facts.compiler.release)
+    format!("localhost/slurm:{}-gcc{}", facts.release(), facts.compiler.release)
 }
 
 /// Makes the image; its blobs are in the cache until the next `clean`.
@@ -131,7 +131,7 @@ pub fn make(
     let label = |key: &str, value: &str| (format!("org.opencontainers.image.{key}"), value.to_owned());
     let mut labels = vec![
         label("title", "slurm"),
-        label("version", &facts.slurm.release),
+        label("version", facts.release()),
         label("base.digest", &base.resolved().digest().to_string()),
         ("slurm-factory.archive.sha256".to_owned(), package.sha256().to_owned()),
         ("slurm-factory.plan.sha256".to_owned(), facts.plan_sha256.clone()),
@@ -144,7 +144,7 @@ pub fn make(
         created: facts.created,
         path: ["bin", "sbin"].map(|dir| view.join(dir).display().to_string()).into(),
         labels,
-        history: format!("slurm-factory package --oci: Slurm {} in {PREFIX}", facts.slurm.release),
+        history: format!("slurm-factory package --oci: Slurm {} in {PREFIX}", facts.release()),
     };
     Ok(image::make_onto(base, &root, name, &changes, cache, ctx)?)
 }

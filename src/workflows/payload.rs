@@ -89,7 +89,11 @@ pub fn facts(
     }
     package::Facts {
         tool: manifest::Tool { name: env!("CARGO_PKG_NAME").into(), version: identity.tool.clone() },
-        slurm: manifest::Version { requested: identity.slurm_version.clone(), release: identity.release.patch.clone() },
+        // The plan of a compiler has no Slurm.
+        slurm: (!identity.slurm_version.is_empty()).then(|| manifest::Version {
+            requested: identity.slurm_version.clone(),
+            release: identity.release.patch.clone(),
+        }),
         compiler: manifest::Version { requested: identity.compiler.clone(), release: gcc.to_owned() },
         toolchain: identity.toolchain.name.clone(),
         target: identity.target.clone(),
@@ -128,7 +132,7 @@ pub fn facts(
             .iter()
             .map(|leak| manifest::Leak {
                 path: in_view(&leak.path),
-                text: leak.text.clone(),
+                text: leak.strings.first().map(|named| named.text.clone()).unwrap_or_default(),
                 reason: leak.reason.clone(),
             })
             .collect(),

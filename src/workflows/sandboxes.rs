@@ -13,7 +13,7 @@ use serde::Serialize;
 pub struct Sandboxes {
     /// In which packages are installed into the rootfs.
     pub prepare: Planned,
-    /// In which Spack works.
+    /// In which packages are built.
     pub build: Planned,
 }
 
@@ -48,6 +48,7 @@ pub fn planned(
     let prepare = rootfs::prepare_sandbox(&recipe, cache, &resolved.host);
     let prepare = sandbox.plan(&prepare).map_err(SandboxError::from)?.into();
     let build = spack::sandbox(&resolved.plan, &root, &slot, &resolved.host, cache);
+    let build = spack::building(&resolved.plan, build);
     let layered = resolve::layered(sandbox, settings, cache, lookup)?;
     Ok(Sandboxes { prepare, build: layered.plan(&build).map_err(SandboxError::from)?.into() })
 }

@@ -4,17 +4,16 @@
 use crate::fsutil::{Packing, packing};
 use crate::oldest::Oldest;
 use crate::package::manifest::ManifestError;
-use crate::package::{Difference, Package, PackageError, Tree, Trust};
-use crate::plan::inside;
-use crate::relocate::Rules;
+use crate::package::{Difference, Facts, Package, PackageError, Tree, Trust, decode_path};
 use crate::relocate::copy::with_content;
 use crate::relocate::verify::{Findings, Inspector, Problem, listed};
+use crate::relocate::{Layout, Rules};
 use crate::report::{Ctx, Interrupted};
 use crate::sign::Fingerprint;
 use crate::workflows::processor;
 use fs_err as fs;
 use std::io::{self, BufRead, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 /// The folder in a package that holds programs and libraries.
@@ -56,14 +55,15 @@ pub struct Verified {
 /// Checks a package file.
 pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Result<Verified, VerifyError> {
     let (package, good) = Package::open(path, trust, ctx)?;
-    let mut inspector = Inspector::new(rules, inside::ROOT);
+    let rules = rules_of(&package.manifest().facts, rules);
+    let mut inspector = Inspector::new(rules, Layout::BUILD);
     let mut content = Vec::new();
     package.for_each_entry(ctx, |entry| -> Result<(), VerifyError> {
         let path = entry.member.path.clone();
         // What is beside the view is data; nothing in it is loaded, but it must not name the build either.
         let relative = path.strip_prefix(VIEW).unwrap_or(&path);
         match &entry.member.kind {
-            crate::package::Kind::Dir => inspector.folder(relative),
+            crate::package::Kind::Dir => inspector.folder(relative, entry.member.mode()),
             crate::package::Kind::Symlink { target } => inspector.link(relative, target),
             crate::package::Kind::File { .. } => {
                 content.clear();
@@ -87,8 +87,9 @@ pub fn package(path: &Path, trust: Trust<'_>, rules: &Rules, ctx: &Ctx) -> Resul
 /// The largest file of a foreign archive that is looked at, in bytes: each is held in memory.
 const FOREIGN_FILE: u64 = 4 << 30;
 
-/// Checks an archive that is no package of ours: what is in it, without sums, signature or manifest. Plain, gzip or zstd.
-pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
+/// Checks an archive that is no package of ours: what is in it, without sums, signature or manifest. Plain, gzip or zstd. `layout` has
+/// the prefix that it must not name.
+pub fn foreign(path: &Path, rules: &Rules, layout: Layout<'_>, ctx: &Ctx) -> Result<Findings, VerifyError> {
     let bad = |reason: String| VerifyError::NoArchive { path: path.to_owned(), reason };
     let mut file = io::BufReader::with_capacity(1 << 18, fs::File::open(path)?);
     let start = file.fill_buf()?;
@@ -97,7 +98,7 @@ pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, Verify
         Packing::Zstd => Box::new(zstd::Decoder::with_buffer(file)?),
         Packing::None => Box::new(file),
     };
-    let mut inspector = Inspector::new(rules, inside::ROOT);
+    let mut inspector = Inspector::new(rules, layout);
     let mut archive = tar::Archive::new(plain);
     let mut count = 0_u64;
     for entry in archive.entries().map_err(|e| bad(e.to_string()))? {
@@ -115,7 +116,7 @@ pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, Verify
         let target = entry.link_name().map_err(|e| bad(e.to_string()))?.map(std::borrow::Cow::into_owned);
         let mode = entry.header().mode().map_err(|e| bad(e.to_string()))?;
         match (entry.header().entry_type(), target) {
-            (tar::EntryType::Directory, _) => inspector.folder(&member),
+            (tar::EntryType::Directory, _) => inspector.folder(&member, mode),
             (tar::EntryType::Symlink, Some(target)) => inspector.link(&member, &target),
             (tar::EntryType::Link, Some(target)) => {
                 let first: PathBuf = target.components().filter(|c| matches!(c, Component::Normal(_))).collect();
@@ -133,7 +134,9 @@ pub fn foreign(path: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, Verify
                 entry.read_to_end(&mut content).map_err(|e| bad(e.to_string()))?;
                 inspector.file(&member, mode, &content);
             }
-            // Headers that describe the next member, devices and the like: nothing is loaded from them.
+            (tar::EntryType::Fifo, _) => inspector.special(&member, "FIFO"),
+            (tar::EntryType::Char | tar::EntryType::Block, _) => inspector.special(&member, "device"),
+            // Headers that describe the next member.
             _ => {}
         }
     }
@@ -153,20 +156,47 @@ pub struct VerifiedTree {
     pub differences: Vec<Difference>,
 }
 
-/// Checks a tree on disk: an unpacked package, against its manifest too, or the view alone.
-pub fn tree(dir: &Path, rules: &Rules, ctx: &Ctx) -> Result<VerifiedTree, VerifyError> {
+/// Checks a tree on disk: an unpacked package, against its manifest too, or the view alone. `layout` has the prefix that it must not
+/// name.
+pub fn tree(dir: &Path, rules: &Rules, layout: Layout<'_>, ctx: &Ctx) -> Result<VerifiedTree, VerifyError> {
     let package = match Tree::open(dir) {
         // Somebody else's manifest.json is nobody's package.
         Err(PackageError::Manifest { source: ManifestError::NotOurs(_), .. }) => None,
         opened => opened?,
     };
-    let differences = package.as_ref().map_or(Ok(Vec::new()), |tree| tree.differences(true, ctx))?;
+    let mut differences = package.as_ref().map_or(Ok(Vec::new()), |tree| tree.differences(true, ctx))?;
+    differences.extend(package.as_ref().and_then(|tree| moved(tree, dir)));
     let view = dir.join(VIEW);
-    let mut findings = files(if view.is_dir() { &view } else { dir }, rules, ctx)?;
+    let rules = package.as_ref().map_or(rules, |tree| rules_of(&tree.manifest().facts, rules));
+    let mut findings = looked_at(if view.is_dir() { &view } else { dir }, rules, layout, ctx)?;
     if let Some(tree) = &package {
         processor::check(&mut findings, &tree.manifest().facts.target);
     }
     Ok(VerifiedTree { findings, package, differences })
+}
+
+/// That files name another folder than the one that the tree lies in now: `install` wrote it, and then the tree was moved.
+fn moved(tree: &Tree, dir: &Path) -> Option<Difference> {
+    let (files, record) = (tree.holding_path(), tree.record()?);
+    let (written, is) = (decode_path(&record.view), dir.join(VIEW));
+    let same = |a: io::Result<std::fs::Metadata>, b: &std::fs::Metadata| {
+        a.is_ok_and(|a| (a.dev(), a.ino()) == (b.dev(), b.ino()))
+    };
+    if files == 0 || fs::metadata(&is).is_ok_and(|is| same(fs::metadata(&written), &is)) {
+        return None;
+    }
+    let problem = format!(
+        "{files} files name `{}`, where `install` put them, and they are at `{}`: move the tree back, or remove it and install the \
+         package here",
+        written.display(),
+        is.display()
+    );
+    Some(Difference { path: record.view.clone(), problem })
+}
+
+/// The rules about this package.
+fn rules_of<'r>(facts: &Facts, rules: &'r Rules) -> &'r Rules {
+    if facts.slurm.is_some() { rules } else { rules.of_compiler() }
 }
 
 /// Adds a problem when more of glibc is needed than the system has that was asked for.
@@ -181,14 +211,18 @@ pub fn hold_to(findings: &mut Findings, oldest: Option<&Oldest>) {
 
 /// What the files below `root` do not find there, need of a host, and still say of the build.
 pub fn files(root: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyError> {
-    let mut inspector = Inspector::new(rules, inside::ROOT);
+    looked_at(root, rules, Layout::BUILD, ctx)
+}
+
+fn looked_at(root: &Path, rules: &Rules, layout: Layout<'_>, ctx: &Ctx) -> Result<Findings, VerifyError> {
+    let mut inspector = Inspector::new(rules, layout);
     for entry in walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name() {
         ctx.check()?;
         let entry = entry.map_err(io::Error::from)?;
         let path = entry.path().strip_prefix(root).map_err(io::Error::other)?;
         let kind = entry.file_type();
         if kind.is_dir() {
-            inspector.folder(path);
+            inspector.folder(path, fs::symlink_metadata(entry.path())?.mode());
         } else if kind.is_symlink() {
             inspector.link(path, &fs::read_link(entry.path())?);
         } else if kind.is_file() {
@@ -197,6 +231,17 @@ pub fn files(root: &Path, rules: &Rules, ctx: &Ctx) -> Result<Findings, VerifyEr
                 inspector.file(path, mode, content);
                 Ok::<_, VerifyError>(())
             })?;
+        } else {
+            inspector.special(
+                path,
+                if kind.is_fifo() {
+                    "FIFO"
+                } else if kind.is_socket() {
+                    "socket"
+                } else {
+                    "device"
+                },
+            );
         }
     }
     Ok(inspector.finish())

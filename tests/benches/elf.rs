@@ -7,9 +7,9 @@
 
 use crate::{Cost, best, command, measure, remove, row, text};
 use rayon::prelude::*;
-use slurm_factory::elf::{self, Edit, Edits, ElfError, Parts, SearchPath};
+use slurm_factory::elf::{self, Edit, Elf, ElfError, SearchPath};
 use slurm_factory::relocate::copy::{Change, Copier, Wants};
-use slurm_factory::relocate::{Origin, Rules, relocate};
+use slurm_factory::relocate::{Layout, Origin, Rules, relocate};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::verify;
 use std::os::unix::fs::PermissionsExt;
@@ -27,12 +27,12 @@ impl Change for SetPath {
         Wants::Edit
     }
 
-    fn edit(&mut self, parts: &Parts) -> Result<Option<Edits>, ElfError> {
-        elf::edit_parts(parts, &self.0)
+    fn asked(&mut self, _: &Elf) -> Option<Edit> {
+        Some(self.0.clone())
     }
 
-    fn refused(&self, error: ElfError) -> std::io::Error {
-        std::io::Error::other(error)
+    fn edited(&mut self, outcome: Result<bool, ElfError>) -> std::io::Result<()> {
+        outcome.map(drop).map_err(std::io::Error::other)
     }
 
     fn change(&mut self, _: &[u8], _: &mut Vec<u8>) -> std::io::Result<bool> {
@@ -66,7 +66,7 @@ pub fn ours_tree(root: &Path, to: &Path) {
 
 /// `--ours-verify TREE`
 pub fn ours_verify(tree: &Path) {
-    let found = verify::tree(tree, &Rules::embedded().unwrap(), &Ctx::silent()).unwrap();
+    let found = verify::tree(tree, &Rules::embedded().unwrap(), Layout::BUILD, &Ctx::silent()).unwrap();
     assert!(found.findings.elf_files > 0);
 }
 

@@ -4,19 +4,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+mod far;
+mod faults;
 mod oci;
 #[path = "../publish/proxy.rs"]
 mod proxy;
 #[path = "../common/registry.rs"]
 mod registry;
+mod s3;
+#[path = "../publish/servers.rs"]
+mod servers;
 mod support;
 mod web;
 
 use sha2::{Digest, Sha256};
 use slurm_factory::buildcache::check::{self, Kind};
-use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest};
+use slurm_factory::buildcache::manifest::{Blob, INDEX, Manifest, TARBALL};
 use slurm_factory::buildcache::{Again, Pushed, Selection, Tree, Wanted, excerpt, index, prune};
-use slurm_factory::publish::{FolderStore, Store};
+use slurm_factory::publish::{FolderStore, Key, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::Keyring;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,13 +30,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
-use support::{ROOT, World};
+use support::{ROOT, World, names, only};
 
 /// What is wrong with a cache.
 fn kinds(cache: &Path, keyring: &Keyring) -> Vec<Kind> {
-    let scratch = tempfile::tempdir().unwrap();
-    let report = check::check(&FolderStore::new(cache), keyring, false, Some(scratch.path()), &Ctx::silent()).unwrap();
-    report.faults.iter().map(|f| f.kind).collect()
+    support::kinds(&FolderStore::new(cache), keyring)
 }
 
 /// Every object but the index's and the lock, with its bytes.
@@ -124,7 +127,7 @@ fn a_second_push_changes_nothing_and_what_is_lost_is_pushed_again() {
 fn build_dependencies_and_exclusions_are_chosen() {
     let world = World::new();
     let cache = world.dir.path().join("cache");
-    let all = Selection { build_dependencies: true, ..Selection::default() };
+    let all = support::all();
     assert_eq!(world.push(&cache, &all).pushed.len(), 3);
     let names = |selection: &Selection| -> Vec<String> {
         world.tree.select(selection).unwrap().iter().map(|(p, _)| p.name.clone()).collect()
@@ -241,7 +244,7 @@ fn every_fault_is_named() {
 fn an_excerpt_has_what_is_right_and_names_what_is_not() {
     let world = World::new();
     let cache = world.dir.path().join("cache");
-    let all = Selection { build_dependencies: true, ..Selection::default() };
+    let all = support::all();
     world.push(&cache, &all);
     world.lie(&cache);
     let store = FolderStore::new(&cache);
@@ -263,7 +266,7 @@ fn an_excerpt_has_what_is_right_and_names_what_is_not() {
 fn what_was_built_for_shorter_paths_is_not_taken_and_can_be_pushed_again() {
     let world = World::new();
     let cache = world.dir.path().join("cache");
-    let all = Selection { build_dependencies: true, ..Selection::default() };
+    let all = support::all();
     world.push(&cache, &all);
     let store = FolderStore::new(&cache);
     let wanted: BTreeMap<String, Wanted> =
@@ -349,6 +352,66 @@ fn the_index_is_made_again_and_what_nothing_names_is_removed() {
     assert_eq!(index::read(&store, &ctx).unwrap().0.entries().len(), 1);
 }
 
+/// A package that goes to two places is compressed once; what lies in the first and is not right, or not of this tree, is not taken.
+#[test]
+fn tarballs_are_taken_from_another_cache_where_they_are_right() {
+    let world = World::new();
+    let at = |name: &str| world.dir.path().join(name);
+    let all = support::all();
+    world.push(&at("own"), &all);
+    let own = FolderStore::new(&at("own"));
+    let taken = |name: &str| world.push_taking(&FolderStore::new(&at(name)), &own).unwrap().taken;
+    assert_eq!(taken("second"), 3);
+    assert_eq!(kinds(&at("second"), &world.keyring()), []);
+    assert_eq!(tarball(&at("second"), "lib"), tarball(&at("own"), "lib"));
+
+    // In a registry its layers have a sum of what is compressed, too.
+    let registry = registry::Registry::start();
+    let (plain, other) = (registry::store(registry.port, "plain", 0), registry::store(registry.port, "taken", 0));
+    world.push_to(&plain, &all).unwrap();
+    assert_eq!(world.push_taking(&other, &own).unwrap().taken, 3);
+    let diff_ids = |store| oci::configuration(store, "app")["rootfs"]["diff_ids"].clone();
+    assert_eq!(diff_ids(&plain), diff_ids(&other));
+
+    // A byte is wrong: that one is made anew, and what is published is right.
+    let damaged = at("own").join(tarball(&at("own"), "lib"));
+    let mut bytes = fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    assert_eq!(taken("third"), 2);
+    assert_eq!(kinds(&at("third"), &world.keyring()), []);
+    // Another build of the same hash: what is pushed is what is in the tree.
+    fs::write(
+        world.dir.path().join("store").join(format!("tool-{}", world.hash("tool"))).join("bin/tool"),
+        "#!/bin/sh\n:\n",
+    )
+    .unwrap();
+    assert_eq!(taken("changed"), 1);
+    assert_eq!(kinds(&at("changed"), &world.keyring()), []);
+    assert_ne!(tarball(&at("changed"), "tool"), tarball(&at("own"), "tool"));
+    // Signed by nobody who is believed.
+    let stranger = World::new();
+    stranger.push(&at("theirs"), &all);
+    let to = FolderStore::new(&at("fourth"));
+    assert_eq!(world.push_taking(&to, &FolderStore::new(&at("theirs"))).unwrap().taken, 0);
+    // Nothing is there.
+    assert_eq!(world.push_taking(&FolderStore::new(&at("fifth")), &FolderStore::new(&at("none"))).unwrap().taken, 0);
+    assert_eq!(kinds(&at("fifth"), &world.keyring()), []);
+}
+
+/// Where the tarball or the spec of a package lies in a cache.
+fn blob_of(cache: &Path, name: &str, media_type: &str) -> Key {
+    let dir = cache.join("v3/manifests/spec").join(name);
+    let text = fs::read_to_string(fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()).unwrap();
+    let inner = &text[text.find('{').unwrap()..=text.rfind('}').unwrap()];
+    Manifest::parse(inner).unwrap().blob(media_type).unwrap().key().unwrap()
+}
+
+fn tarball(cache: &Path, name: &str) -> String {
+    blob_of(cache, name, TARBALL).to_string()
+}
+
 #[test]
 fn two_publishers_at_once_lose_nothing() {
     let world = World::new();
@@ -357,25 +420,10 @@ fn two_publishers_at_once_lose_nothing() {
         std::thread::scope(|scope| {
             for name in ["app", "lib", "tool"] {
                 let (world, cache) = (&world, &cache);
-                scope.spawn(move || {
-                    let mut selection = Selection { roots: vec![name.into()], ..Selection::default() };
-                    let mut exclude = globset::GlobSetBuilder::new();
-                    for other in ["app", "lib", "tool"].iter().filter(|n| **n != name) {
-                        exclude.add(globset::Glob::new(other).unwrap());
-                    }
-                    selection.exclude = exclude.build().unwrap();
-                    world.push(cache, &selection)
-                });
+                scope.spawn(move || world.push(cache, &only(name)));
             }
         });
-        let names: Vec<_> = index::read(&FolderStore::new(&cache), &Ctx::silent())
-            .unwrap()
-            .0
-            .entries()
-            .into_iter()
-            .map(|e| e.name)
-            .collect();
-        assert_eq!(names, ["app", "lib", "tool"], "round {round}");
+        assert_eq!(names(&FolderStore::new(&cache)), ["app", "lib", "tool"], "round {round}");
         assert_eq!(kinds(&cache, &world.keyring()), []);
     }
 }

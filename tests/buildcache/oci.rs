@@ -1,59 +1,23 @@
 //! Binary caches in a real registry: what is written is what Spack's `oci://` mirrors have, signed beside it; every request fails
 //! in turn; publishers at once lose nothing; a run that is killed is ended by the next.
 
+use crate::faults::{Places, every_request};
 use crate::proxy::{ALL, Fault, Proxy};
-use crate::registry::Registry;
-use crate::support::{ROOT, World};
+use crate::registry::{Registry, store};
+use crate::support::{KILLS, ROOT, ROUNDS, World, all, count, kinds, names, only, report};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use slurm_factory::buildcache::check::{self, Kind, Report};
-use slurm_factory::buildcache::{Selection, Wanted, excerpt, index, keys, prune};
-use slurm_factory::image::ClientConfig;
-use slurm_factory::publish::{Condition, Keep, Key, OciStore, Put, Source, Store};
+use slurm_factory::buildcache::check::Kind;
+use slurm_factory::buildcache::{Wanted, excerpt, index, keys, prune};
+use slurm_factory::publish::{self, Condition, Keep, Key, OCI_MANIFEST, OciStore, Put, Source, Store};
 use slurm_factory::report::Ctx;
-use slurm_factory::sign::Keyring;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-
-/// How many ways, rounds and kills; `tests/deep` says more.
-fn count(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable).map_or(otherwise, |n| n.parse().unwrap())
-}
-
-/// The repository `name` by this port.
-pub fn store(port: u16, name: &str, retries: u32) -> OciStore {
-    let config = ClientConfig { retries, ..ClientConfig::default() };
-    OciStore::open(&format!("oci://127.0.0.1:{port}/{name}"), &config, &Ctx::silent()).unwrap()
-}
-
-fn report(store: &dyn Store, keyring: &Keyring, unsigned: bool) -> Report {
-    let scratch = tempfile::tempdir().unwrap();
-    check::check(store, keyring, unsigned, Some(scratch.path()), &Ctx::silent()).unwrap()
-}
-
-fn kinds(store: &dyn Store, keyring: &Keyring) -> Vec<Kind> {
-    report(store, keyring, false).faults.iter().map(|f| f.kind).collect()
-}
-
-fn names(store: &dyn Store) -> Vec<String> {
-    index::read(store, &Ctx::silent()).unwrap().0.entries().into_iter().map(|e| e.name).collect()
-}
-
-fn all() -> Selection {
-    Selection { build_dependencies: true, ..Selection::default() }
-}
-
-/// Of the packages of the world only this.
-fn only(name: &str) -> Selection {
-    let mut exclude = globset::GlobSetBuilder::new();
-    for other in ["app", "lib", "tool"].iter().filter(|n| **n != name) {
-        exclude.add(globset::Glob::new(other).unwrap());
-    }
-    Selection { roots: vec![name.into()], exclude: exclude.build().unwrap(), ..Selection::default() }
-}
 
 fn tag_of(store: &dyn Store, name: &str) -> Key {
     let tags = store.list("tags/", &Ctx::silent()).unwrap();
@@ -65,15 +29,18 @@ fn manifest(store: &dyn Store, name: &str) -> Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
+/// The configuration of a package's image.
+pub fn configuration(store: &dyn Store, name: &str) -> Value {
+    serde_json::from_slice(&blob(store, &manifest(store, name)["config"])).unwrap()
+}
+
 fn put_manifest(store: &dyn Store, at: &Key, manifest: &Value) {
-    let content_type = "application/vnd.oci.image.manifest.v1+json";
-    let how = Put { content_type, keep: Keep::Briefly, condition: Condition::Always };
+    let how = Put { content_type: OCI_MANIFEST, keep: Keep::Briefly, condition: Condition::Always };
     store.put(at, manifest.to_string().as_bytes(), &how, &Ctx::silent()).unwrap();
 }
 
 fn blob_key(digest: &str) -> Key {
-    let sum = digest.strip_prefix("sha256:").unwrap();
-    Key::new(format!("blobs/sha256/{}/{sum}", &sum[..2])).unwrap()
+    publish::blob_key(digest.strip_prefix("sha256:").unwrap()).unwrap()
 }
 
 fn blob(store: &dyn Store, descriptor: &Value) -> Vec<u8> {
@@ -125,8 +92,13 @@ fn what_is_pushed_is_what_spack_has_in_registries_and_signed() {
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success() && said.contains(of_lib["layers"][0]["digest"].as_str().unwrap()), "{said}");
 
-    let again = world.push_to(&store, &all()).unwrap();
+    // A second push asks for each manifest of a package once to see that it is there.
+    let proxy = Proxy::before(registry.port);
+    let again = world.push_to(&crate::registry::store(proxy.port, "site/cache", 1), &all()).unwrap();
     assert_eq!((again.pushed.len(), again.there, again.index_changed), (0, 3, false));
+    let asked =
+        |part: &str| proxy.heads().iter().filter(|head| head.starts_with("GET ") && head.contains(part)).count();
+    assert_eq!(["/app-git", "/lib-0", "/tool-1"].map(asked), [1; 3], "{:?}", proxy.heads());
     // The tarball is that of any other cache.
     let folder = world.dir.path().join("folder");
     world.push(&folder, &all());
@@ -208,36 +180,10 @@ fn every_fault_is_named() {
 fn what_fails_in_passing_is_tried_again_and_what_fails_for_good_is_ended_by_the_next_run() {
     let (world, registry) = (World::new(), Registry::start());
     let proxy = Proxy::before(registry.port);
-    world.push_to(&store(proxy.port, "count", 0), &all()).unwrap();
-    let requests = proxy.heads().len();
-    assert!(requests > 30, "{requests}");
-    let ways = count("SLURM_FACTORY_TEST_PUBLISH_WAYS", 1);
-    let dealt = (0..ways).flat_map(|round| (0..requests).zip(ALL.iter().cycle().skip(round)));
-    for (place, (number, fault)) in dealt.enumerate() {
-        let name = format!("once/{place}");
-        proxy.rule(move |n| (n == number).then_some(*fault));
-        world
-            .push_to(&store(proxy.port, &name, 2), &all())
-            .unwrap_or_else(|e| panic!("{fault:?} at request {number} of {requests}: {e}"));
-        assert_eq!(kinds(&store(registry.port, &name, 0), &world.keyring()), [], "{fault:?} at request {number}");
-    }
-    for number in 0..requests {
-        let name = format!("for-good/{number}");
-        let fault = [Fault::CutBefore, Fault::CutAfter, Fault::Unavailable][number % 3];
-        proxy.rule(move |n| (n >= number).then_some(fault));
-        let (through, direct) = (store(proxy.port, &name, 0), store(registry.port, &name, 0));
-        let result = world.push_to(&through, &all());
-        // What is there is right; only the index may not be there yet.
-        let faults = kinds(&direct, &world.keyring());
-        assert!(faults.iter().all(|kind| *kind == Kind::BadIndex), "{fault:?} from request {number} on: {faults:?}");
-        if let Err(error) = result {
-            assert!(error.to_string().starts_with("oci://127.0.0.1:"), "{error}");
-        }
-        proxy.rule(|_| None);
-        world.push_to(&through, &all()).unwrap_or_else(|e| panic!("after {fault:?} from request {number}: {e}"));
-        assert_eq!(kinds(&direct, &world.keyring()), []);
-        assert_eq!(names(&direct).len(), 3);
-    }
+    let place = |port, retries| move |name: &str| Box::new(store(port, name, retries)) as Box<dyn Store>;
+    let places =
+        Places { patient: &place(proxy.port, 2), impatient: &place(proxy.port, 0), direct: &place(registry.port, 0) };
+    every_request(&world, &proxy, &places, Fault::Unavailable);
 }
 
 #[test]
@@ -278,6 +224,19 @@ fn a_large_blob_goes_in_pieces_and_goes_on_after_a_cut() {
         store(proxy.port, "whole", 3).download(&key, &mut got, &ctx).unwrap().unwrap();
         assert!(got == bytes, "{fault:?}");
     }
+    // As often as it takes, when each time something came; else as often as is said.
+    proxy.rule(|n| (n < 8).then_some(Fault::CutAnswer));
+    let mut got = Vec::new();
+    store(proxy.port, "whole", 1).download(&key, &mut got, &ctx).unwrap().unwrap();
+    assert!(got == bytes && proxy.heads().len() == 9, "{:?}", proxy.heads());
+    // A size that is not said is found out.
+    proxy.rule(|_| None);
+    proxy.hide_headers(&["content-length:"]);
+    let silent = store(proxy.port, "whole", 0);
+    assert_eq!(silent.size(&key, &ctx).unwrap(), Some(source.size));
+    assert!(silent.holds(&key, &source, &ctx).unwrap());
+    silent.put_file(&key, &source, &how, &ctx).unwrap();
+    assert!(!proxy.heads().iter().any(|head| head.starts_with("POST ")), "it is there: {:?}", proxy.heads());
     fs::write(&path, b"another").unwrap();
     fs::remove_file(registry.blob(&sha256)).unwrap();
     let short = Source { size: 7, ..source };
@@ -288,7 +247,7 @@ fn a_large_blob_goes_in_pieces_and_goes_on_after_a_cut() {
 #[test]
 fn publishers_at_once_lose_nothing() {
     let (world, registry) = (World::new(), Registry::start());
-    for round in 0..count("SLURM_FACTORY_TEST_PUBLISH_ROUNDS", 10) {
+    for round in 0..count(ROUNDS, 10) {
         let name = format!("at-once/{round}");
         std::thread::scope(|scope| {
             for package in ["app", "lib", "tool"] {
@@ -324,6 +283,38 @@ fn removal_is_refused_where_the_registry_does_not_allow_it() {
             Err(e) => assert!(!allowed && e.to_string().contains("does not allow removal"), "{e}"),
         }
         assert_eq!(store.list("tags/lib", &ctx).unwrap().is_empty(), allowed);
+    }
+}
+
+/// What another publisher pushes while a cache is pruned, at whatever moment, stays.
+#[test]
+fn a_push_during_a_prune_loses_nothing() {
+    let (world, registry) = (Arc::new(World::new()), Registry::that_deletes());
+    let proxy = Proxy::before(registry.port);
+    let later = SystemTime::now() + Duration::from_mins(1);
+    for number in 0..6 {
+        let name = format!("prune/{number}");
+        let direct = store(registry.port, &name, 0);
+        world.push_to(&direct, &only("tool")).unwrap();
+        let (other, at) = (world.clone(), name.clone());
+        let port = registry.port;
+        let came = Arc::new(AtomicBool::new(false));
+        let told = came.clone();
+        proxy.rule(move |n| {
+            if n == number {
+                other.push_to(&store(port, &at, 0), &only("lib")).unwrap();
+                told.store(true, Ordering::SeqCst);
+            }
+            None
+        });
+        let pruned = prune::prune(&store(proxy.port, &name, 0), later, false, &Ctx::silent()).unwrap();
+        let expected: &[&str] = if came.load(Ordering::SeqCst) { &["lib", "tool"] } else { &["tool"] };
+        assert_eq!(pruned.manifests, [] as [String; 0], "pushed before request {number} of {:?}", proxy.heads());
+        assert_eq!(
+            (names(&direct), kinds(&direct, &world.keyring())),
+            (expected.iter().map(|n| (*n).to_owned()).collect(), vec![])
+        );
+        assert!(number > 2 || came.load(Ordering::SeqCst), "{:?}", proxy.heads());
     }
 }
 
@@ -364,7 +355,7 @@ fn killed_at_any_time_and_the_next_run_ends_the_work() {
         let mut command = program(&world);
         run(command.args(["-q", "buildcache", "check", &format!("oci://127.0.0.1:{}/{name}", registry.port)]))
     };
-    let kills = count("SLURM_FACTORY_TEST_PUBLISH_KILLS", 4);
+    let kills = count(KILLS, 4);
     let mut ended = 0;
     for round in 0..kills {
         let name = format!("kill/{round}");

@@ -1,8 +1,9 @@
 //! A small install tree in Spack's form, made without Spack: `app` links `lib`, `tool` was needed to build, one external.
 
 use serde_json::{Value, json};
+use slurm_factory::buildcache::check::{self, Kind, Report};
 use slurm_factory::buildcache::manifest::{Blob, Manifest, TARBALL};
-use slurm_factory::buildcache::{Again, BuildcacheError, Pushed, Request, Selection, Tree, Wanted, push, spec};
+use slurm_factory::buildcache::{Again, BuildcacheError, Pushed, Request, Selection, Tree, Wanted, index, push, spec};
 use slurm_factory::publish::{FolderStore, Store};
 use slurm_factory::report::Ctx;
 use slurm_factory::secret::Secret;
@@ -12,6 +13,44 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 pub const ROOT: &str = slurm_factory::plan::inside::INSTALL_TREE;
+
+/// How many ways, rounds and kills; `tests/deep` says more.
+pub const WAYS: &str = "SLURM_FACTORY_TEST_PUBLISH_WAYS";
+pub const ROUNDS: &str = "SLURM_FACTORY_TEST_PUBLISH_ROUNDS";
+pub const KILLS: &str = "SLURM_FACTORY_TEST_PUBLISH_KILLS";
+
+pub fn count(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |n| n.parse().unwrap())
+}
+
+/// What was needed to build, too.
+pub fn all() -> Selection {
+    Selection { build_dependencies: true, ..Selection::default() }
+}
+
+/// Of the packages of the world only this.
+pub fn only(name: &str) -> Selection {
+    let mut exclude = globset::GlobSetBuilder::new();
+    for other in ["app", "lib", "tool"].iter().filter(|n| **n != name) {
+        exclude.add(globset::Glob::new(other).unwrap());
+    }
+    Selection { roots: vec![name.into()], exclude: exclude.build().unwrap(), ..Selection::default() }
+}
+
+pub fn report(store: &dyn Store, keyring: &Keyring, unsigned: bool) -> Report {
+    let scratch = tempfile::tempdir().unwrap();
+    check::check(store, keyring, unsigned, Some(scratch.path()), &Ctx::silent()).unwrap()
+}
+
+/// What is wrong with a cache.
+pub fn kinds(store: &dyn Store, keyring: &Keyring) -> Vec<Kind> {
+    report(store, keyring, false).faults.iter().map(|f| f.kind).collect()
+}
+
+/// Names of what the index has.
+pub fn names(store: &dyn Store) -> Vec<String> {
+    index::read(store, &Ctx::silent()).unwrap().0.entries().into_iter().map(|e| e.name).collect()
+}
 
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -123,7 +162,12 @@ impl World {
 
     /// Pushes to any store.
     pub fn push_to(&self, store: &dyn Store, selection: &Selection) -> Result<Pushed, BuildcacheError> {
-        self.push_into(store, &self.tree, selection, 2, &Again::Nothing)
+        self.push_into(store, &self.tree, selection, 2, &Again::Nothing, None)
+    }
+
+    /// The same, with the tarballs that another cache has.
+    pub fn push_taking(&self, store: &dyn Store, from: &dyn Store) -> Result<Pushed, BuildcacheError> {
+        self.push_into(store, &self.tree, &all(), 2, &Again::Nothing, Some(from))
     }
 
     pub fn push(&self, cache: &Path, selection: &Selection) -> Pushed {
@@ -140,8 +184,7 @@ impl World {
 
     /// Everything, and again what is named.
     pub fn push_again(&self, cache: &Path, again: &Again) -> Pushed {
-        let all = Selection { build_dependencies: true, ..Selection::default() };
-        self.push_with(&self.tree, cache, &all, 2, again).unwrap()
+        self.push_with(&self.tree, cache, &all(), 2, again).unwrap()
     }
 
     fn push_with(
@@ -152,7 +195,7 @@ impl World {
         threads: usize,
         again: &Again,
     ) -> Result<Pushed, BuildcacheError> {
-        self.push_into(&FolderStore::new(cache), tree, selection, threads, again)
+        self.push_into(&FolderStore::new(cache), tree, selection, threads, again, None)
     }
 
     fn push_into(
@@ -162,6 +205,7 @@ impl World {
         selection: &Selection,
         threads: usize,
         again: &Again,
+        made: Option<&dyn Store>,
     ) -> Result<Pushed, BuildcacheError> {
         let scratch = tempfile::tempdir().unwrap();
         let request = Request {
@@ -173,6 +217,7 @@ impl World {
             scratch: scratch.path(),
             threads,
             again,
+            made,
         };
         push(store, &request, &Ctx::silent())
     }

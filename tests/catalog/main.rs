@@ -12,7 +12,7 @@ use slurm_factory::plan::{
     BuildPlan, BuildRequest, Choice, Compression, Facts, Network, Publish, SourcePin, Variant, plan,
 };
 use slurm_factory::spack::render::{MIRRORS, Rendered, mirrors_file, render};
-use slurm_factory::spack::{External, own_repo};
+use slurm_factory::spack::{Compiler, External, own_repo};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 const VARIANTS: [Variant; 3] = [Variant::Default, Variant::Minimal, Variant::Gpu];
 
 /// These are kept whole, to be read.
-const WHOLE: [&str; 3] = ["25.11-default-noble", "24.11-gpu-rockylinux8", "23.11-minimal-debian12"];
+const WHOLE: [&str; 5] =
+    ["25.11-default-noble", "24.11-gpu-rockylinux8", "23.11-minimal-debian12", "gcc-13.4.0", "compiled-by-gcc-13.4.0"];
 
 struct Case {
     name: String,
@@ -62,6 +63,7 @@ fn facts(catalog: &Catalog, toolchain: &str) -> Facts {
         spack: pin(&catalog.spack),
         spack_packages: pin(&catalog.spack_packages),
         own_repo_digest: "b".repeat(64),
+        bare_repo_digest: "0".repeat(64),
         rules_digest: "d".repeat(64),
         repos: vec![],
         source_mirrors: vec![],
@@ -83,7 +85,7 @@ fn externals(catalog: &Catalog, toolchain: &str) -> Vec<External> {
 
 fn case(catalog: &Catalog, name: String, request: &BuildRequest) -> Case {
     let plan = plan(request, catalog, facts(catalog, &request.toolchain)).unwrap();
-    let gcc = catalog.toolchain(&request.toolchain).unwrap().gcc;
+    let gcc = Compiler::of_rootfs(&catalog.toolchain(&request.toolchain).unwrap().gcc);
     let rendered = render(&plan, &gcc, &externals(catalog, &request.toolchain)).unwrap();
     Case { name, plan, rendered }
 }
@@ -122,6 +124,31 @@ fn single(catalog: &Catalog) -> Vec<Case> {
     features.chain(targets).collect()
 }
 
+/// Each GCC that is built, on the default toolchain, and a Slurm that it compiles.
+fn compiled(catalog: &Catalog) -> Vec<Case> {
+    let defaults = &catalog.defaults;
+    let own = Compiler::of_rootfs(&catalog.toolchain(&defaults.toolchain).unwrap().gcc);
+    let externals = externals(catalog, &defaults.toolchain);
+    let of = |compiler: &slurm_factory::catalog::Compiler| {
+        let mut request = request(&defaults.slurm, Variant::Minimal, &defaults.toolchain, Choice::default());
+        request.compiler_version.clone_from(&compiler.version);
+        let mut facts = facts(catalog, &defaults.toolchain);
+        if let Some(tag) = &compiler.recipes {
+            facts.spack_packages.reference.clone_from(tag);
+        }
+        let slurm = plan(&request, catalog, facts).unwrap();
+        let gcc = slurm.compiler().unwrap().unwrap();
+        let first = render(&gcc, &own.clone().that_builds_gcc(), &externals).unwrap();
+        let there = Compiler::in_store(&compiler.version, &"h".repeat(32));
+        let then = render(&slurm, &there, &externals).unwrap();
+        [
+            Case { name: format!("gcc-{}", compiler.version), plan: gcc, rendered: first },
+            Case { name: format!("compiled-by-gcc-{}", compiler.version), plan: slurm, rendered: then },
+        ]
+    };
+    catalog.compiler.iter().flat_map(of).collect()
+}
+
 fn text(case: &Case) -> String {
     let mut text = serde_json::to_string_pretty(&case.plan).unwrap();
     let _ = write!(text, "\n\n# spack.yaml\n{}", case.rendered.spack_yaml);
@@ -154,7 +181,7 @@ fn compare(file: &str, now: &str) {
 fn every_combination_is_what_it_was() {
     let catalog = Catalog::embedded().unwrap();
     let mut table = String::from("# combination, and sums of its plan as JSON, of spack.yaml and of the scope\n");
-    for case in all(&catalog).iter().chain(&single(&catalog)) {
+    for case in all(&catalog).iter().chain(&single(&catalog)).chain(&compiled(&catalog)) {
         let plan = serde_json::to_string(&case.plan).unwrap();
         let files = case.rendered.scope.iter().map(|(name, text)| [name, text].map(String::as_str).join("\n"));
         let scope: String = files.collect();
@@ -194,16 +221,11 @@ fn rendered_for_real_spack() {
 fn write(dir: &Path) {
     let catalog = Catalog::embedded().unwrap();
     let cache = Cache::open(&dir.join("cache")).unwrap();
-    write_compilers(&catalog, dir);
+    write_compilers(&catalog, &cache, dir);
     for case in all(&catalog).iter().chain(&single(&catalog)) {
         let identity = &case.plan.identity;
         let folder = dir.join("cases").join(&case.name);
-        fs_err::create_dir_all(folder.join("scope")).unwrap();
-        fs_err::create_dir_all(folder.join("env")).unwrap();
-        fs_err::write(folder.join("env/spack.yaml"), &case.rendered.spack_yaml).unwrap();
-        for (name, text) in &case.rendered.scope {
-            fs_err::write(folder.join("scope").join(name), text).unwrap();
-        }
+        write_files(&folder, &case.rendered);
         let repo = own_repo::write(&cache, &own_repo::digest(&identity.release), &identity.release).unwrap();
         let (on, off): (Vec<_>, Vec<_>) =
             catalog.features.iter().partition(|(name, _)| identity.features.contains(*name));
@@ -223,38 +245,31 @@ fn write(dir: &Path) {
     }
 }
 
-/// GCC by the toolchain's own, for each that the catalog names: no verb builds it yet, that it has a solution is known.
-fn write_compilers(catalog: &Catalog, dir: &Path) {
-    let defaults = &catalog.defaults;
-    let request = request(&defaults.slurm, Variant::Minimal, &defaults.toolchain, Choice::default());
-    let base = case(catalog, String::new(), &request);
-    for compiler in &catalog.compiler {
-        let folder = dir.join("cases").join(format!("gcc-{}", compiler.version));
-        fs_err::create_dir_all(folder.join("scope")).unwrap();
-        fs_err::create_dir_all(folder.join("env")).unwrap();
-        let spec = format!("gcc@={} languages=c,c++,fortran +binutils", compiler.version);
-        let environment = serde_json::json!({"spack": {"specs": [spec], "view": false}}).to_string();
-        fs_err::write(folder.join("env/spack.yaml"), environment).unwrap();
-        for (name, text) in &base.rendered.scope {
-            // The toolchain's GCC compiles, it is not the only one that there may be: it comes last in the file.
-            let text = match name.as_str() {
-                "packages.yaml" => {
-                    let (rest, gcc) = text.split_once("\n  gcc:\n").unwrap();
-                    format!("{rest}\n  gcc:\n{}", gcc.replacen("buildable: false", "buildable: true", 1))
-                }
-                _ => text.clone(),
-            };
-            fs_err::write(folder.join("scope").join(name), text).unwrap();
-        }
+/// The environment of each GCC that the catalog names, as `build-compiler` has it.
+fn write_compilers(catalog: &Catalog, cache: &Cache, dir: &Path) {
+    let cases = compiled(catalog);
+    for (case, compiler) in cases.iter().filter(|case| case.plan.identity.gcc.is_none()).zip(&catalog.compiler) {
+        let folder = dir.join("cases").join(&case.name);
+        write_files(&folder, &case.rendered);
+        let release = &case.plan.identity.release;
         let expected = serde_json::json!({
             "root": ["gcc", compiler.version],
             "recipes": compiler.recipes.as_ref().unwrap_or(&catalog.spack_packages.reference),
-            "target": base.plan.identity.target,
-            "repo": dir.join("none"),
+            "target": case.plan.identity.target,
+            "repo": own_repo::write(cache, &own_repo::digest(release), release).unwrap(),
             "with": ["gmp", "mpfr", "mpc", "binutils"],
-            "without": ["slurm"],
+            "without": ["slurm", "texinfo", "gawk"],
         });
         fs_err::write(folder.join("expected.json"), expected.to_string()).unwrap();
+    }
+}
+
+fn write_files(folder: &Path, rendered: &Rendered) {
+    fs_err::create_dir_all(folder.join("scope")).unwrap();
+    fs_err::create_dir_all(folder.join("env")).unwrap();
+    fs_err::write(folder.join("env/spack.yaml"), &rendered.spack_yaml).unwrap();
+    for (name, text) in &rendered.scope {
+        fs_err::write(folder.join("scope").join(name), text).unwrap();
     }
 }
 
@@ -324,9 +339,19 @@ fn document(catalog: &Catalog) -> String {
         }),
     );
     text += "\nThe packages of each, with the reason for every one, are in `rootfs/NAME/packages.toml`.\n\n## Compilers\n\n`--compiler-version \
-             system` (default), or the exact version of the toolchain's own GCC, which is the same and says so. Known, and refused: GCC \
-             built by Spack, ";
-    text += &catalog.compiler.iter().map(|c| c.version.clone()).collect::<Vec<_>>().join(", ");
+             system` (default), or the exact version of the toolchain's own GCC, which is the same and says so. Built by \
+             Spack first, with the toolchain's GCC, or taken from a binary cache ([compilers.md](compilers.md)): ";
+    text += &catalog
+        .compiler
+        .iter()
+        .map(|c| {
+            c.recipes.as_ref().map_or_else(
+                || c.version.clone(),
+                |tag| format!("{} (with `--spack-packages-reference {tag}`)", c.version),
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(", ");
     text += ".\n\n## Targets\n";
     text += &table(
         &["`--target`", "platform", "runs on"],
@@ -339,8 +364,8 @@ fn document(catalog: &Catalog) -> String {
         &["name", "whose", "address"],
         catalog.caches.iter().map(|(name, cache)| vec![code(name), cache.why.clone(), code(&cache.url)]),
     );
-    text += "\nNone is used unless a site trusts its key by the full fingerprint (`[catalog.caches.NAME] fingerprint`), which this version still \
-             refuses: it does not check keys of binary caches by fingerprint.\n";
+    text += "\nNone is asked unless a site trusts its key by the whole fingerprint (`fingerprint` in `[catalog.caches.NAME]`); then it is the last \
+             of the `binary-mirrors`, and of the keys that it offers that one is believed.\n";
     text
 }
 
@@ -370,7 +395,8 @@ fn binary_caches_are_named_when_they_were_checked() {
         ..facts(&catalog, "noble")
     };
     let plan = plan(&request, &catalog, facts).unwrap();
-    let before = render(&plan, "13.3.0", &externals(&catalog, "noble")).unwrap().scope[MIRRORS].clone();
+    let before =
+        render(&plan, &Compiler::of_rootfs("13.3.0"), &externals(&catalog, "noble")).unwrap().scope[MIRRORS].clone();
     assert_eq!(before, mirrors_file(&plan, false).unwrap(), "not before they are there");
     for checked in [false, true] {
         let text = mirrors_file(&plan, checked).unwrap();

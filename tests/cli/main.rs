@@ -37,6 +37,16 @@ impl World {
         path.display().to_string()
     }
 
+    /// What a plan starts from where there is no network: a folder that says it is Debian 12, and the stand-in for Spack.
+    fn sources(&self) -> Vec<String> {
+        self.write("root/usr/lib/os-release", "ID=debian\nVERSION_ID=12\n");
+        let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spack-standin");
+        let image = format!("dir:{}", self.path("root"));
+        ["--image", &image, "--spack-source", standin, "--spack-packages", &format!("{standin}/packages")]
+            .map(str::to_owned)
+            .into()
+    }
+
     fn run_env(&self, args: &[&str], env: &[(&str, &str)]) -> Answer {
         let output = Command::new(env!("CARGO_BIN_EXE_slurm-factory"))
             .args(args)
@@ -144,7 +154,20 @@ fn usage_errors_list_what_is_known() {
     let file = world.write("file", "");
     world.refuses(&["man", &format!("{file}/x")], 3, &[&file, "Not a directory"]);
     world.refuses(&["plan", "--spack-repo", "/nonexistent", "--image", "oci:/none"], 2, &["/nonexistent"]);
-    world.refuses(&["plan", "--image", "oci:/nonexistent"], 4, &["/nonexistent"]);
+    // A file that is not there is a wrong word, whatever it was to be.
+    for kind in ["oci", "oci-archive", "docker-archive", "dir"] {
+        world.refuses(
+            &["plan", "--image", &format!("{kind}:/nonexistent")],
+            2,
+            &["/nonexistent", "there is no such f"],
+        );
+    }
+    world.refuses(&["image", "pull", "oci:/nonexistent"], 2, &["/nonexistent", "there is no such folder"]);
+    world.refuses(&["image", "load", "/nonexistent"], 2, &["/nonexistent", "there is no such file"]);
+    // What is certainly no spec is refused before anything is fetched for it.
+    for (spec, words) in [("", "it is empty"), ("^[virtuals=mpi openmpi", "`[` is not closed"), ("+lua; x", "`;`")] {
+        world.refuses(&["plan", "--spec", spec, "--image", "oci:/nonexistent"], 2, &["--spec", words]);
+    }
     // What this machine can tell is told before a registry is asked.
     for (flag, path) in [
         ("--source-mirror", "/none/s"),
@@ -175,11 +198,11 @@ fn verify_knows_the_systems_of_a_site() {
 fn what_is_not_done_yet_is_refused_at_planning() {
     let world = World::new();
     for (flags, says) in [
-        (vec!["--compiler-version", "13.4.0"], "--compiler-version system"),
-        (vec!["--with", "openmpi"], "OPAL_PREFIX"),
-        (vec!["--with", "hdf5,sview"], "--with sview"),
+        (vec!["--compiler-version", "system", "--no-bootstrap"], "is not built"),
+        (vec!["--with", "hdf5,sview"], "--with sview is not available yet: the GTK"),
         (vec!["--publish", "all"], "where to?"),
         (vec!["--to", "s3://bucket/x"], "--publish"),
+        (vec!["--publish", "compiler-only", "--to", "s3://bucket/x"], "build-compiler"),
     ] {
         for verb in ["plan", "build"] {
             let mut args = vec![verb];
@@ -188,6 +211,39 @@ fn what_is_not_done_yet_is_refused_at_planning() {
         }
     }
     assert!(!Path::new(&world.path(".slurm-factory/blobs")).exists(), "refused before anything is fetched");
+}
+
+#[test]
+fn a_compiler_is_refused_before_anything_is_looked_up() {
+    let world = World::new();
+    for (flags, says) in [
+        (vec![], vec!["`system` is the GCC", "noble", "--list"]),
+        (
+            vec!["--toolchain", "rockylinux9", "--compiler-version", "11.5.0"],
+            vec!["`11.5.0` is the GCC 11.5.0", "--list"],
+        ),
+        (vec!["--compiler-version", "4.8.5"], vec!["4.8.5", "known: system, 15.2.0", "7.5.0"]),
+        (vec!["--compiler-version", "13.4.0", "--gpu"], vec!["unexpected argument", "--gpu"]),
+        (
+            vec!["--compiler-version", "13.4.0", "--slurm-version", "25.11"],
+            vec!["unexpected argument", "--slurm-version"],
+        ),
+        (vec!["--compiler-version", "13.4.0", "--publish", "slurm-only"], vec!["--publish all"]),
+        (vec!["--compiler-version", "13.4.0", "--publish", "compiler-only"], vec!["--package"]),
+        (vec!["--compiler-version", "13.4.0", "--compression", "zstd"], vec!["--compression", "--package"]),
+        (vec!["--compiler-version", "13.4.0", "--publish", "all", "--dry-run"], vec!["where to?", "--to"]),
+        (vec!["--compiler-version", "13.4.0", "--for", "rhel8"], vec!["2.28", "--toolchain rockylinux8"]),
+    ] {
+        let mut args = vec!["build-compiler"];
+        args.extend(&flags);
+        world.refuses(&args, 2, &says);
+    }
+    let list = world.run(&["build-compiler", "--list", "--toolchain", "debian13"]);
+    assert_eq!(list.code, 0, "{}", list.err);
+    for part in ["system  GCC 14.2.0 of toolchain debian13", "14.2.0  the same as `system`", "13.4.0  built by Spack"] {
+        assert!(list.out.contains(part), "{}", list.out);
+    }
+    assert!(!Path::new(&world.path(".slurm-factory/blobs")).exists(), "nothing was fetched");
 }
 
 #[test]
@@ -501,12 +557,9 @@ fn doctor_online_names_what_does_not_answer() {
 #[test]
 fn a_plan_shows_the_sandboxes_operation_by_operation() {
     let world = World::new();
-    world.write("root/usr/lib/os-release", "ID=debian\nVERSION_ID=12\n");
-    let image = format!("dir:{}", world.path("root"));
-    let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/spack-standin");
-    let recipes = format!("{standin}/packages");
-    let spack = ["--toolchain", "debian12", "--spack-source", standin, "--spack-packages", &recipes];
-    let args = [&["plan", "--json", "--image", &image, "--network", "none", "--shm-size", "1G"], &spack[..]].concat();
+    let sources = world.sources();
+    let mut args = vec!["plan", "--json", "--toolchain", "debian12", "--network", "none", "--shm-size", "1G"];
+    args.extend(sources.iter().map(String::as_str));
     let answer = world.run_env(&args, &[("https_proxy", "http://user:secret@proxy:3128")]);
     assert_eq!(answer.code, 0, "{}", answer.err);
     assert!(!answer.out.contains("secret"), "{}", answer.out);
@@ -530,7 +583,45 @@ fn a_plan_shows_the_sandboxes_operation_by_operation() {
     for part in ["/opt/spack\"", "\"/dev/shm\",\"size\":1073741824", "\"net\"", "\"https_proxy\""] {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    assert!(!fs_err::exists(world.path("cache/rootfs")).unwrap(), "nothing was made");
+    assert!(!fs_err::exists(world.path(".slurm-factory/rootfs")).unwrap(), "nothing was made");
+    assert!(fs_err::exists(world.path(".slurm-factory")).unwrap(), "is the cache elsewhere?");
+    let sources = "\"target\":\"/var/cache/slurm-factory/sourcecache\"";
+    let at = text.find(sources).unwrap_or_else(|| panic!("no {sources} in {text}"));
+    let bind = &text[text[..at].rfind('{').unwrap()..];
+    assert!(
+        bind[..bind.find('}').unwrap()].contains("read-only"),
+        "packages are built beside sources that they can write: {bind}"
+    );
+}
+
+#[test]
+fn a_cache_of_others_is_asked_when_its_key_is_named() {
+    let world = World::new();
+    let sources = world.sources();
+    let mut args = vec!["plan", "--json"];
+    args.extend(sources.iter().map(String::as_str));
+    let mirrors = |name: &str, caches: &str| {
+        let file =
+            world.write(name, &format!("toolchain = 'debian12'\nbinary-mirrors = ['https://own.example']\n{caches}"));
+        let answer = world.run(&[&["--config", &file][..], &args].concat());
+        let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap_or_default();
+        (answer.code, json["execution"]["binary_mirrors"].clone(), answer.err)
+    };
+    let key = "0123456789ABCDEF0123456789ABCDEF01234567";
+    let of_others =
+        format!("[catalog.caches.site]\nurl = 'https://cache.example/{{toolchain}}/deps'\nfingerprint = '{key}'\n");
+    let (code, found, err) = mirrors("trusted.toml", &of_others);
+    assert_eq!(
+        (code, found),
+        (0, serde_json::json!(["https://own.example", "https://cache.example/debian12/deps"])),
+        "{err}"
+    );
+    let (code, found, err) = mirrors("off.toml", &of_others.replace("fingerprint", "why"));
+    assert_eq!((code, found), (0, serde_json::json!(["https://own.example"])), "{err}");
+    let (code, _, err) = mirrors("short.toml", &of_others.replace(key, "89ABCDEF"));
+    assert!(code == 2 && err.contains("catalog.caches.site: fingerprint: `89ABCDEF`"), "{code}: {err}");
+    let (code, _, err) = mirrors("where.toml", &of_others.replace("https://cache.example", "/nowhere"));
+    assert!(code == 2 && err.contains("catalog.caches.site: url"), "{code}: {err}");
 }
 
 #[test]
@@ -715,6 +806,16 @@ fn shell_without_a_build_says_so() {
     World::new().refuses(&["shell"], 3, &["slurm-factory build"]);
 }
 
+/// As decisions/0008 and security.md say: nothing of the program is moved at a start.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn the_program_has_a_fixed_address() {
+    use object::Object as _;
+    let program = std::fs::read(env!("CARGO_BIN_EXE_slurm-factory")).unwrap();
+    let kind = object::read::File::parse(&*program).unwrap().kind();
+    assert_eq!(kind, object::ObjectKind::Executable, "a program that is linked with -pie is ObjectKind::Dynamic");
+}
+
 #[test]
 fn completions_and_manual_pages_are_made() {
     let world = World::new();
@@ -762,7 +863,7 @@ fn images_travel_between_caches() {
     fs_err::rename(world.path("rootfs"), world.path("moved")).unwrap();
     assert_eq!(image("a", &["pull", &format!("dir:{elsewhere}")]), digest);
     assert_eq!(image("a", &["remove", "dir:./rootfs"]), format!("dir:{elsewhere} {digest}"));
-    world.refuses(&["--cache-dir", "a", "image", "pull", "dir:rootfs"], 4, &["not there", &elsewhere]);
+    world.refuses(&["--cache-dir", "a", "image", "pull", "dir:rootfs"], 2, &["no such folder", &elsewhere]);
     world.refuses(&["--cache-dir", "a", "image", "remove", "dir:rootfs"], 2, &["dir:rootfs", "image list"]);
     world.refuses(&["--cache-dir", "b", "image", "save", name, "moved"], 2, &["other things", ".tar"]);
     world.refuses(&["--cache-dir", "b", "image", "save", name, "x", "--name", "a b"], 2, &["--name", "a b"]);

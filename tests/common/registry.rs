@@ -2,6 +2,9 @@
 
 #![allow(dead_code)] // not all of it by every binary that has this file
 
+use slurm_factory::image::ClientConfig;
+use slurm_factory::publish::OciStore;
+use slurm_factory::report::Ctx;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -55,6 +58,12 @@ impl Registry {
         let blobs = self.dir.path().join("storage/docker/registry/v2/blobs/sha256");
         blobs.join(&sum[..2]).join(sum).join("data")
     }
+}
+
+/// The repository `name` by this port: the registry's, or that of a proxy before it.
+pub fn store(port: u16, name: &str, retries: u32) -> OciStore {
+    let config = ClientConfig { retries, ..ClientConfig::default() };
+    OciStore::open(&format!("oci://127.0.0.1:{port}/{name}"), &config, &Ctx::silent()).unwrap()
 }
 
 impl Drop for Registry {

@@ -88,8 +88,6 @@ for tag in "${tags[@]}"; do
         own=$(sed -n 's/.*"repo":"\([^"]*\)".*/\1/p' "$folder/expected.json")
         recipes=$(sed -n 's/.*"recipes":"\([^"]*\)".*/\1/p' "$folder/expected.json")
         unpack "$SLURM_FACTORY_TEST_SPACK_PACKAGES" "$recipes" "$work/packages-$recipes"
-        # The catalog's GCC has no recipes of ours above it.
-        [[ -d $own ]] || sed -i '/slurm_factory:/d' "$folder/scope/repos.yaml"
         sed -i -e "s,/slurm-factory.build/misc,$work/misc-$tag-$recipes,g" -e "s,/slurm-factory.build,$work/build-$tag,g" \
             -e "s,/var/cache/slurm-factory,$work/build-$tag,g" -e "s,/opt/slurm-factory/repo,$own,g" \
             -e "s,/opt/spack-packages,$work/packages-$recipes,g" "$folder"/env/* "$folder"/scope/*

@@ -24,5 +24,10 @@ if [[ $status -ne 0 ]]; then
     tail -n 60 "$log" >&2
     exit "$status"
 fi
+if [[ $all -eq 0 ]]; then
+    tail -n 20 "$log" >&2
+    echo "flags: no program was tried" >&2
+    exit 1
+fi
 lint=$(grep -c '^patchelf: .*: eu-elflint: ' "$log" || true)
 echo "$all programs: 0 of ours failed, $((all - good)) of patchelf's, $lint of them by eu-elflint ($(patchelf --version))"

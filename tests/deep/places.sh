@@ -42,6 +42,7 @@ install -m 755 "$here/places/inside.sh" "$here/../e2e/run-slurm.sh" "$work/tools
 printf 'root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/tmp:/bin/bash\n' >"$work/etc/passwd"
 printf 'root:x:0:\nuser:x:1000:\n' >"$work/etc/group"
 printf '127.0.0.1 localhost node1\n' >"$work/etc/hosts"
+printf '%s required pam_permit.so\n' auth account session password >"$work/etc/pam"
 
 # path LENGTH PIECE: a path below /s with that many bytes, of folders that are called like the piece
 path() {
@@ -80,6 +81,7 @@ for number in "${numbers[@]}"; do
     bwrap --unshare-user --uid 1000 --gid 1000 --unshare-pid --unshare-ipc --unshare-uts --hostname node1 --die-with-parent \
         --bind "$plain" / --proc /proc --dev /dev --tmpfs /tmp --tmpfs /run \
         --ro-bind "$work/etc/passwd" /etc/passwd --ro-bind "$work/etc/group" /etc/group --ro-bind "$work/etc/hosts" /etc/hosts \
+        --ro-bind "$work/etc/pam" /etc/pam.d/slurm \
         --ro-bind "$root" /s --ro-bind "$work/tools" /tmp/tools \
         --clearenv --setenv PATH /usr/bin:/bin --setenv HOME /tmp -- \
         /bin/bash /tmp/tools/inside.sh "$place/view" >"$work/out" 2>&1 || {

@@ -25,7 +25,7 @@ if [[ ${1:-} == publish ]]; then
     export SLURM_FACTORY_TEST_PUBLISH_KILLS=${SLURM_FACTORY_TEST_PUBLISH_KILLS:-20}
     export SLURM_FACTORY_TEST_PUBLISH_ROUNDS=${SLURM_FACTORY_TEST_PUBLISH_ROUNDS:-50}
     export SLURM_FACTORY_TEST_PUBLISH_WAYS=${SLURM_FACTORY_TEST_PUBLISH_WAYS:-7}
-    cargo test --locked --test buildcache -- --nocapture --test-threads 1 oci::
+    cargo test --locked --test buildcache -- --nocapture --test-threads 1 oci:: s3::
     exec cargo test --locked --test publish -- --nocapture --test-threads 1 kill:: publishers:: faults:: registries::
 fi
 

@@ -9,6 +9,8 @@
 #   OUTDIR/_source-cache/archive/<first two digits of the sum>/<sum>.<extension>
 #
 #   make-sources.sh OUTDIR [PACKAGE[@VERSION]...]      all of the table without names; prints OUTDIR
+#   make-sources.sh --compiler OUTDIR                  what a GCC is built of as well: compiler-sources.tsv. Debian's archive of GCC
+#                                                      holds the source archive as a member (column `inside`, with its sum)
 #
 # Needs no root. A file that is there with the right sum is not fetched again; nothing wrong is ever left under a final name.
 set -euo pipefail
@@ -17,7 +19,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tests/e2e/debian-archive.sh
 source "$here/debian-archive.sh"
 
-[[ $# -ge 1 ]] || die "usage: make-sources.sh OUTDIR [PACKAGE[@VERSION]...]"
+table=$here/debian-sources.tsv
+if [[ ${1:-} == --compiler ]]; then
+    table=$here/compiler-sources.tsv
+    shift
+fi
+[[ $# -ge 1 ]] || die "usage: make-sources.sh [--compiler] OUTDIR [PACKAGE[@VERSION]...]"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
@@ -52,17 +59,18 @@ is_wanted() {
 }
 
 declare -A known=()
-missing=() # "sum file target" each
-while IFS=$'\t' read -r package version file _ sum _; do
+missing=() # "sum file target [member of the archive, its sum]" each
+while IFS=$'\t' read -r package version file _ sum _ inside inner; do
     [[ $package == spack_package ]] && continue
     known[$package]=1
     known[$package@$version]=1
     is_wanted "$package" "$version" || continue
-    target=$out/_source-cache/archive/${sum:0:2}/$sum.$(extension_of "$file")
-    has_sum "$target" "$sum" || missing+=("$sum $file $target")
-done <"$here/debian-sources.tsv"
+    own=${inner:-$sum}
+    target=$out/_source-cache/archive/${own:0:2}/$own.$(extension_of "${inside:-$file}")
+    has_sum "$target" "$own" || missing+=("$sum $file $target $inside $inner")
+done <"$table"
 for each in "${wanted[@]}"; do
-    [[ -n ${known[$each]:-} ]] || die "debian-sources.tsv knows no $each; it knows: $(printf '%s\n' "${!known[@]}" | grep @ | sort | paste -sd' ')"
+    [[ -n ${known[$each]:-} ]] || die "${table##*/} knows no $each; it knows: $(printf '%s\n' "${!known[@]}" | grep @ | sort | paste -sd' ')"
 done
 if ((${#missing[@]} == 0)); then
     printf '%s\n' "$out"
@@ -104,7 +112,7 @@ done | awk '
 
 unknown=()
 for each in "${missing[@]}"; do
-    read -r sum file target <<<"$each"
+    read -r sum file target _ <<<"$each"
     folder=$(awk -v sum="$sum" -v file="$file" '$1 == sum && $2 == file { print $3; exit }' "$work/index")
     if [[ -z $folder ]]; then
         unknown+=("$file")
@@ -112,7 +120,7 @@ for each in "${missing[@]}"; do
     fi
     printf '%s\n' "$archive/$folder/$file" "$work/got/$sum" "SHA256:$sum" >>"$work/downloads"
 done
-((${#unknown[@]} == 0)) || die "no index of the archive lists these with the sum of debian-sources.tsv: ${unknown[*]}"
+((${#unknown[@]} == 0)) || die "no index of the archive lists these with the sum of ${table##*/}: ${unknown[*]}"
 
 # --- fetch, four at a time; what counts is the file and its sum, not apt's exit status -----------------------------------
 note "fetching ${#missing[@]} source archives"
@@ -120,7 +128,11 @@ xargs -d '\n' -n 3 -P 4 "$apt_helper" download-file <"$work/downloads" >"$work/l
 
 failed=()
 for each in "${missing[@]}"; do
-    read -r sum file target <<<"$each"
+    read -r sum file target inside inner <<<"$each"
+    if [[ -n $inside ]] && has_sum "$work/got/$sum" "$sum"; then
+        tar --extract --gzip --to-stdout --file "$work/got/$sum" "$inside" >"$work/got/$inner"
+        sum=$inner
+    fi
     if has_sum "$work/got/$sum" "$sum"; then
         mkdir -p "${target%/*}"
         chmod 0644 "$work/got/$sum"

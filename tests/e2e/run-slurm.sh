@@ -7,7 +7,7 @@
 # To be started inside a plain base image without compilers, with every folder of the build gone. It needs no root, sets
 # neither PluginDir nor LD_LIBRARY_PATH, and uses nothing of the base image but its C library, bash and coreutils.
 # It starts munged, slurmctld and slurmd, waits for an idle node, runs srun, sbatch, sinfo and every plugin that loads
-# something at run time (PMIx, Lua), and reads in /proc which libraries the daemons really have loaded.
+# something at run time (PMIx, Lua), Open MPI if there is one, and reads in /proc which libraries the daemons really have loaded.
 # Ends with 0 and "run-slurm: ok", or with 1, what failed, and the end of each log. Whatever it started is stopped.
 set -euo pipefail
 
@@ -88,11 +88,14 @@ wait_for() {
     fail "no $what within $limit seconds"
 }
 
-# The libraries that a process, of whose maps this is a copy, has loaded from outside the tree, but for the C library's own
+# The libraries that a process, of whose maps this is a copy, has loaded from outside the tree, but for the C library's own and
+# PAM, with what the host's PAM loads (assets/relocate.toml says why it is the host's)
 foreign_libraries() {
     # The sixth field to the end of the line: names may hold blanks
     sed -nE 's/^([^ ]+ +){5}(\/.*)$/\2/p' "$1" | grep -E '\.so($|\.)' | sort -u | while IFS= read -r file; do
         [[ $file == "$tree"/* ]] && continue
+        [[ $file =~ ^(/usr)?/lib(64)?/ && $file == */security/pam_* ]] && continue
+        grep -q -x -F "$file" "$work/of-pam" && continue
         [[ $file =~ ^(/usr)?/lib(64)?/ ]] && [[ ${file##*/} =~ ^(ld-linux.*|ld-[0-9.]+|libc|libm|libdl|librt|libpthread|libresolv|libutil|libanl|libnsl|libmvec|libnss_(files|dns|compat|systemd|myhostname|mymachines|resolve))(-[0-9.]+)?\.so(\.[0-9]+)*$ ]] && continue
         printf '%s ' "$file"
     done
@@ -169,6 +172,20 @@ function slurm_job_modify(job, record, parts, uid)
 end
 LUA
 fi
+# What the host says of PAM is read by the host's libpam, and its modules are the host's, with what they need.
+pam=no
+: >"$work/of-pam"
+if [[ -r /etc/pam.d/slurm ]] && ldd "$tree/sbin/slurmd" | grep -q 'libpam\.so\.0 => /'; then
+    pam=yes
+    {
+        ldd "$tree/sbin/slurmd" | sed -n 's/.*libpam.* => \([^ ]*\) .*/\1/p'
+        find /lib/ /lib64/ -path '*/security/pam_*.so' 2>/dev/null
+    } | while IFS= read -r file; do
+        readlink -f "$file"
+        ldd "$file" 2>/dev/null | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' | xargs -r readlink -f
+    done | sort -u >"$work/of-pam"
+    echo 'UsePAM=1' >>"$work/slurm.conf"
+fi
 export SLURM_CONF=$work/slurm.conf
 
 # --- the daemons ---------------------------------------------------------------------------------------------------
@@ -194,6 +211,15 @@ run() {
 }
 [[ $(run srun -N1 hostname) == "$(hostname)" ]] || fail "srun -N1 hostname printed something else"
 step "srun -N1 hostname"
+if [[ $pam == yes ]]; then
+    grep -q pam_permit /etc/pam.d/slurm || fail "/etc/pam.d/slurm is not as this script's caller makes it"
+    if grep -i 'pam' "$work/slurmd.log" | grep -i -E 'error|fail|unknown'; then fail "UsePAM=1"; fi
+    step "UsePAM=1, by the host's libpam"
+fi
+# A site's LD_LIBRARY_PATH: a file of a library's name, which is none, would end whoever opened it.
+mkdir "$work/site"
+for library in libmunge.so.2 libslurmfull.so libz.so.1 libcrypto.so.3; do : >"$work/site/$library"; done
+[[ $(LD_LIBRARY_PATH=$work/site run srun -N1 hostname) == "$(hostname)" ]] || fail "srun goes by LD_LIBRARY_PATH"
 run sbatch --wait --output="$work/batch.out" --job-name=batch --wrap="echo batch ran on \$(hostname)" >/dev/null
 grep -q "batch ran on $(hostname)" "$work/batch.out" || fail "the batch job left no output"
 step "sbatch"
@@ -208,6 +234,12 @@ if has_plugin job_submit_lua; then
     run sbatch --wait --output=/dev/null --job-name=lua --wrap=true >"$work/lua.id"
     scontrol show job "$(awk '{ print $NF }' "$work/lua.id")" | grep -q 'Comment=seen by Lua' || fail "job_submit.lua was not called"
     step "job_submit.lua"
+fi
+if [[ -x $tree/bin/ompi_info ]]; then
+    found=$(run ompi_info --parsable --path prefix)
+    [[ $found == "path:prefix:$tree" ]] || fail "Open MPI takes '$found' for its prefix, not $tree"
+    [[ $(run mpirun -n 2 --oversubscribe printenv OMPI_COMM_WORLD_SIZE | sort -u) == 2 ]] || fail "mpirun started something else than two of two"
+    step "Open MPI: $(ompi_info --version | sed -n '1s/.* //p'), mpirun"
 fi
 if [[ -x $tree/sbin/slurmrestd ]]; then
     run "$tree/sbin/slurmrestd" -V >/dev/null

@@ -5,7 +5,7 @@
 #
 #   run.sh [WORKDIR]       WORKDIR keeps images, sources and results between runs; a temporary folder when not given
 #
-# Runs as root, because it makes two users and a base image; slurm-factory itself runs only as those users. With
+# Runs as root, because it makes users and a base image; slurm-factory itself runs only as those users. With
 #   SLURM_FACTORY_TEST_SPACK, SLURM_FACTORY_TEST_SPACK_PACKAGES    git directories of Spack and its recipes
 # it is real Spack that builds real Slurm with all of its libraries (about 12 minutes a user); without them the stand-in
 # of tests/spack-standin builds Slurm and the few libraries that it cannot do without (about 5 minutes a user).
@@ -19,10 +19,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 project=$(cd "$here/../.." && pwd)
 # shellcheck source=tests/e2e/debian-archive.sh
 source "$here/debian-archive.sh"
+# shellcheck source=tests/e2e/input.sh
+source "$here/input.sh"
+# shellcheck source=tests/e2e/no-compiler.sh
+source "$here/no-compiler.sh"
 
 [[ $(id -u) -eq 0 ]] || die "run as root: it makes users and a base image"
 need pkill:procps openssl podman mmdebstrap umoci skopeo docker-registry bwrap:bubblewrap gpg:gnupg useradd:passwd setpriv:util-linux curl python3
 [[ -r /usr/share/lmod/lmod/init/bash ]] || die "Lmod is not installed (package lmod)"
+s3s=$("$project/tests/common/s3s-fs.sh")
 
 if [[ $# -ge 1 ]]; then
     mkdir -p "$1"
@@ -51,11 +56,13 @@ remove_user() {
 
 registry_pid=
 mirror_pid=
+bucket_pid=
 users=()
 cleanup() {
     local status=$? user
     [[ -z $registry_pid ]] || kill "$registry_pid" 2>/dev/null || true
     [[ -z $mirror_pid ]] || kill "$mirror_pid" 2>/dev/null || true
+    [[ -z $bucket_pid ]] || kill "$bucket_pid" 2>/dev/null || true
     # After a failure the homes stay, to look into; the next run removes them with their users.
     for user in "${users[@]}"; do
         if [[ $status -eq 0 ]]; then remove_user "$user"; fi
@@ -79,34 +86,14 @@ if [[ -z ${SLURM_FACTORY_BIN:-} ]]; then
     (cd "$project" && cargo build --locked --quiet)
     SLURM_FACTORY_BIN=${CARGO_TARGET_DIR:-$project/target}/debug/slurm-factory
 fi
-# A user may not be able to look into the project's folder: what they need is copied.
-stage=$work/input
-rm -rf "$stage"
-mkdir -p "$stage"
-install -m 755 "$SLURM_FACTORY_BIN" "$stage/slurm-factory"
-install -m 755 "$here/run-slurm.sh" "$stage/"
-cp -r "$here/spack-repo" "$stage/spack-repo"
-cp "$here/site.toml" "$stage/site.toml"
-
 # --- what it works on ------------------------------------------------------------------------------------------------
 step "base image"
 "$here/make-base-image.sh" "$work" >/dev/null
 step "sources"
-if [[ -n ${SLURM_FACTORY_TEST_SPACK:-} && -n ${SLURM_FACTORY_TEST_SPACK_PACKAGES:-} ]]; then
-    real=yes
-    spack=(--spack-source "$SLURM_FACTORY_TEST_SPACK" --spack-packages "$SLURM_FACTORY_TEST_SPACK_PACKAGES")
-    "$here/make-sources.sh" "$work/sources" >/dev/null
-    step "REAL SPACK builds real Slurm and all of its libraries"
-else
-    real=no
-    cp -r "$project/tests/spack-standin" "$stage/spack-standin"
-    find "$stage/spack-standin" -name __pycache__ -prune -exec rm -rf {} +
-    spack=(--spack-source "$stage/spack-standin" --spack-packages "$stage/spack-standin/packages")
-    cat "$here/standin.toml" >>"$stage/site.toml"
-    "$here/make-sources.sh" "$work/sources" slurm@24-11-5-1 munge json-c lz4 zlib libgcrypt libgpg-error >/dev/null
-    step "NOTE: the STAND-IN builds; real Spack is NOT RUN: set SLURM_FACTORY_TEST_SPACK and SLURM_FACTORY_TEST_SPACK_PACKAGES"
-fi
-chmod -R a+rX "$stage" "$work/sources" "$work/oci"
+stage=$work/input
+take_input "$SLURM_FACTORY_BIN" "$stage" "$work/sources"
+step "$built_by"
+chmod -R a+rX "$work/oci"
 
 step "registry on loopback"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -125,16 +112,6 @@ for ((turn = 0; turn < 100; turn++)); do
 done
 image=127.0.0.1:$port/library/debian:12
 skopeo copy --quiet --dest-tls-verify=false "oci:$work/oci:debian12" "docker://$image"
-
-# as USER COMMAND...: with a login's environment and nothing of ours
-as() {
-    local user=$1 home
-    shift
-    home=$(getent passwd "$user" | cut -d: -f6)
-    (cd / && exec setpriv --reuid="$user" --regid="$user" --init-groups --reset-env -- \
-        env HOME="$home" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 ${SSL_CERT_FILE:+SSL_CERT_FILE=$SSL_CERT_FILE} \
-        ${PIP_INDEX_URL:+PIP_INDEX_URL=$PIP_INDEX_URL} "$@") 9>&-
-}
 
 # The plain base image of a user's own, with that user in its passwd: no compiler, nothing of the build.
 # plain_root USER DIR
@@ -159,13 +136,22 @@ in_plain() {
         --ro-bind "$dir/rootfs" / --proc /proc --dev /dev --tmpfs /tmp --tmpfs /run \
         --ro-bind "$dir/passwd" /etc/passwd --ro-bind "$dir/group" /etc/group \
         --tmpfs /slurm --ro-bind "$tree" "/slurm/${tree##*/}" --ro-bind "$stage/run-slurm.sh" /tmp/run-slurm.sh \
+        --ro-bind "$stage/compile.sh" /tmp/compile.sh \
         --clearenv --setenv PATH /usr/bin:/bin --setenv HOME /tmp -- "$@"
+}
+
+# A full disk would be found by whatever is written last, half an hour later.
+enough_space() {
+    local free
+    free=$(df --output=avail --block-size=1M "$work" | tail -n 1)
+    # Measured with the stand-in: 2.3 GB.
+    ((free >= 4000)) || die "$((free)) MB are free in $work, and one user's build takes up to 4000: make room, or name another folder"
 }
 
 # --- the job, for one kind of user -------------------------------------------------------------------------------------
 package=
 one_user() {
-    local kind=$1 user=sf-e2e-$1 home factory flags began took first other
+    local kind=$1 user=sf-e2e-$1 home factory rootfs=() shared flags began took first other
     step "user $user"
     if [[ $(getent passwd "$user" | cut -d: -f5) != "$mark" ]] && getent passwd "$user" >/dev/null; then
         die "there is an account $user that this test did not make: remove or rename it"
@@ -179,10 +165,13 @@ one_user() {
     subuid | podman) grep -q "^$user:" /etc/subuid || die "useradd gave $user no subordinate ids" ;;
     esac
     factory=(as "$user" "$stage/slurm-factory" --config "$stage/site.toml")
-    flags=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
+    # With subordinate ids the files are whose the image says, in a rootfs that builds may write to.
+    if [[ $kind == subuid ]]; then rootfs=(--ownership range --writable); fi
+    shared=(--image "$image" "${rootfs[@]}" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
     # One of the two builds without a network once the sources are there.
-    if [[ $kind == subuid ]]; then flags+=(--network fetch-only); fi
-    if [[ $kind == podman ]]; then flags+=(--backend podman); fi
+    if [[ $kind == subuid ]]; then shared+=(--network fetch-only); fi
+    if [[ $kind == podman ]]; then shared+=(--backend podman); fi
+    flags=(--slurm-version 24.11 "${shared[@]}")
 
     check_interrupts
     began=$SECONDS
@@ -204,6 +193,8 @@ one_user() {
     check_shell
     check_travel
     check_store_reuse
+    check_publish_all
+    check_compiler
 }
 
 # interrupt SIGNAL EXPECTED PATTERN: starts a build, sends the signal once a line of its output matches, and looks at what is
@@ -245,7 +236,7 @@ check_interrupts() {
 # Something missing is named, with what to do, before anything is compiled: a rootfs with --offline, and sources that no
 # mirror has.
 check_missing() {
-    local bare=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --jobs 0)
+    local bare=(--slurm-version 24.11 --image "$image" "${rootfs[@]}" "${spack[@]}" --spack-repo "$stage/spack-repo" --jobs 0)
     refused "$kind-no-rootfs" 3 'rootfs' "${bare[@]}" --offline
     site_mirror
     SSL_CERT_FILE=$work/site/bundle.pem refused "$kind-no-sources" 4 'error: the sources of .* cannot be had' \
@@ -260,7 +251,7 @@ check_missing() {
 # No space left, for the cache while the image comes and for the build folder while packages are built: said with what to
 # do, and with space the next run goes on.
 check_full_disk() {
-    local bare=(--slurm-version 24.11 --image "$image" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
+    local bare=(--slurm-version 24.11 --image "$image" "${rootfs[@]}" "${spack[@]}" --spack-repo "$stage/spack-repo" --source-mirror "$work/sources" --jobs 0)
     as "$user" mkdir "$home/small"
     full "$kind-full-cache" 16m "${bare[@]}" --cache-dir "$home/small"
     full "$kind-full-build-dir" 8m "${bare[@]}" --build-dir "$home/small"
@@ -443,13 +434,20 @@ check_shell() {
 }
 
 # The prepared rootfs, carried to a cache that knows nothing: a build there without a network unpacks it and gets as far as
-# the sources, which were not carried.
+# the sources, which were not carried. One whose owners are a user's own range of ids is not saved.
 check_travel() {
+    if [[ $kind == subuid ]]; then
+        "${factory[@]}" image save --prepared "$image" "$home/prepared.tar.zst" >/dev/null 2>"$work/$kind-save.log" && die "a rootfs with a range of owners was saved"
+        grep -q 'prepare it with --ownership single' "$work/$kind-save.log" || die "a rootfs that is not saved: $(cat "$work/$kind-save.log")"
+        step "a rootfs with a range of owners is not saved, which is said"
+        return
+    fi
     "${factory[@]}" image save --prepared "$image" "$home/prepared.tar.zst" >/dev/null
     "${factory[@]}" --cache-dir "$home/elsewhere" image load "$home/prepared.tar.zst" >/dev/null
-    refused "$kind-elsewhere" 3 'error: the sources of .* cannot be had' --slurm-version 24.11 --image "$image" "${spack[@]}" \
+    refused "$kind-elsewhere" 3 'error: the sources of .* cannot be had' --slurm-version 24.11 --image "$image" "${rootfs[@]}" "${spack[@]}" \
         --spack-repo "$stage/spack-repo" --offline --cache-dir "$home/elsewhere"
     grep -q 'unpacked as it was saved' "$work/$kind-elsewhere.log" || die "the rootfs that was carried was not used"
+    as "$user" rm -rf "$home/elsewhere" "$home/prepared.tar.zst"
     step "a prepared rootfs was saved, loaded elsewhere and used without a network"
 }
 
@@ -462,9 +460,164 @@ check_store_reuse() {
     step "a build with zstd reused everything"
 }
 
+# What a build installed, published with the package: to a folder and to a bucket. Each of its packages is compressed once, for the
+# cache's own binary cache, and taken from there.
+check_publish_all() {
+    local all=("${flags[@]}" --compression zstd --offline --publish all) place count log
+    local -a reach=()
+    bucket
+    for place in "$home/all" s3://packages/all; do
+        log=$work/$kind-publish-all-${place//[^a-z0-9]/}.log
+        if [[ $place == s3://* ]]; then
+            # `as` empties the environment.
+            reach=(env AWS_ACCESS_KEY_ID=AKIDEXAMPLETESTKEY00 AWS_SECRET_ACCESS_KEY="$bucket_secret" AWS_EC2_METADATA_DISABLED=true
+                SLURM_FACTORY_S3_ENDPOINT="http://127.0.0.1:$bucket_port")
+        fi
+        # shellcheck disable=SC2054  # no array of words with commas
+        local program=(as "$user" "${reach[@]}" "$stage/slurm-factory" --config "$stage/site.toml")
+        # A bucket is no folder: it is asked although the sources are not.
+        if [[ $place == s3://* ]]; then all=("${flags[@]}" --compression zstd --publish all); fi
+        "${program[@]}" build "${all[@]}" --to "$place" >/dev/null 2>"$log" || die "build --publish all: $(tail -n 3 "$log")"
+        count=$(sed -n 's/.* \([0-9]*\) packages pushed, .*, \([0-9]*\) of them as they are in the cache;.*/\1 \2/p' "$log")
+        [[ -n $count && ${count% *} -gt 0 && ${count% *} == "${count#* }" ]] || die "packages were compressed twice ($count): $(cat "$log")"
+        if grep -q "$bucket_secret" "$log"; then die "the secret key is in the log"; fi
+        "${program[@]}" buildcache check "$(cache_below "$place")" >"$log.check" 2>&1 || die "what was published is not right: $(cat "$log.check")"
+        grep -q "${count% *} packages, ${count% *} of them good" "$log.check" || die "not what was pushed: $(cat "$log.check")"
+        step "published with its ${count% *} packages to ${place%%/*}, each compressed once"
+    done
+    kill "$bucket_pid"
+    wait "$bucket_pid" 2>/dev/null || true
+    bucket_pid=
+}
+
+# Where the binary cache of the only Slurm is, below a place.
+cache_below() {
+    local found=("$home"/all/slurm/*/*/buildcache)
+    [[ ${#found[@]} -eq 1 && -d ${found[0]} ]] || die "there is no binary cache, or more than one: ${found[*]}"
+    echo "$1${found[0]#"$home/all"}"
+}
+
+# An S3 server with a bucket `packages`.
+bucket_port=
+bucket_secret=wJalrXUtnFEMIsecretSecretK7MDENGexampleKEY
+bucket() {
+    local turn
+    rm -rf "$work/bucket"
+    mkdir -p "$work/bucket/packages"
+    bucket_port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    "$s3s" --host 127.0.0.1 --port "$bucket_port" --access-key AKIDEXAMPLETESTKEY00 --secret-key "$bucket_secret" "$work/bucket" \
+        >"$work/bucket.log" 2>&1 9>&- &
+    bucket_pid=$!
+    for ((turn = 0; turn < 100; turn++)); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$bucket_port") 2>/dev/null && return
+        sleep 0.1
+    done
+    die "the S3 server did not start: $(cat "$work/bucket.log")"
+}
+
+# A GCC that the toolchain has not. The stand-in's is a copy of the toolchain's under another number; a real one takes hours:
+# docs/testing.md says when it was last built.
+check_compiler() {
+    local log=$work/$kind-compiler.log gcc=("${shared[@]}" --compiler-version 13.4.0) archive
+    "${factory[@]}" plan --slurm-version 24.11 "${gcc[@]}" >"$work/$kind-compiler.txt"
+    grep -q 'compiler  GCC 13.4.0 .*built first' "$work/$kind-compiler.txt" || die "the plan does not say which GCC is built"
+    if [[ $real == yes ]]; then
+        step "NOTE: build-compiler and its package are NOT RUN with real Spack: tests/deep/compiler.sh"
+        return
+    fi
+    "${factory[@]}" build-compiler "${gcc[@]}" >"$work/$kind-compiler.txt" 2>"$log" || die "build-compiler: $(tail -n 5 "$log")"
+    [[ $(tail -n 1 "$work/$kind-compiler.txt") == 'gcc 13.4.0' ]] || die "build-compiler ends with $(tail -n 1 "$work/$kind-compiler.txt")"
+    grep -q 'gcc-13.4.0 installed' "$log" || die "no GCC was built"
+    "${factory[@]}" build-compiler "${gcc[@]}" --package --publish all --to "$home/compilers" >"$work/$kind-compiler.txt" 2>"$log" ||
+        die "build-compiler --package: $(tail -n 5 "$log")"
+    grep -q 'all packages were there' "$log" || die "a GCC that is there was built again"
+    archive=$(tail -n 1 "$work/$kind-compiler.txt")
+    [[ $archive == "$home/.slurm-factory/builds/compilers/13.4.0/gcc-13.4.0-compiler.tar.gz" ]] || die "build-compiler --package ends with $archive"
+    step "build-compiler made a GCC once, and its package"
+    check_compiler_package
+    check_compiler_from_mirror
+    # Slurm is built with it by one kind of user: that is the same for all.
+    if [[ $kind == plain ]]; then
+        "${factory[@]}" build --slurm-version 24.11 "${gcc[@]}" >"$work/$kind-compiled.txt" 2>"$log" || die "build with that GCC: $(tail -n 5 "$log")"
+        [[ $(tail -n 1 "$work/$kind-compiled.txt") == *-gcc13.4.0-software.tar.gz ]] || die "build with that GCC ends with $(tail -n 1 "$work/$kind-compiled.txt")"
+        "${factory[@]}" verify "$(tail -n 1 "$work/$kind-compiled.txt")" >"$log" 2>&1 || die "a Slurm of that GCC is not fit: $(tail -n 5 "$log")"
+        step "build took that GCC"
+    fi
+}
+
+# The GCC out of what was published, in a new cache and a new build folder: nothing is compiled, and its package is the same. The
+# root file system is carried over, because Spack's packages are those of one.
+check_compiler_from_mirror() {
+    local other=$home/other program
+    [[ $kind == plain ]] || return 0
+    as "$user" mkdir "$other"
+    as "$user" cp -al "$home"/.slurm-factory/{rootfs,images,blobs,spack} "$other"
+    program=("${factory[@]}" --cache-dir "$other")
+    "${factory[@]}" key export | as "$user" tee "$home/site.asc" >/dev/null
+    "${program[@]}" key import "$home/site.asc" >/dev/null 2>&1
+    "${program[@]}" build-compiler "${gcc[@]}" --package --build-dir "$home/other-build" \
+        --binary-mirror "$home/compilers/compilers/13.4.0/buildcache" >"$work/$kind-compiler.txt" 2>"$log" ||
+        die "a GCC from a mirror: $(tail -n 5 "$log")"
+    grep -q 'packages are taken from binary caches' "$log" || die "nothing was taken from the mirror: $(cat "$log")"
+    grep -q 'Extracting gcc-13.4.0-.* from binary cache' "$other"/logs/*/install.log || die "GCC did not come from the mirror"
+    if grep -q 'Executing phase' "$other"/logs/*/install.log; then die "something was compiled although the mirror has it"; fi
+    # All files with their sums: the rest of a manifest counts Spack's own records too, which are others where a cache was asked.
+    python3 - "$archive.manifest.json" "$(tail -n 1 "$work/$kind-compiler.txt").manifest.json" <<'PYTHON' || die "the package of the GCC from the mirror is another"
+import json, sys
+first, second = (json.load(open(path))["files"] for path in sys.argv[1:])
+assert first == second and len(first) > 500
+PYTHON
+    as "$user" rm -rf "$other" "$home/other-build"
+    step "a new cache took the GCC from a mirror, and its package is the same"
+}
+
+# The compiler's archive: sum, signature, contents; unpacked to three folders it compiles, on a host that has headers and the C library
+# and no compiler, and what it made runs on a host that has nothing.
+check_compiler_package() {
+    local folder long
+    cmp "$archive" "$home/compilers/compilers/13.4.0/${archive##*/}" || die "the published compiler is not the one that was built"
+    grep -q "$(sha256sum <"$archive" | cut -d' ' -f1)" "$home/compilers/index.json" || die "the index does not name the compiler"
+    as "$user" gpg --homedir "$home/gnupg" --batch --quiet --verify "$archive.asc" "$archive"
+    as "$user" sh -c "cd '${archive%/*}' && sha256sum --check --quiet '${archive##*/}.sha256'"
+    "${factory[@]}" verify "$archive" >"$log" 2>&1 || die "the compiler's package is not fit: $(tail -n 5 "$log")"
+    long=$home/$(printf 'g%.0s' {1..150})
+    as "$user" mkdir "$home/gcc" "$long"
+    as "$user" tar -xzf "$archive" -C "$home/gcc"
+    as "$user" tar -xzf "$archive" -C "$long"
+    "${factory[@]}" install "$archive" --prefix "$home/opt gcc" >"$work/$kind-compiler.txt"
+    grep -q 'module load gcc/13.4.0' "$work/$kind-compiler.txt" || die "install does not say how the compiler is loaded"
+    as "$user" mv "$home/.slurm-factory/work" "$home/.work-hidden"
+    for folder in "$home/gcc" "$long" "$home/opt gcc"; do
+        as "$user" mkdir "$folder/out"
+        in_rootfs "$folder" /bin/bash /tmp/compile.sh "/slurm/${folder##*/}/view" "/slurm/${folder##*/}/out" >"$work/$kind-compiled.txt" ||
+            die "the compiler does not work from $folder"
+        in_plain "$user" "$home/plain" "$folder" /bin/bash /tmp/compile.sh "/slurm/${folder##*/}/view" "/slurm/${folder##*/}/out" run ||
+            die "what the compiler made in $folder does not run where there is no compiler"
+        step "compiled, linked and ran in a folder with a name of $(basename "$folder" | wc -c) characters: $(cat "$work/$kind-compiled.txt")"
+    done
+    as "$user" mv "$home/.work-hidden" "$home/.slurm-factory/work"
+    # shellcheck disable=SC2016  # the inner shell expands it
+    folder=$(as "$user" bash -c 'source /usr/share/lmod/lmod/init/bash
+        module use "$1/modules" && module load gcc && command -v g++ && test -z "${LD_LIBRARY_PATH:-}"' _ "$home/gcc")
+    [[ $folder == "$home/gcc/view/bin/g++" ]] || die "module load gcc finds g++ at '$folder'"
+    as "$user" rm -rf "$long" "$home/gcc" "$home/opt gcc"
+}
+
+# in_rootfs TREE COMMAND...: the build's root file system with its C library and headers, its compiler hidden
+in_rootfs() {
+    local tree=$1 roots=("$home"/.slurm-factory/rootfs/*/root) sealed
+    shift
+    no_compiler "${roots[0]}"
+    as "$user" "${sealed[@]}" --bind "$tree" "/slurm/${tree##*/}" --ro-bind "$stage/compile.sh" /tmp/compile.sh -- "$@"
+}
+
 kinds='plain subuid podman'
 if [[ $real == yes ]]; then kinds='plain subuid'; fi
 for kind in ${SLURM_FACTORY_TEST_USERS:-$kinds}; do
+    # A home is 2 GB; the last one is looked at below.
+    for before in "${users[@]}"; do remove_user "$before"; done
+    users=()
+    enough_space
     one_user "$kind"
 done
 # The stand-in is worth something only as far as it is like Spack: without Spack this says that it was not compared.

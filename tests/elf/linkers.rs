@@ -112,21 +112,21 @@ const VARIANTS: &[(&str, &[&str])] = &[
 const CLANG: &str = "CLANG";
 
 /// The initial search path, long enough that shorter ones fit in it.
-const INITIAL: &str = "/build/spack/opt/linux-x86_64/slurm-25.11.0-abcdefghijklmnop/lib:/build/spack/opt/lib64";
+pub const INITIAL: &str = "/build/spack/opt/linux-x86_64/slurm-25.11.0-abcdefghijklmnop/lib:/build/spack/opt/lib64";
 
 /// A folder name that makes a path longer than any linker leaves room for.
-fn long() -> String {
+pub fn long() -> String {
     "long-".repeat(44)
 }
 
-struct Built {
-    dir: PathBuf,
-    program: PathBuf,
+pub struct Built {
+    pub dir: PathBuf,
+    pub program: PathBuf,
     library: PathBuf,
     _folder: tempfile::TempDir,
 }
 
-fn build(flags: &[&str], pie: &str, rpath: Option<&str>) -> Built {
+pub fn build(flags: &[&str], pie: &str, rpath: Option<&str>) -> Built {
     let (guard, dir) = folder();
     std::fs::write(dir.join("foo.c"), LIBRARY).unwrap();
     std::fs::write(dir.join("main.c"), PROGRAM).unwrap();
@@ -152,19 +152,19 @@ fn build(flags: &[&str], pie: &str, rpath: Option<&str>) -> Built {
 }
 
 /// Runs a program that should find its library and print what it computed.
-fn runs(path: &Path, name: &str) {
+pub fn runs(path: &Path, name: &str) {
     let ended = run(&mut Command::new(path), Duration::from_secs(20));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "42 three 1\n"), "{name}: {ended:?}");
 }
 
 /// Runs a program that should not find its library any more.
-fn does_not_find(path: &Path, name: &str) {
+pub fn does_not_find(path: &Path, name: &str) {
     let ended = run(&mut Command::new(path), Duration::from_secs(20));
     assert_eq!(ended.code, Some(127), "{name}: {ended:?}");
     assert!(ended.stderr.contains("libfoo.so"), "{name}: {ended:?}");
 }
 
-fn rpath(text: &str) -> SearchPath {
+pub fn rpath(text: &str) -> SearchPath {
     SearchPath::Rpath(text.as_bytes().to_vec())
 }
 

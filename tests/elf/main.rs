@@ -1,6 +1,7 @@
 //! ELF editing against the real tools: programs are built with gcc and odd flags, edited, and run again.
 //!
 //! - `linkers`: every linker and flag that lays a file out differently; each edit is run, stripped and run again
+//! - `headers`: program headers that are not where linkers put them
 //! - `corpus`: the shared libraries and programs of this host
 //! - `machines`: small files of other machines, both classes and byte orders
 //! - `malformed`: truncated and flipped bytes: errors, never panics
@@ -15,6 +16,8 @@
 )]
 
 mod corpus;
+mod headers;
+mod hostile;
 mod linkers;
 mod machines;
 mod malformed;

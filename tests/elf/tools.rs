@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use slurm_factory::elf::{Edit, Edited, ElfError, Parts, SearchPath, Strip, edit, edit_parts};
+use slurm_factory::elf::{Edit, Edited, ElfError, Parts, Piece, SearchPath, Strip, edit, edit_parts};
 
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,10 +160,10 @@ pub fn edited(data: &[u8], what: &Edit, name: &str) -> Vec<u8> {
 /// The same edit by whoever reads no more of the file than is asked for.
 pub fn by_parts(data: &[u8], what: &Edit) -> Result<Edited, ElfError> {
     let mut parts = Parts::new(data.len() as u64);
+    let at = |offset: u64| usize::try_from(offset).unwrap().min(data.len());
     loop {
-        match edit_parts(&parts, what) {
+        match edit_parts(&parts, |_| Some(what.clone())) {
             Err(ElfError::NotRead { offset, length }) => {
-                let at = |offset: u64| usize::try_from(offset).unwrap().min(data.len());
                 let (start, end) = (offset / 64 * 64, (offset + length).next_multiple_of(64));
                 let before = parts.clone();
                 parts.add(start, data[at(start)..at(end)].to_vec());
@@ -172,8 +172,18 @@ pub fn by_parts(data: &[u8], what: &Edit) -> Result<Edited, ElfError> {
             Err(error) => return Err(error),
             Ok(None) => return Ok(Edited::Unchanged),
             Ok(Some(edits)) => {
-                let mut new = Vec::new();
+                let (mut new, mut pieces) = (Vec::new(), Vec::new());
                 edits.apply(data, &mut new);
+                for piece in edits.pieces() {
+                    pieces.extend_from_slice(match piece {
+                        Piece::Bytes(bytes) => bytes,
+                        Piece::Copied(copied) => {
+                            assert_eq!(copied.to, pieces.len() as u64);
+                            &data[at(copied.from)..at(copied.from + copied.length)]
+                        }
+                    });
+                }
+                assert!(new == pieces, "two ways to one file");
                 return Ok(Edited::Changed(new));
             }
         }

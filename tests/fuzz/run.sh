@@ -3,6 +3,7 @@
 # The parsers of what comes from strangers, fuzzed: image archives, layers, documents and names, and ELF files.
 #
 #   run.sh [SECONDS] [TARGET...]     each target for so long (20 when not given); all of tests/fuzz/targets when none is named
+#   run.sh build                     only compiles them
 #   FUZZ_SEED                        another seed than 1: a test that runs with every change should not differ between two runs
 #
 # libFuzzer on a stable compiler: the flags are those of `cargo fuzz run --sanitizer none`, which works on this folder too
@@ -27,6 +28,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 host=$(rustc -vV | sed -n 's/^host: //p')
 # With a target named, the flags are for the fuzzed code alone and not for build scripts.
 cargo build --locked --release --quiet --manifest-path "$here/Cargo.toml" --target "$host" --target-dir "$build"
+[[ $seconds != build ]] || exit 0
 
 # What libFuzzer starts from: archives of each form and a few libraries, made here.
 seeds=$build/seeds

@@ -530,7 +530,7 @@ fn folders_that_are_no_root_file_systems() {
         ("layout", "oci:"),
         ("skopeo", "skopeo copy dir:"),
         ("empty", "usr, bin and etc"),
-        ("nowhere", "not there"),
+        ("nowhere", "no such folder"),
         ("layout/index.json", "not a folder"),
         ("deleted", "`deleted`"),
         ("foreign", "is an image for linux/"),

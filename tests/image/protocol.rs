@@ -3,6 +3,7 @@
 //! The registry is a few lines of HTTP/1.1 with one connection a request; what it answers is a function of the
 //! request, so each test reads as the conversation it is about.
 
+use crate::oci::MANIFEST;
 use crate::support::{Site, architecture, contains, make_image, make_layer, quick, small_image};
 use fs_err as fs;
 use slurm_factory::image::{
@@ -184,7 +185,7 @@ impl Content {
         let last = request.target.rsplit('/').next().unwrap();
         if request.target.contains("/manifests/") {
             let digest = if last == "t" { &self.manifest } else { last };
-            let kind = "Content-Type: application/vnd.oci.image.manifest.v1+json".to_owned();
+            let kind = format!("Content-Type: {MANIFEST}");
             return answer("200 OK", &[kind], self.blob(digest).unwrap());
         }
         match self.blob(last) {

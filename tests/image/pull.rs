@@ -221,12 +221,12 @@ fn an_index_gives_the_image_of_this_machine() {
         let raw = run("skopeo", ["inspect", "--raw", &source]);
         let digest = run("skopeo", ["inspect", "--format={{.Digest}}", &source]).trim().to_owned();
         entries.push(serde_json::json!({
-            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": raw.len(),
+            "mediaType": oci::MANIFEST, "digest": digest, "size": raw.len(),
             "platform": {"os": "linux", "architecture": arch},
         }));
     }
     let attestation = serde_json::json!({
-        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": entries[0]["digest"], "size": entries[0]["size"],
+        "mediaType": oci::MANIFEST, "digest": entries[0]["digest"], "size": entries[0]["size"],
         "platform": {"os": "unknown", "architecture": "unknown"},
     });
     for (tag, list, media_type) in [

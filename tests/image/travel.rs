@@ -1,5 +1,6 @@
 //! Images that are saved, carried and loaded; listed and removed, while others use the cache.
 
+use crate::oci::MANIFEST;
 use crate::support::{
     OFFLINE, Registry, Site, architecture, contains, make_image, make_layer, podman, quick, run, small_image,
 };
@@ -198,7 +199,7 @@ fn a_pinned_index_travels_as_proof_and_a_forged_one_is_not_believed() {
     let manifest =
         run("skopeo", ["inspect", "--raw", "--tls-verify=false", &format!("docker://{}", registry.name("small:1"))]);
     let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": MANIFEST,
         "digest": Digest::of(manifest.as_bytes()), "size": manifest.len(),
         "platform": {"os": "linux", "architecture": architecture()},
     }]})

@@ -1,7 +1,7 @@
 //! The archive: the same bytes for the same tree, readable by every reader, whole or not there.
 
 use crate::util::*;
-use slurm_factory::package::{Beside, Compression, Content, FileKind, Package, PackageError, Trust};
+use slurm_factory::package::{Beside, Compression, Content, FileKind, Named, Package, PackageError, Trust};
 use slurm_factory::report::Ctx;
 use slurm_factory::sign::{Keyring, SignError};
 use std::os::unix::fs::PermissionsExt;

@@ -137,3 +137,58 @@ fn what_is_no_archive_or_a_bad_one() {
         assert!(!answer.err.contains('\u{1b}'), "a terminal is sent no bytes of the file: {:?}", answer.err);
     }
 }
+
+/// A tree that was built for a prefix of its own, as Spack or a hand-made script leaves one behind.
+#[test]
+fn the_prefix_of_another_build() {
+    let site = Site::new();
+    fs::write(site.path("tree/bin/script"), "#!/opt/site/bin/python3\n").unwrap();
+    fs::write(site.path("tree/lib/x.pc"), "prefix=/opt/site/x\n").unwrap();
+    fs::write(
+        site.path("prog.c"),
+        "const char *where = \"/opt/site/etc\"; int two(void); int main(void) { return two(); }\n",
+    )
+    .unwrap();
+    let link = ["-o", "tree/bin/prog", "prog.c", "-Ltree/lib", "-l:libv.so.1", "-Wl,-rpath,$ORIGIN/../lib"];
+    run("gcc", &link, site.dir.path());
+    let archive = site.pack("a.tar.gz", "--gzip");
+    let tree = site.path("tree");
+    for what in [&[archive.as_str(), "--foreign"][..], &[tree.to_str().unwrap()]] {
+        let named = site.verify(&[what, &["--from", "/opt/site/"]].concat());
+        assert_eq!(named.code, 5, "{}", named.out);
+        for part in ["bin/script: names the build at offset 2: `/opt/site/bin/python3`", "lib/x.pc", "bin/prog"] {
+            assert!(named.err.contains(part), "{part}: {}", named.err);
+        }
+        // Of another prefix nothing is there, and without one it is said what was sought.
+        let other = site.verify(&[what, &["--from", "/opt/sit"]].concat());
+        assert!(other.code == 0 && other.out.contains("sought  /opt/sit\n"), "{}{}", other.out, other.err);
+        let unasked = site.verify(what);
+        assert!(unasked.code == 0 && unasked.out.contains("--from names the prefix"), "{}{}", unasked.out, unasked.err);
+    }
+    for (args, part) in [([archive.as_str(), "--from"], "add --foreign"), ([archive.as_str(), "--from"], "absolute")] {
+        let prefix = if part == "absolute" { "opt/site" } else { "/opt/site" };
+        let refused = site.verify(&[&args[..], &[prefix]].concat());
+        assert!(refused.code == 2 && refused.err.contains(part), "{}: {}", refused.code, refused.err);
+    }
+}
+
+#[test]
+fn folders_for_everybody_and_what_is_no_file() {
+    let site = Site::new();
+    for (name, mode, told) in [("sticky", 0o1777, false), ("of-a-group", 0o2775, false), ("open", 0o777, true)] {
+        let folder = site.path("tree").join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        let archive = site.pack("a.tar", "--no-auto-compress");
+        for what in [&[archive.as_str(), "--foreign"][..], &[site.path("tree").to_str().unwrap()]] {
+            let answer = site.verify(what);
+            assert_eq!(answer.code == 5 && answer.err.contains("open: mode 0777"), told, "{name}: {}", answer.err);
+        }
+    }
+    run("mkfifo", &["tree/pipe"], site.dir.path());
+    let archive = site.pack("a.tar", "--no-auto-compress");
+    for what in [&[archive.as_str(), "--foreign"][..], &[site.path("tree").to_str().unwrap()]] {
+        let answer = site.verify(what);
+        assert!(answer.code == 5 && answer.err.contains("pipe: a FIFO"), "{}", answer.err);
+    }
+}

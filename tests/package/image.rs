@@ -52,6 +52,10 @@ fn a_base_image_with_an_older_glibc_is_refused() {
     for name in ["none", "some"] {
         std::fs::create_dir(home.path().join(name)).unwrap();
     }
+    // One in a program's own folder is none of the image's.
+    let own = home.path().join("none/root/opt/tool/lib");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::copy(libc, own.join("libc.so.6")).unwrap();
     let bases = [base(&home.path().join("none")), base_with(&home.path().join("some"), Some(libc))];
     for (needed, fits) in [("2.17", [false, true]), ("9.99", [false, false])] {
         let builds = home.path().join(needed);

@@ -78,7 +78,15 @@ fn a_path_in_a_binary_is_written_over_where_it_has_room() {
     assert_eq!(std::fs::read(long.join("view/lib/libplace.so")).unwrap(), shipped.as_bytes());
     let said = said.0.lock().unwrap();
     assert!(said.iter().any(|text| text.contains("libplace.so") && text.contains("only for 64")), "{said:?}");
+    // Once for the file, not for each of its places.
+    assert_eq!(said.iter().filter(|text| text.contains("libplace.so")).count(), 1, "{said:?}");
     assert_eq!(Tree::open(&long).unwrap().unwrap().differences(true, &Ctx::silent()).unwrap(), []);
+    // Moved, it has its old path only where it was written.
+    let moved = near.path().join("m");
+    std::fs::rename(&long, &moved).unwrap();
+    let error = put(&made, &moved).unwrap_err();
+    let InstallError::Moved { files, .. } = error else { panic!("{error}") };
+    assert_eq!(files, Tree::open(&moved).unwrap().unwrap().manifest().facts.fill_in.len());
 }
 
 #[test]
@@ -155,9 +163,18 @@ fn a_changed_or_moved_installation_is_said() {
     put(&made, &prefix).unwrap();
     let moved = made.dir.path().join("moved");
     std::fs::rename(&prefix, &moved).unwrap();
+    let rules = slurm_factory::relocate::Rules::embedded().unwrap();
+    let differences = |tree: &Path| {
+        let layout = slurm_factory::relocate::Layout::BUILD;
+        slurm_factory::workflows::verify::tree(tree, &rules, layout, &Ctx::silent()).unwrap().differences
+    };
+    let told = differences(&moved);
+    assert!(told.len() == 1 && told[0].problem.contains("move the tree back"), "{told:?}");
     let error = put(&made, &moved).unwrap_err();
     assert!(matches!(error, InstallError::Moved { .. }) && error.to_string().contains("prefix/view"), "{error}");
     std::fs::rename(&moved, &prefix).unwrap();
+    std::os::unix::fs::symlink(&prefix, &moved).unwrap();
+    assert_eq!(differences(&moved), [], "another way to the same folder");
     // Another byte in a file of the same length.
     let program = prefix.join("view/sbin/slurmd");
     let whole = std::fs::read(&program).unwrap();
@@ -166,12 +183,9 @@ fn a_changed_or_moved_installation_is_said() {
     std::fs::write(&program, &changed).unwrap();
     let error = put(&made, &prefix).unwrap_err();
     assert!(matches!(error, InstallError::Changed { .. }) && error.to_string().contains("view/sbin/slurmd"), "{error}");
-    let rules = slurm_factory::relocate::Rules::embedded().unwrap();
-    let found = slurm_factory::workflows::verify::tree(&prefix, &rules, &Ctx::silent()).unwrap();
-    assert_eq!(found.differences.iter().map(|d| d.path.as_str()).collect::<Vec<_>>(), ["view/sbin/slurmd"]);
+    assert_eq!(differences(&prefix).iter().map(|d| d.path.as_str()).collect::<Vec<_>>(), ["view/sbin/slurmd"]);
     std::fs::write(&program, &whole).unwrap();
-    let found = slurm_factory::workflows::verify::tree(&prefix, &rules, &Ctx::silent()).unwrap();
-    assert_eq!((found.differences.len(), found.package.is_some()), (0, true));
+    assert_eq!(differences(&prefix), []);
     std::fs::remove_file(&program).unwrap();
     let error = put(&made, &prefix).unwrap_err();
     assert!(error.to_string().contains("view/sbin/slurmd") && error.to_string().contains("missing"), "{error}");

@@ -4,10 +4,12 @@
 use crate::util::run_in as run;
 use fs_err as fs;
 use slurm_factory::catalog::{PathRule, RelocateRules};
+use slurm_factory::elf::{self, Edit, Edited, SearchPath, Strip};
 use slurm_factory::relocate::verify::Problem;
 use slurm_factory::relocate::{Origin, Request, Rules, in_place, relocate};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::verify::files;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const ROOT: &str = slurm_factory::plan::inside::ROOT;
@@ -43,6 +45,16 @@ fn long(text: &str, prefix: &str) -> String {
     text.replace("LONG", &"very-long/".repeat(20)).replace('@', prefix)
 }
 
+fn origin(dir: &Path) -> Origin {
+    Origin {
+        host_root: dir.to_owned(),
+        inside_root: ROOT.into(),
+        inside_store: format!("{ROOT}/store"),
+        inside_views: format!("{ROOT}/view"),
+        inside_view: format!("{ROOT}/view/v"),
+    }
+}
+
 /// A slot with a view of these files and a library with -g3: macros and paths in debug sections.
 fn slot(dir: &Path) -> Origin {
     let view = dir.join("view/v");
@@ -53,13 +65,7 @@ fn slot(dir: &Path) -> Origin {
     }
     library(&view.join("lib/libdebug.so"), ROOT, dir, "-gz=none");
     library(&view.join("lib/libzdebug.so"), ROOT, dir, "-gz=zlib");
-    Origin {
-        host_root: dir.to_owned(),
-        inside_root: ROOT.into(),
-        inside_store: format!("{ROOT}/store"),
-        inside_views: format!("{ROOT}/view"),
-        inside_view: format!("{ROOT}/view/v"),
-    }
+    origin(dir)
 }
 
 /// The prefix stands in `.debug_macro`'s strings, in `.debug_line` and as the folder that it was compiled in.
@@ -157,6 +163,92 @@ fn in_a_tree_that_is_moved() {
     run("readelf", &["--debug-dump=macro,info,decodedline", to.join("lib/libdebug.so").to_str().unwrap()], dir.path());
 }
 
+/// A library of which only parts are read, and the kernel copies the rest: the same bytes as when all of it is edited in memory.
+#[test]
+fn a_large_library_in_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let view = dir.path().join("view/v");
+    for folder in ["bin", "lib"] {
+        fs::create_dir_all(view.join(folder)).unwrap();
+    }
+    let numbers: Vec<String> = (0..200_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 16).to_string()).collect();
+    let sum: u64 = numbers.iter().map(|n| n.parse::<u64>().unwrap()).sum();
+    let text = format!(
+        "static int t[] = {{{}}};\nlong sum(void) {{ long s = 0; for (int i = 0; i < 200000; i++) s += t[i]; return s; }}\n",
+        numbers.join(",")
+    );
+    fs::write(dir.path().join("b.c"), text).unwrap();
+    fs::write(
+        dir.path().join("p.c"),
+        "#include <stdio.h>\nlong sum(void);\nint main(void) { printf(\"%ld\", sum()); }\n",
+    )
+    .unwrap();
+    let path = |name: &str| view.join(name).to_str().unwrap().to_owned();
+    let (big, rpath) = (path("lib/libbig.so"), format!("-Wl,-rpath,{ROOT}/store/b-1-hash/lib"));
+    run("gcc", &["-g3", "-shared", "-fPIC", "-o", &big, "-Wl,-soname,libbig.so", &rpath, "b.c"], dir.path());
+    run("gcc", &["-o", &path("bin/p"), "p.c", &big, &rpath], dir.path());
+    let whole = fs::read(&big).unwrap();
+    assert!(whole.len() > 800_000, "{}", whole.len());
+
+    let tree = dir.path().join("tree");
+    relocate(&origin(dir.path()), &Rules::embedded().unwrap(), &tree, &Ctx::silent()).unwrap();
+    let edit = Edit { search_path: SearchPath::Remove, strip: Strip::All, bare_below: Some(ROOT.into()) };
+    let Ok(Edited::Changed(wanted)) = elf::edit(&whole, &edit) else { panic!("nothing to edit") };
+    assert!(fs::read(tree.join("lib/libbig.so")).unwrap() == wanted, "other bytes");
+    assert_eq!(run(tree.join("bin/p").to_str().unwrap(), &[], dir.path()), sum.to_string());
+    // What grows moves the rest of the file.
+    let moved = view.join("lib/deep/er/and/deeper");
+    fs::create_dir_all(&moved).unwrap();
+    let one = "int one(void) { return 1; }\nlong sum(void); long both(void) { return sum() + one(); }\n";
+    fs::write(
+        dir.path().join("n.c"),
+        format!("static char t[] = \"{}\";\nchar *s(void) {{ return t; }}\n{one}", "x".repeat(90_000)),
+    )
+    .unwrap();
+    let needs = moved.join("libneeds.so");
+    run("gcc", &["-g3", "-shared", "-fPIC", "-o", needs.to_str().unwrap(), "n.c", &big], dir.path());
+    let whole = fs::read(&needs).unwrap();
+    let again = dir.path().join("again");
+    relocate(&origin(dir.path()), &Rules::embedded().unwrap(), &again, &Ctx::silent()).unwrap();
+    let edit = Edit { search_path: SearchPath::Rpath("$ORIGIN/../../../..".into()), ..edit };
+    let Ok(Edited::Changed(wanted)) = elf::edit(&whole, &edit) else { panic!("nothing to edit") };
+    let made = again.join("lib/deep/er/and/deeper/libneeds.so");
+    assert!(fs::read(&made).unwrap() == wanted, "other bytes");
+    let shown = run("ldd", &[made.to_str().unwrap()], dir.path());
+    assert!(shown.contains("libbig.so => ") && !shown.contains("not found"), "{shown}");
+}
+
+/// What a compiler compressed is not moved silently: it stops the move, and is told where it was forced.
+#[test]
+fn compressed_sections_of_a_tree_that_is_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("the/old/prefix/of/the/tree"), dir.path().join("new"));
+    fs::create_dir_all(from.join("lib")).unwrap();
+    for how in ["zlib", "zstd"] {
+        let made = from.join(format!("lib/lib{how}.so"));
+        library(&made, from.to_str().unwrap(), dir.path(), "-gz=none");
+        run("objcopy", &[&format!("--compress-debug-sections={how}"), made.to_str().unwrap()], dir.path());
+    }
+    fs::rename(&from, &to).unwrap();
+    let before = ["zlib", "zstd"].map(|how| fs::read(to.join(format!("lib/lib{how}.so"))).unwrap());
+    let request = Request { dir: &to, from: &from, to: &to, dry_run: false, force: false };
+    let error = in_place(&request, &Ctx::silent()).unwrap_err().to_string();
+    for how in ["zlib", "zstd"] {
+        assert!(error.contains(&format!("lib/lib{how}.so at offset ")), "{error}");
+    }
+    assert!(error.contains("of its section .debug_") && error.contains(from.to_str().unwrap()), "{error}");
+    assert!(error.contains("objcopy --decompress-debug-sections") && !error.contains("characters"), "{error}");
+    let moved = in_place(&Request { force: true, ..request }, &Ctx::silent()).unwrap();
+    assert!(moved.leftovers.iter().all(|l| l.section.as_ref().is_some_and(|s| s.starts_with(".debug_"))), "{moved:?}");
+    assert_eq!(before, ["zlib", "zstd"].map(|how| fs::read(to.join(format!("lib/lib{how}.so"))).unwrap()));
+    // What the error says helps.
+    run("objcopy", &["--decompress-debug-sections", to.join("lib/libzlib.so").to_str().unwrap()], dir.path());
+    run("strip", &["--strip-debug", to.join("lib/libzstd.so").to_str().unwrap()], dir.path());
+    let moved = in_place(&request, &Ctx::silent()).unwrap();
+    assert_eq!(moved.leftovers, []);
+    assert!(moved.strings > 0);
+}
+
 /// In a package, a library that is named by its path in the build is found by its name; a loader of the build is refused; and
 /// what a compiler compressed is looked into.
 #[test]
@@ -166,19 +258,17 @@ fn names_loaders_and_compressed_sections() {
     for folder in ["bin", "lib/deep"] {
         fs::create_dir_all(view.join(folder)).unwrap();
     }
-    let origin = Origin {
-        host_root: dir.path().to_owned(),
-        inside_root: ROOT.into(),
-        inside_store: format!("{ROOT}/store"),
-        inside_views: format!("{ROOT}/view"),
-        inside_view: format!("{ROOT}/view/v"),
-    };
+    let origin = origin(dir.path());
     fs::write(dir.path().join("l.c"), "int one(void) { return 1; }\n").unwrap();
     fs::write(dir.path().join("p.c"), "int one(void);\nint main(void) { return one() - 1; }\n").unwrap();
     let path = |name: &str| view.join(name).to_str().unwrap().to_owned();
     let soname = format!("-Wl,-soname,{ROOT}/store/l-1-hash/lib/deep/libl.so");
     run("gcc", &["-shared", "-fPIC", "-o", &path("lib/deep/libl.so"), &soname, "l.c"], dir.path());
     run("gcc", &["-o", &path("bin/p"), "p.c", &path("lib/deep/libl.so")], dir.path());
+    // One that was installed with the name that it had where it was built, in no package's folder.
+    let soname = format!("-Wl,-soname,{ROOT}/stage/s-1/src/.libs/libs.so");
+    run("gcc", &["-shared", "-fPIC", "-o", &path("lib/deep/libs.so"), &soname, "l.c"], dir.path());
+    run("gcc", &["-o", &path("bin/staged"), "p.c", &path("lib/deep/libs.so")], dir.path());
     let loader = format!("{ROOT}/store/glibc/lib/ld.so");
     run(
         "gcc",
@@ -187,9 +277,13 @@ fn names_loaders_and_compressed_sections() {
     );
     let (rules, tree) = (Rules::embedded().unwrap(), dir.path().join("tree"));
     relocate(&origin, &rules, &tree, &Ctx::silent()).unwrap();
-    run(tree.join("bin/p").to_str().unwrap(), &[], dir.path());
-    let dynamic = run("readelf", &["-dW", tree.join("bin/p").to_str().unwrap()], dir.path());
-    assert!(dynamic.contains("Shared library: [libl.so]") && dynamic.contains("[$ORIGIN/../lib/deep]"), "{dynamic}");
+    for (program, library) in [("bin/p", "libl.so"), ("bin/staged", "libs.so")] {
+        let program = tree.join(program);
+        run(program.to_str().unwrap(), &[], dir.path());
+        let dynamic = run("readelf", &["-dW", program.to_str().unwrap()], dir.path());
+        let named = dynamic.contains(&format!("Shared library: [{library}]"));
+        assert!(named && dynamic.contains("[$ORIGIN/../lib/deep]"), "{dynamic}");
+    }
     let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;
     let own = Path::new("bin/own");
     assert!(
@@ -210,6 +304,8 @@ fn names_loaders_and_compressed_sections() {
     let by_path =
         |p: &Problem| matches!(p, Problem::NamedByPath { library, .. } if library.ends_with("/lib/deep/libl.so"));
     assert_eq!(found.iter().filter(|p| by_path(p)).count(), 2, "{found:?}");
+    let of_stage = |p: &Problem| matches!(p, Problem::NamedByPath { library, .. } if library.ends_with("/libs.so"));
+    assert_eq!(found.iter().filter(|p| of_stage(p)).count(), 1, "{found:?}");
     for how in ["zlib", "zstd", "none"] {
         let leak = |p: &Problem| match p {
             Problem::Leak { path, section, text, .. } if path.ends_with(format!("lib{how}.so")) => {
@@ -221,4 +317,35 @@ fn names_loaders_and_compressed_sections() {
         assert!(count > 0, "{how}: {found:#?}");
         assert!(how == "none" || found.iter().any(|p| p.to_string().contains("of its section .debug_")), "{found:#?}");
     }
+}
+
+/// Programs of one content in two folders, as `make install` of git links them: each finds the library from where it is.
+#[test]
+fn a_program_with_names_in_two_folders_of_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let view = dir.path().join("view/v");
+    for folder in ["bin", "lib", "libexec/git-core"] {
+        fs::create_dir_all(view.join(folder)).unwrap();
+    }
+    fs::write(dir.path().join("l.c"), "int one(void) { return 0; }\n").unwrap();
+    fs::write(dir.path().join("p.c"), "int one(void); int main(void) { return one(); }\n").unwrap();
+    let text = |name: &str| view.join(name).to_str().unwrap().to_owned();
+    let lib = text("lib/libl.so");
+    run("gcc", &["-shared", "-fPIC", "-Wl,-soname,libl.so", "-o", &lib, "l.c"], dir.path());
+    run("gcc", &["-o", &text("bin/git"), "p.c", &lib, &format!("-Wl,-rpath,{ROOT}/store/git-2-h/lib")], dir.path());
+    for name in ["bin/git-shell", "libexec/git-core/git", "libexec/git-core/git-add", "libexec/git"] {
+        fs::hard_link(view.join("bin/git"), view.join(name)).unwrap();
+    }
+    let (rules, tree) = (Rules::embedded().unwrap(), dir.path().join("tree"));
+    let relocated = relocate(&origin(dir.path()), &rules, &tree, &Ctx::silent()).unwrap();
+    assert_eq!(relocated.report().files, 6);
+    assert_eq!(files(&tree, &rules, &Ctx::silent()).unwrap().problems, []);
+    let ino = |name: &str| fs::metadata(tree.join(name)).unwrap().ino();
+    for name in ["bin/git", "bin/git-shell", "libexec/git-core/git", "libexec/git-core/git-add", "libexec/git"] {
+        run(tree.join(name).to_str().unwrap(), &[], dir.path());
+    }
+    // Names for which the path is the same stay one file.
+    assert_eq!((ino("bin/git"), ino("libexec/git-core/git")), (ino("bin/git-shell"), ino("libexec/git-core/git-add")));
+    assert_eq!(ino("bin/git"), ino("libexec/git"));
+    assert_ne!(ino("bin/git"), ino("libexec/git-core/git"));
 }

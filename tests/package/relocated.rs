@@ -201,6 +201,8 @@ fn a_run_that_is_killed_is_completed_by_the_next() {
             break;
         }
         killed += 1;
+        let staging = fs::metadata(new.join(".slurm-factory-relocate")).unwrap();
+        assert_eq!(staging.mode() & 0o7777, 0o700, "copies of files that nobody else may read are in it");
         if new.join(".slurm-factory-relocate/list.json").exists() {
             let other = site.relocate(&new, &["--to", "/x"], &[]);
             assert_eq!(other.code, 2, "{}", other.out);
@@ -216,6 +218,54 @@ fn a_run_that_is_killed_is_completed_by_the_next() {
     }
     // Two programs, the library, two texts, a hard link and two symlinks; and the list.
     assert!(killed >= 9, "{killed}");
+}
+
+/// While one run is at work, a second one is told so and touches nothing; they may look together.
+#[test]
+fn two_runs_in_one_tree_do_not_meet() {
+    let site = Site::new();
+    let new = site.copy("new");
+    // The first one stands before the list for some seconds, with all the files written.
+    let slow = "inject=renameat:delay_enter=5000000:when=1";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat", "-e", slow];
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| site.relocate(&new, &[], &strace));
+        while !new.join(".slurm-factory-relocate/0").exists() {
+            assert!(!first.is_finished(), "the first one ended");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let second = [&[][..], &["--dry-run"]].map(|more| site.relocate(&new, more, &[]));
+        (first.join().unwrap(), second)
+    });
+    for second in second {
+        assert_eq!(second.code, 3, "{}", second.err);
+        assert!(second.err.contains("another run of relocate is at work in `"), "{}", second.err);
+    }
+    assert_eq!(first.code, 0, "{}", first.err);
+    site.assert_works(&new);
+
+    let looking = fs::File::open(&new).unwrap();
+    looking.file().lock_shared().unwrap();
+    assert_eq!(site.relocate(&new, &["--dry-run"], &[]).code, 0);
+    assert_eq!(site.relocate(&new, &[], &[]).code, 3);
+}
+
+/// Where no lock is to be had the run says so and goes on; that one fails in another way is an error.
+#[test]
+fn a_file_system_without_locks() {
+    let site = Site::new();
+    let new = site.copy("new");
+    let with = |error: &str| {
+        let inject = format!("inject=flock:error={error}");
+        site.relocate(&new, &[], &["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=flock", "-e", &inject])
+    };
+    let broken = with("EIO");
+    assert_eq!(broken.code, 4, "{}", broken.err);
+    assert!(broken.err.contains("failed to lock `"), "{}", broken.err);
+    let without = with("ENOLCK");
+    assert_eq!(without.code, 0, "{}", without.err);
+    assert!(without.err.contains("make sure that nobody else relocates it meanwhile"), "{}", without.err);
+    site.assert_works(&new);
 }
 
 /// A folder in which nothing can be renamed: the error says what to do, and doing it completes the move.
@@ -303,4 +353,96 @@ fn a_loader_in_the_tree_and_a_library_named_by_its_path() {
         let again: serde_json::Value = serde_json::from_str(&relocate().out).unwrap();
         assert_eq!((&again["interpreters"], &again["search_paths"]), (&0.into(), &0.into()), "twice is once: {again}");
     }
+}
+
+/// A program and a hard link to it in a folder at another depth: the library is elsewhere from there.
+#[test]
+fn a_program_with_names_in_two_folders() {
+    let site = Site::new();
+    fs::hard_link(site.old.join("bin/p"), site.old.join("libexec/deep/er/hard")).unwrap();
+    fs::hard_link(site.old.join("bin/p"), site.old.join("libexec/deep/er/harder")).unwrap();
+    let new = site.copy("n");
+    let answer = site.relocate(&new, &[], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    site.assert_works(&new);
+    fs::rename(&site.old, site.path("gone")).unwrap();
+    let out = run(new.join("libexec/deep/er/hard").to_str().unwrap(), &[], site.dir.path());
+    assert!(out.starts_with("the configuration\n"), "{out}");
+    let ino = |name: &str| fs::metadata(new.join(name)).unwrap().ino();
+    assert_eq!(ino("libexec/deep/er/hard"), ino("libexec/deep/er/harder"));
+}
+
+/// An archive may bring a list as a run of ours leaves it, which has files put where its maker wants them.
+#[test]
+fn a_list_that_leads_out_of_the_tree_is_not_carried_out() {
+    let site = Site::new();
+    let victim = site.path("victim");
+    fs::create_dir_all(&victim).unwrap();
+    for (index, (name, link)) in
+        [("../victim/file", "etc/l"), ("bin/../../victim/file", "etc/l"), ("way/out/file", "etc/l")]
+            .into_iter()
+            .chain([("etc/l", "../victim/file"), ("", "etc/l")])
+            .enumerate()
+    {
+        let new = site.copy(&format!("n{index}"));
+        fs::create_dir(new.join("way")).unwrap();
+        std::os::unix::fs::symlink(&victim, new.join("way/out")).unwrap();
+        let staging = new.join(".slurm-factory-relocate");
+        fs::create_dir(&staging).unwrap();
+        fs::write(staging.join("0"), "theirs").unwrap();
+        let list = serde_json::json!({
+            "from": hex::encode(site.old.to_str().unwrap()), "to": hex::encode(new.to_str().unwrap()),
+            "files": [[0, hex::encode(name)]], "names": [], "links": [[hex::encode(link), hex::encode("/x")]],
+            "result": {"files": 1, "search_paths": 0, "text": 0, "strings": 0, "links": 0},
+        });
+        fs::write(staging.join("list.json"), list.to_string()).unwrap();
+        let before = image(&new);
+        let answer = site.relocate(&new, &[], &[]);
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0, "{name}");
+        assert!(answer.code != 0 && answer.err.contains("is no list of this program's"), "{name}: {}", answer.err);
+        assert_eq!(image(&new), before, "{name}");
+    }
+    // A link in place of the folder is not followed.
+    let new = site.copy("linked");
+    std::os::unix::fs::symlink(site.path("n0/.slurm-factory-relocate"), new.join(".slurm-factory-relocate")).unwrap();
+    let answer = site.relocate(&new, &[], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    site.assert_works(&new);
+    assert!(site.path("n0/.slurm-factory-relocate/0").exists());
+}
+
+/// Attributes and owners stay, those of links too. Capabilities and other owners are root's to give.
+#[test]
+fn attributes_capabilities_and_owners_stay() {
+    let site = Site::new();
+    let new = site.copy("n");
+    let path = |name: &str| new.join(name).to_str().unwrap().to_owned();
+    let here = site.dir.path();
+    run("setfacl", &["-m", "u:12345:r", &path("lib/pkgconfig/l.pc")], here);
+    // Files in this folder would get a list of their own.
+    run("setfacl", &["-d", "-m", "u:12346:rwx", new.to_str().unwrap()], here);
+    let root = nix::unistd::geteuid().is_root();
+    let owned = ["bin/p", "lib/libl.so", "lib/pkgconfig/l.pc"];
+    if root {
+        for name in owned {
+            std::os::unix::fs::lchown(new.join(name), Some(1234), Some(2345)).unwrap();
+        }
+        run("setcap", &["cap_net_raw+ep", &path("bin/p")], here);
+    }
+    let answer = site.relocate(&new, &[], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let lists = |name: &str| run("getfacl", &["-cpn", &path(name)], here);
+    assert!(lists("lib/pkgconfig/l.pc").contains("user:12345:r--"), "{}", lists("lib/pkgconfig/l.pc"));
+    for name in ["bin/p", "bin/script", "lib/pkgconfig/l.pc"] {
+        assert!(!lists(name).contains("12346"), "{name}: {}", lists(name));
+    }
+    if root {
+        let shown = run("getcap", &[&path("bin/p")], here);
+        assert!(shown.contains("cap_net_raw=ep"), "{shown}");
+        for name in owned.into_iter().chain(["bin/hard"]) {
+            let meta = fs::symlink_metadata(new.join(name)).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (1234, 2345), "{name}");
+        }
+    }
+    site.assert_works(&new);
 }

@@ -137,7 +137,7 @@ pub fn name() -> PackageName {
 pub fn facts() -> Facts {
     Facts {
         tool: Tool { name: "slurm-factory".into(), version: "0.1.0".into() },
-        slurm: Version { requested: "24.11".into(), release: "24.11.5".into() },
+        slurm: Some(Version { requested: "24.11".into(), release: "24.11.5".into() }),
         compiler: Version { requested: "system".into(), release: "13.3.0".into() },
         toolchain: "noble".into(),
         target: "x86_64".into(),

@@ -219,6 +219,9 @@ fn the_program_signs_from_every_place_and_verify_takes_pins() {
         let rows =
             |f: &Fingerprint| verify.out.lines().filter(|l| l.contains("good, by") && l.contains(f.as_str())).count();
         assert!(signers.iter().all(|f| rows(f) == 1), "{}{}", verify.out, verify.err);
+        // Two of its files are not right where plain tar puts them.
+        let waits = verify.out.find("2 files wait for `slurm-factory install`").expect(&verify.out);
+        assert!(verify.out[waits..].contains("view/lib64/pkgconfig/slurm.pc"), "{}", verify.out);
         let (_, good) = {
             let mut trusted = Keyring::new();
             trusted.add_bytes("it", fresh.public.as_bytes()).unwrap();
@@ -263,6 +266,30 @@ fn the_program_signs_from_every_place_and_verify_takes_pins() {
     assert!(unknown.code == 3 && unknown.err.contains(fresh.fingerprint.as_str()), "{}", unknown.err);
     let all = answer(program(home.path()).args(["verify", package, "--key", ring, "--all-signers"]));
     assert!(all.code == 5 && all.err.contains(fresh.fingerprint.as_str()), "{} {}", all.code, all.err);
+}
+
+/// What is in a package may need no newer glibc than the toolchain has that it says it was built on.
+#[test]
+fn a_newer_glibc_than_the_toolchain_s_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let (ring, mut keys) = (home.path().join("ring.asc"), Keyring::new());
+    keys.add_key(key());
+    std::fs::write(&ring, keys.armored().unwrap()).unwrap();
+    let verify = |version: &[u8; 4]| {
+        let made = make_with(Compression::GZIP, 0, |tree| {
+            let mut program = std::fs::read("/bin/true").unwrap();
+            // In the table of strings alone, where the version's name stands; the dynamic linker would go by its hash too.
+            let at = program.windows(11).position(|text| text == b"GLIBC_2.34\0").expect("a program of Debian 12");
+            program[at + 6..at + 10].copy_from_slice(version);
+            std::fs::write(tree.join("bin/true"), program).unwrap();
+        });
+        answer(program(home.path()).args(["verify", made.path().to_str().unwrap(), "--key", ring.to_str().unwrap()]))
+    };
+    let new = verify(b"2.99");
+    assert!(new.code == 5 && new.err.contains("bin/true: needs glibc 2.99"), "{}: {}", new.code, new.err);
+    assert!(new.err.contains("the toolchain noble"), "{}", new.err);
+    let old = verify(b"2.34");
+    assert!(!old.err.contains("needs glibc") && old.out.contains("made for"), "{}{}", old.out, old.err);
 }
 
 #[test]

@@ -86,6 +86,30 @@ fn publish_twice(program: &Program, to: &str, package: &Path) {
     assert!(second.code == 0 && second.out.contains("\n0 bytes"), "{}{}", second.out, second.err);
 }
 
+/// As a CI job has them, that was given a role: all three count, and none of them is told.
+#[test]
+fn credentials_of_a_session_are_a_key_and_a_token() {
+    let mut server = Server::start(Kind::Moto);
+    let token = server.assume_role();
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), "25.11", 41, 1 << 20);
+    let publish = |program: Program| {
+        program.say(&["-v", "publish", package.to_str().unwrap(), "--to", &address("session"), "--verify-upload"])
+    };
+    let with = |token: &str| Program::new(server.port, &server).with("AWS_SESSION_TOKEN", token);
+    // The key alone is nobody's, and so is the token of another session.
+    let alone = publish(Program::new(server.port, &server));
+    assert!(alone.code == 6 && alone.err.contains("does not know this access key"), "{} {}", alone.code, alone.err);
+    let other = publish(with(&token.chars().rev().collect::<String>()));
+    assert!(other.code == 6 && other.err.contains("session token"), "{} {}", other.code, other.err);
+    let answer = publish(with(&token).with("SLURM_FACTORY_LOG", "debug"));
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(answer.err.contains("with a session token"), "{}", answer.err);
+    for said in [&answer.out, &answer.err] {
+        assert!(!said.contains(&token) && !said.contains(&server.secret), "a secret is in the log");
+    }
+}
+
 #[test]
 fn a_package_goes_to_a_bucket_and_no_secret_is_told() {
     for kind in [Kind::S3s, Kind::Moto] {

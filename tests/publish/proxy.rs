@@ -44,6 +44,8 @@ struct State {
     heads: Vec<String>,
     /// Headers that never reach the server.
     dropped: Vec<&'static str>,
+    /// Headers of answers that never reach the client.
+    hidden: Vec<&'static str>,
     /// Held while the server works on a request, when it may only have one at a time.
     turn: Option<Arc<Mutex<()>>>,
 }
@@ -58,7 +60,14 @@ impl Proxy {
     pub fn before(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = State { rule: Box::new(|_| None), seen: 0, heads: Vec::new(), dropped: Vec::new(), turn: None };
+        let state = State {
+            rule: Box::new(|_| None),
+            seen: 0,
+            heads: Vec::new(),
+            dropped: Vec::new(),
+            hidden: Vec::new(),
+            turn: None,
+        };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         std::thread::spawn(move || {
@@ -83,6 +92,11 @@ impl Proxy {
     #[allow(dead_code)] // not by every binary that has this file
     pub fn drop_headers(&self, names: &[&'static str]) {
         self.state.lock().unwrap().dropped = names.to_vec();
+    }
+
+    #[allow(dead_code)] // as above
+    pub fn hide_headers(&self, names: &[&'static str]) {
+        self.state.lock().unwrap().hidden = names.to_vec();
     }
 
     /// The server gets one request at a time: moto looks at a condition and writes in two steps, where S3 does both in one.
@@ -186,6 +200,14 @@ fn one(client: TcpStream, server: u16, state: &Mutex<State>) -> std::io::Result<
         if let Some(at) = answer.windows(wrong.len()).position(|window| window == wrong.as_bytes()) {
             answer[at..at + right.len()].copy_from_slice(right.as_bytes());
         }
+    }
+    let hidden = state.lock().unwrap().hidden.clone();
+    if !hidden.is_empty() {
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 2;
+        let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+        let kept = |line: &&str| !hidden.iter().any(|name| line.to_ascii_lowercase().starts_with(name));
+        let head: String = head.split_inclusive("\r\n").filter(kept).collect();
+        answer.splice(..end, head.into_bytes());
     }
     match fault {
         Some(Fault::CutAfter) => {}

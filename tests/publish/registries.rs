@@ -2,21 +2,15 @@
 
 use crate::program::Program;
 use crate::proxy::{ALL, Fault, Proxy};
-use crate::registry::Registry;
+use crate::registry::{Registry, store};
 use crate::world::{keyring, package, publish_to};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use slurm_factory::image::ClientConfig;
-use slurm_factory::publish::{Key, OciStore, Store};
+use slurm_factory::publish::{Condition, Keep, Key, OCI_MANIFEST, Put, Store, blob_key};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::publish::{self, Options, PublishError};
 use std::path::Path;
 use std::process::Command;
-
-fn store(port: u16, name: &str, retries: u32) -> OciStore {
-    let config = ClientConfig { retries, ..ClientConfig::default() };
-    OciStore::open(&format!("oci://127.0.0.1:{port}/{name}"), &config, &Ctx::silent()).unwrap()
-}
 
 fn file_name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
@@ -34,7 +28,7 @@ fn assert_whole(store: &dyn Store, package: &Path) -> usize {
     let layers = manifest["layers"].as_array().unwrap();
     for layer in layers {
         let sum = layer["digest"].as_str().unwrap().trim_start_matches("sha256:");
-        let key = Key::new(format!("blobs/sha256/{}/{sum}", &sum[..2])).unwrap();
+        let key = blob_key(sum).unwrap();
         let mut bytes = Vec::new();
         store.download(&key, &mut bytes, &Ctx::silent()).unwrap().expect("a blob that is named is not there");
         assert_eq!(hex::encode(Sha256::digest(&bytes)), sum);
@@ -90,11 +84,7 @@ fn a_package_is_one_artifact_that_others_copy() {
     assert!(assert_whole(&there, &changed) >= 5);
     // What is no package is left alone.
     let key = Key::new(format!("tags/{}", file_name(&path))).unwrap();
-    let how = slurm_factory::publish::Put {
-        content_type: "application/vnd.oci.image.manifest.v1+json",
-        keep: slurm_factory::publish::Keep::Briefly,
-        condition: slurm_factory::publish::Condition::Always,
-    };
+    let how = Put { content_type: OCI_MANIFEST, keep: Keep::Briefly, condition: Condition::Always };
     let mut image = manifest(&there, &changed).unwrap();
     image["artifactType"] = "something/else".into();
     there.put(&key, image.to_string().as_bytes(), &how, &Ctx::silent()).unwrap();
@@ -159,6 +149,7 @@ fn of_two_publishers_of_one_name_one_wins() {
         let own = |path: &Path| format!("sha256:{}", hex::encode(Sha256::digest(std::fs::read(path).unwrap())));
         let winner = packages.iter().find(|path| own(path) == found).expect("half of each");
         assert!(assert_whole(&direct, winner) >= 5);
+        assert!(results.iter().any(Result::is_ok), "nobody was told that it is there: {results:?}");
         for error in results.into_iter().filter_map(Result::err) {
             assert!(matches!(error, PublishError::Taken { .. }), "{error}");
         }

@@ -1,5 +1,8 @@
 //! The servers, each started for one test on a port of its own, with a folder of its own.
 
+use slurm_factory::publish::{S3Options, S3Store};
+use slurm_factory::report::Ctx;
+use slurm_factory::secret::Secret;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ pub enum Kind {
     S3s,
     Moto,
     /// With users and their rights.
+    #[allow(dead_code)] // not by every binary that has this file
     MotoIam,
 }
 
@@ -75,34 +79,56 @@ impl Server {
     /// A server with the bucket in it.
     pub fn start(kind: Kind) -> Self {
         let mut server = Self::launch(kind, &[]);
-        let port = server.port;
         match kind {
             Kind::S3s => {}
             Kind::Moto => server.make_bucket(),
             Kind::MotoIam => {
                 server.make_bucket();
-                let policy = format!(
-                    r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:GetObject","s3:ListBucket"],"Resource":["arn:aws:s3:::{BUCKET}","arn:aws:s3:::{BUCKET}/*"]}}]}}"#
-                );
-                let answer = Self::python(&format!(
-                    "import boto3\n\
-                     iam = boto3.client('iam', endpoint_url='http://127.0.0.1:{port}', region_name='us-east-1',\n\
-                         aws_access_key_id='x', aws_secret_access_key='x')\n\
-                     iam.create_user(UserName='reader')\n\
-                     iam.put_user_policy(UserName='reader', PolicyName='read', PolicyDocument='''{policy}''')\n\
-                     key = iam.create_access_key(UserName='reader')['AccessKey']\n\
-                     print(key['AccessKeyId'], key['SecretAccessKey'])\n"
+                server.restrict(&format!(
+                    r#"{{"Effect":"Allow","Action":["s3:GetObject","s3:ListBucket"],"Resource":["arn:aws:s3:::{BUCKET}","arn:aws:s3:::{BUCKET}/*"]}}"#
                 ));
-                let (access, secret) = answer.trim().split_once(' ').unwrap();
-                (server.access, server.secret) = (access.to_owned(), secret.to_owned());
-                // From now on everybody has to have the right to what is asked.
-                server.ask("POST", "/moto-api/reset-auth", "0");
             }
         }
         server
     }
 
+    /// From now on moto knows one user alone, whose key this server has then, with the rights of these statements.
+    pub fn restrict(&mut self, statements: &str) {
+        let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{statements}]}}"#);
+        let answer = self.admin(&format!(
+            "iam = client('iam')\n\
+             iam.create_user(UserName='reader')\n\
+             iam.put_user_policy(UserName='reader', PolicyName='read', PolicyDocument='''{policy}''')\n\
+             key = iam.create_access_key(UserName='reader')['AccessKey']\n\
+             print(key['AccessKeyId'], key['SecretAccessKey'])\n"
+        ));
+        let (access, secret) = answer.trim().split_once(' ').unwrap();
+        (self.access, self.secret) = (access.to_owned(), secret.to_owned());
+        // From now on everybody has to have the right to what is asked.
+        self.ask("POST", "/moto-api/reset-auth", "0");
+    }
+
+    /// From now on moto knows one role alone, that may do everything, and this server has the key of a session of it, whose token is
+    /// returned.
+    #[allow(dead_code)] // as above
+    pub fn assume_role(&mut self) -> String {
+        let answer = self.admin(
+            "iam = client('iam')\n\
+             role = iam.create_role(RoleName='ci', AssumeRolePolicyDocument='{}')['Role']\n\
+             iam.put_role_policy(RoleName='ci', PolicyName='all', PolicyDocument='''{\"Version\":\"2012-10-17\",\
+                 \"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"s3:*\",\"Resource\":\"*\"}]}''')\n\
+             got = client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='test')['Credentials']\n\
+             print(got['AccessKeyId'], got['SecretAccessKey'], got['SessionToken'])\n",
+        );
+        let words: Vec<&str> = answer.split_whitespace().collect();
+        let [access, secret, token] = words.as_slice() else { panic!("{answer}") };
+        (self.access, self.secret) = ((*access).to_owned(), (*secret).to_owned());
+        self.ask("POST", "/moto-api/reset-auth", "0");
+        (*token).to_owned()
+    }
+
     /// moto with TLS, for `localhost`, by a certificate that `authority` signed. Returns that file too.
+    #[allow(dead_code)] // as above
     pub fn start_tls(dir: &Path) -> (Self, PathBuf) {
         let run = |args: &str| {
             let output = Command::new("openssl").args(args.split_whitespace()).current_dir(dir).output();
@@ -117,12 +143,12 @@ impl Server {
             Kind::Moto,
             &["-c", dir.join("server.pem").to_str().unwrap(), "-k", dir.join("server.key").to_str().unwrap()],
         );
-        Self::python(&format!(
-            "import boto3\nboto3.client('s3', endpoint_url='https://localhost:{}', region_name='us-east-1', verify='{}',\n\
-                 aws_access_key_id='x', aws_secret_access_key='x').create_bucket(Bucket='{BUCKET}')",
-            server.port,
-            dir.join("ca.pem").display()
-        ));
+        Self::python(
+            &format!("https://localhost:{}", server.port),
+            ("x", "x"),
+            &format!(", verify='{}'", dir.join("ca.pem").display()),
+            &format!("client('s3').create_bucket(Bucket='{BUCKET}')"),
+        );
         (server, dir.join("ca.pem"))
     }
 
@@ -139,22 +165,58 @@ impl Server {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
-    /// Runs a script in moto's Python, which has another client for S3.
-    pub fn python(script: &str) -> String {
-        let output = Command::new(tools().join("moto/bin/python")).args(["-c", script]).output().unwrap();
+    /// Runs a script in moto's Python, whose `client('s3')` is another client of the server at `url`, with `more` arguments.
+    fn python(url: &str, (access, secret): (&str, &str), more: &str, script: &str) -> String {
+        let script = format!(
+            "import boto3\n\
+             def client(name):\n    \
+                 return boto3.client(name, endpoint_url='{url}', region_name='us-east-1',\n        \
+                     aws_access_key_id='{access}', aws_secret_access_key='{secret}'{more})\n\
+             {script}"
+        );
+        let output = Command::new(tools().join("moto/bin/python")).args(["-c", &script]).output().unwrap();
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The same with a client named `s3`.
-    pub fn boto(&self, script: &str) -> String {
-        Self::python(&format!(
-            "import boto3\n\
-             s3 = boto3.client('s3', endpoint_url='http://127.0.0.1:{}', region_name='us-east-1',\n\
-                 aws_access_key_id='{}', aws_secret_access_key='{}')\n{script}",
-            self.port, self.access, self.secret
-        ))
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
+
+    /// As nobody in particular, who may do everything as long as nobody is known.
+    fn admin(&self, script: &str) -> String {
+        Self::python(&self.url(), ("x", "x"), "", script)
+    }
+
+    /// With this server's key, and a client named `s3`.
+    #[allow(dead_code)] // as above
+    pub fn boto(&self, script: &str) -> String {
+        Self::python(&self.url(), (&self.access, &self.secret), "", &format!("s3 = client('s3')\n{script}"))
+    }
+}
+
+/// How a server on this port is reached; few and quick tries.
+pub fn options(port: u16, server: &Server) -> S3Options {
+    S3Options {
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        region: Some("us-east-1".into()),
+        credentials: Some((server.access.clone(), Secret::new(server.secret.clone()))),
+        part_size: 5 << 20,
+        tries: 4,
+        first_pause: Duration::from_millis(10),
+        timeout: Duration::from_secs(20),
+        ..S3Options::default()
+    }
+}
+
+/// Where `prefix` is in the bucket.
+pub fn address(prefix: &str) -> String {
+    format!("s3://{BUCKET}/{prefix}")
+}
+
+/// The store there.
+pub fn store(port: u16, server: &Server, prefix: &str) -> S3Store {
+    S3Store::open(&address(prefix), &options(port, server), &Ctx::silent()).unwrap()
 }
 
 impl Drop for Server {

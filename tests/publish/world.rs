@@ -1,18 +1,16 @@
 //! What the tests share: a package, stores, and what must be true of a place at any time.
 
-use crate::servers::{BUCKET, Server};
+pub use crate::servers::{address, options, store};
 use sha2::{Digest, Sha256};
 use slurm_factory::cache::Cache;
 use slurm_factory::package::manifest::Version;
 use slurm_factory::package::{Compression, Content, Facts, Package, PackageName, Request};
-use slurm_factory::publish::{Key, S3Options, S3Store, Source, Store};
+use slurm_factory::publish::{Key, Source, Store};
 use slurm_factory::report::Ctx;
-use slurm_factory::secret::Secret;
 use slurm_factory::sign::{Algorithm, Keyring, SigningKey, generate};
 use slurm_factory::workflows::publish;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::time::Duration;
 
 pub fn signing_key() -> &'static SigningKey {
     static KEY: LazyLock<SigningKey> = LazyLock::new(|| {
@@ -47,7 +45,7 @@ pub fn package(dir: &Path, version: &str, seed: u64, size: usize) -> PathBuf {
     let cache = Cache::open(&dir.join(".cache")).unwrap();
     let name = PackageName { version: version.to_owned(), compiler: "13.3.0".into() };
     let facts = Facts {
-        slurm: Version { requested: version.to_owned(), release: format!("{version}.1") },
+        slurm: Some(Version { requested: version.to_owned(), release: format!("{version}.1") }),
         compiler: Version { requested: "system".into(), release: "13.3.0".into() },
         toolchain: "noble".into(),
         target: "x86_64".into(),
@@ -58,28 +56,6 @@ pub fn package(dir: &Path, version: &str, seed: u64, size: usize) -> PathBuf {
     let request =
         Request { dir, name: &name, contents, facts, compression: Compression::ZSTD, threads: 1, key: signing_key() };
     Package::create(&cache, request, &Ctx::silent()).unwrap().0.path().to_owned()
-}
-
-/// How a server on this port is reached; few and quick tries.
-pub fn options(port: u16, server: &Server) -> S3Options {
-    S3Options {
-        endpoint: Some(format!("http://127.0.0.1:{port}")),
-        region: Some("us-east-1".into()),
-        credentials: Some((server.access.clone(), Secret::new(server.secret.clone()))),
-        part_size: 5 << 20,
-        tries: 4,
-        first_pause: Duration::from_millis(10),
-        timeout: Duration::from_secs(20),
-        ..S3Options::default()
-    }
-}
-
-pub fn address(prefix: &str) -> String {
-    format!("s3://{BUCKET}/{prefix}")
-}
-
-pub fn store(port: u16, server: &Server, prefix: &str) -> S3Store {
-    S3Store::open(&address(prefix), &options(port, server), &Ctx::silent()).unwrap()
 }
 
 pub fn source(path: &Path) -> Source {

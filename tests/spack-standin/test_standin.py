@@ -215,6 +215,21 @@ class Solve(unittest.TestCase):
         again, _ = self.solve("zlib+shared")
         self.assertEqual(list(nodes), list(again))
 
+    def test_a_gcc_is_built_by_the_one_that_is_there(self):
+        spec = "gcc@=13.4.0 +binutils+strip~bootstrap languages:='c,c++,fortran' %gcc@=12.2.0"
+        open_to_it = SCOPE["packages"].replace("cxx: /usr/bin/g++\n", "cxx: /usr/bin/g++\n    buildable: true\n")
+        nodes, roots = self.solve(spec, packages=open_to_it)
+        self.assertEqual([node.label.rsplit("-", 1)[0] for node, _ in roots], ["gcc-13.4.0"])
+        self.assertEqual({n.data["version"] for n in nodes.values() if n.name == "gcc"}, {"12.2.0", "13.4.0"})
+        for text, packages, message in (
+            (spec, SCOPE["packages"], "packages:gcc is not buildable"),
+            (spec.replace("12.2.0", "11.1.0"), open_to_it, "there is 12.2.0"),
+            (spec.replace("13.4.0", "9.9.9"), open_to_it, "the stand-in has: 14.2.0, 13.4.0"),
+        ):
+            with self.subTest(message), self.assertRaises(SpackError) as raised:
+                self.solve(text, packages=packages)
+            self.assertIn(message, str(raised.exception))
+
     def test_what_cannot_be_is_refused(self):
         cases = (
             ("zlib", "@9.9", "Version requirement 9.9 on zlib"),

@@ -18,7 +18,8 @@
 //! Protocol: OCI distribution-spec 1.1, "Push", "Content Discovery" and "Content Management".
 
 use super::{BlobBody, ClientConfig, Ctx, Endpoint, ImageError, Registry, StatusCode, Url};
-use super::{backoff, is_passing, read_bounded, token};
+use super::{read_bounded, token};
+use crate::image::retry::{backoff, is_passing};
 use crate::image::{Digest, reference};
 use bytes::Bytes;
 use reqwest::Response;
@@ -145,15 +146,14 @@ impl Registry {
         Ok(())
     }
 
-    /// The size of a blob, if it is there.
-    pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, ImageError> {
+    /// Whether a blob is there, and its size where the registry says it: some proxies leave `Content-Length` out of answers to HEAD.
+    pub async fn look_for(&self, digest: &Digest) -> Result<Option<Option<u64>>, ImageError> {
         self.settle_scheme().await?;
         let url = self.url(&format!("blobs/{digest}"));
         let response = self.exchange(&url, &|http| http.head(&url), self.retries).await?;
         match response.status() {
             StatusCode::OK => {
-                let size = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-                Ok(Some(size.unwrap_or(0)))
+                Ok(Some(response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())))
             }
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.refusal(&url, &format!("blob {digest}"), response).await),
@@ -180,7 +180,7 @@ impl Registry {
 
     /// Puts a blob where it is not yet.
     pub async fn put_blob(&self, digest: &Digest, content: Content<'_>) -> Result<(), ImageError> {
-        if self.blob_size(digest).await?.is_some() {
+        if self.look_for(digest).await?.is_some() {
             return Ok(());
         }
         self.wants(token::PUSH);
@@ -203,7 +203,7 @@ impl Registry {
             tokio::time::sleep(backoff(attempt)).await;
             attempt += 1;
             // Only the answer may have been lost.
-            if self.blob_size(digest).await?.is_some() {
+            if self.look_for(digest).await?.is_some() {
                 return Ok(());
             }
         }

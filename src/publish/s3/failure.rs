@@ -46,6 +46,11 @@ impl Failure {
         self.status == Some(404) && self.code != "NoSuchBucket"
     }
 
+    /// These credentials may not see this object, and nothing is said against the credentials. To HEAD there is no code.
+    pub fn forbidden(&self) -> bool {
+        self.status == Some(403) && matches!(self.code.as_str(), "AccessDenied" | "Forbidden" | "")
+    }
+
     /// What the write depended on was not so. 409 is a race that another writer may have won.
     pub fn conflict(&self) -> bool {
         matches!(self.status, Some(412)) || (self.status == Some(409) && self.code == "ConditionalRequestConflict")

@@ -81,6 +81,14 @@ impl Bucket {
     fn fault(&self, what: impl Into<String>, failure: &Failure) -> StoreError {
         StoreError::Service { address: self.address.clone(), what: what.into(), reason: failure.explain(&self.name) }
     }
+
+    /// Why an object is not read.
+    fn unread(&self, what: String, failure: &Failure) -> StoreError {
+        if failure.forbidden() {
+            return StoreError::Forbidden { address: self.address.clone(), what, reason: failure.explain(&self.name) };
+        }
+        self.fault(what, failure)
+    }
 }
 
 impl S3Store {
@@ -148,7 +156,7 @@ impl Store for S3Store {
     fn size(&self, key: &Key, ctx: &Ctx) -> Result<Option<u64>, StoreError> {
         self.run(ctx, async {
             let head = self.bucket.head(&self.bucket.own_key(key)).await;
-            let head = head.map_err(|e| self.bucket.fault(format!("look at {key}"), &e))?;
+            let head = head.map_err(|e| self.bucket.unread(format!("look at {key}"), &e))?;
             Ok(head.map(|head| head.size))
         })
     }
@@ -156,7 +164,7 @@ impl Store for S3Store {
     fn holds(&self, key: &Key, source: &Source, ctx: &Ctx) -> Result<bool, StoreError> {
         let head = self.run(ctx, async {
             let head = self.bucket.head(&self.bucket.own_key(key)).await;
-            head.map_err(|e| self.bucket.fault(format!("look at {key}"), &e))
+            head.map_err(|e| self.bucket.unread(format!("look at {key}"), &e))
         })?;
         let Some(head) = head.filter(|head| head.size == source.size) else { return Ok(false) };
         if head.sha256.as_deref() == Some(&digest::base64(&source.sha256)) {
@@ -184,7 +192,7 @@ impl Store for S3Store {
     fn read(&self, key: &Key, limit: u64, ctx: &Ctx) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
         self.run(ctx, async {
             let found = self.bucket.get(&self.bucket.own_key(key), limit).await;
-            match found.map_err(|e| self.bucket.fault(format!("read {key}"), &e))? {
+            match found.map_err(|e| self.bucket.unread(format!("read {key}"), &e))? {
                 None => Ok(None),
                 Some(Body::Whole { bytes, etag }) => Ok(Some((bytes, Version(etag)))),
                 Some(Body::TooLarge { size }) => {
@@ -199,7 +207,7 @@ impl Store for S3Store {
         let mut download = objects::Download::new(&self.bucket, &own);
         loop {
             let next = self
-                .run(ctx, async { download.next().await.map_err(|e| self.bucket.fault(format!("read {key}"), &e)) })?;
+                .run(ctx, async { download.next().await.map_err(|e| self.bucket.unread(format!("read {key}"), &e)) })?;
             match next {
                 objects::Next::Bytes(bytes) => out.write_all(&bytes).map_err(|e| io_error(&self.bucket.address, e))?,
                 objects::Next::End(total) => return Ok(Some(total)),

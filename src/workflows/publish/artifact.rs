@@ -16,14 +16,16 @@
 //! Format: OCI image-spec 1.1, "Guidelines for Artifact Usage".
 
 use super::{Item, Options, Outgoing, PublishError, State};
-use crate::publish::{self, Condition, Keep, Key, Put, Source, Store, StoreError, TAGS, Version, Written};
+use crate::publish::{
+    self, Condition, Descriptor, Keep, Key, OCI_MANIFEST, Put, Source, Store, StoreError, TAGS, Version, Written,
+    blob_key,
+};
 use crate::report::{Ctx, Stage};
 use humansize::{BINARY, format_size};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const ARTIFACT: &str = "application/vnd.slurm-factory.package.v1";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
@@ -31,16 +33,6 @@ const SIGNED_BY: &str = "vnd.slurm-factory.package.signed-by";
 
 /// The largest manifest that is read, bytes.
 const LIMIT: u64 = 4 << 20;
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,22 +88,13 @@ fn tag(name: &str) -> Result<Key, StoreError> {
     Key::new(format!("{TAGS}{name}"))
 }
 
-/// Where a blob is.
-fn blob(sha256: &str) -> Result<Key, StoreError> {
-    Key::new(format!("blobs/sha256/{}/{sha256}", sha256.get(..2).unwrap_or_default()))
-}
-
 fn title(item: &Item) -> &str {
     item.key.rsplit('/').next().unwrap_or(&item.key)
 }
 
 fn descriptor(media_type: &str, sha256: &str, size: u64, title: Option<&str>) -> Descriptor {
-    Descriptor {
-        media_type: media_type.to_owned(),
-        digest: format!("sha256:{sha256}"),
-        size,
-        annotations: title.map(|title| (TITLE.to_owned(), title.to_owned())).into_iter().collect(),
-    }
+    let annotations = title.map(|title| (TITLE.to_owned(), title.to_owned())).into_iter().collect();
+    Descriptor { annotations, ..Descriptor::new(media_type, sha256, size) }
 }
 
 /// Sends what is not there, and last the manifest that names it.
@@ -134,7 +117,7 @@ pub(super) fn send(
         let kept = there.files.get(title(item)).filter(|_| item.state == State::There);
         if kept.is_none() {
             store.put_file(
-                &blob(&item.source.sha256)?,
+                &blob_key(&item.source.sha256)?,
                 &item.source,
                 &how(item.content_type, Condition::Always),
                 ctx,
@@ -159,7 +142,7 @@ pub(super) fn send(
     let signed_by = there.signed_by.clone().filter(|_| stays).unwrap_or_else(|| outgoing.entry.signed_by.clone());
     let manifest = Manifest {
         schema_version: 2,
-        media_type: MANIFEST.to_owned(),
+        media_type: OCI_MANIFEST.to_owned(),
         artifact_type: ARTIFACT.to_owned(),
         config: descriptor(EMPTY, &empty, 2, None),
         layers,
@@ -170,7 +153,7 @@ pub(super) fn send(
     let fresh = there.version.as_ref() != Some(&version);
     if fresh {
         let condition = there.version.clone().map_or(Condition::Absent, Condition::Unchanged);
-        let written = store.put(&tag(name)?, &bytes, &how(MANIFEST, condition), ctx)?;
+        let written = store.put(&tag(name)?, &bytes, &how(OCI_MANIFEST, condition), ctx)?;
         // Another publisher may have come first, or after us.
         let now = There::look(store, name, ctx)?;
         if now.state(name, &archive.source) != State::There {
@@ -202,7 +185,7 @@ fn how(content_type: &str, condition: Condition) -> Put<'_> {
 
 fn put(store: &dyn Store, bytes: &[u8], content_type: &str, ctx: &Ctx) -> Result<String, StoreError> {
     let sum = hex::encode(Sha256::digest(bytes));
-    store.put(&blob(&sum)?, bytes, &how(content_type, Condition::Always), ctx)?;
+    store.put(&blob_key(&sum)?, bytes, &how(content_type, Condition::Always), ctx)?;
     Ok(sum)
 }
 
@@ -210,7 +193,7 @@ fn put(store: &dyn Store, bytes: &[u8], content_type: &str, ctx: &Ctx) -> Result
 fn verify(manifest: &Manifest, store: &dyn Store, ctx: &Ctx) -> Result<(), PublishError> {
     for layer in &manifest.layers {
         let expected = layer.digest.trim_start_matches("sha256:");
-        let key = blob(expected)?;
+        let key = blob_key(expected)?;
         let found = publish::sum(store, &key, ctx)?;
         if found.as_deref() != Some(expected) {
             return Err(PublishError::NotAsSent {

@@ -10,7 +10,7 @@
 //! ```
 
 use super::PublishError;
-use crate::package::Package;
+use crate::package::{Facts, Package};
 use crate::publish::{Condition, Keep, Key, Put, Store, TRIES, Version, Written, until_written};
 use crate::report::Ctx;
 use serde::{Deserialize, Serialize};
@@ -37,9 +37,10 @@ pub struct Index {
 pub struct Listed {
     /// The archive's key.
     pub path: String,
-    /// Slurm's version.
-    pub slurm: String,
-    /// GCC's version.
+    /// Slurm's version; missing for a compiler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<String>,
+    /// GCC's version: of the one that compiled it, or of the compiler that it is.
     pub compiler: String,
     /// The toolchain.
     pub toolchain: String,
@@ -56,7 +57,7 @@ pub struct Listed {
     pub signed_by: String,
     /// The digest of the plan that it was built by.
     pub plan: String,
-    /// The DAG hash by which Spack knows its Slurm; missing when an older version published it.
+    /// The DAG hash by which Spack knows its Slurm, or the compiler; missing when an older version published it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spack_hash: Option<String>,
 }
@@ -66,7 +67,7 @@ impl Listed {
         let facts = &package.manifest().facts;
         Self {
             path: path.to_owned(),
-            slurm: facts.slurm.release.clone(),
+            slurm: facts.slurm.as_ref().map(|slurm| slurm.release.clone()),
             compiler: facts.compiler.release.clone(),
             toolchain: facts.toolchain.clone(),
             target: facts.target.clone(),
@@ -75,9 +76,19 @@ impl Listed {
             sha256: package.sha256().to_owned(),
             signed_by,
             plan: facts.plan_sha256.clone(),
-            spack_hash: facts.packages.iter().find(|p| p.name == "slurm").map(|p| p.hash.clone()),
+            spack_hash: root(facts),
         }
     }
+}
+
+/// The DAG hash of what a package is of: of the two GCCs below a compiler, the one of its version.
+fn root(facts: &Facts) -> Option<String> {
+    let (name, version) = match &facts.slurm {
+        Some(_) => ("slurm", None),
+        None => ("gcc", Some(&facts.compiler.release)),
+    };
+    let found = facts.packages.iter().find(|p| p.name == name && version.is_none_or(|v| p.version == *v));
+    found.map(|p| p.hash.clone())
 }
 
 impl Index {

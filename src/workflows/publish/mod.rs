@@ -7,6 +7,7 @@
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.asc
 //! TO/slurm/25.11/13.3.0/slurm-25.11-gcc13.3.0-software.tar.gz.spdx.json        and .provenance.json with its .asc
 //! TO/slurm/25.11/13.3.0/buildcache/                                            with `--publish all`: the packages of Spack
+//! TO/compilers/13.4.0/gcc-13.4.0-compiler.tar.gz                              a compiler's package, and the same beside it
 //! TO/keys/FINGERPRINT.asc                                                     the public key that signed
 //! TO/index.json                                                               last of what counts, by a conditional write
 //! TO/index.html                                                               the same for people, made from it
@@ -22,7 +23,7 @@ mod artifact;
 pub mod index;
 mod page;
 
-use crate::buildcache::{Again, slurm_folder, slurm_path};
+use crate::buildcache::{beside, compiler_folder, slurm_folder, slurm_path};
 use crate::cache::Cache;
 use crate::config::Settings;
 use crate::package::{Compression, Package, PackageError, PackageName, Trust};
@@ -32,7 +33,7 @@ use crate::report::{Ctx, Interrupted, Stage};
 use crate::resolve::{self, Flags, Lookup, ResolveError};
 use crate::sign::{Fingerprint, Keyring, SignError, SigningKey};
 use crate::spack::Installed;
-use crate::workflows::buildcache::{self, PushError};
+use crate::workflows::buildcache::{self, How, PushError};
 use artifact::There;
 use fs_err as fs;
 use humansize::{BINARY, format_size};
@@ -278,10 +279,36 @@ pub fn packages(
     cache: &Cache,
     ctx: &Ctx,
 ) -> Result<(), PublishError> {
+    push_below(target, &slurm_path(&name.version, &name.compiler), installed, false, key, cache, ctx)
+}
+
+/// Publishes the packages of a GCC, where whoever builds with it looks for them: `--publish all`.
+pub fn compiler(
+    target: Option<&Target>,
+    gcc: &str,
+    installed: &Installed,
+    key: &SigningKey,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<(), PublishError> {
+    // With what it was built with: Spack wants that too, where it is free to build what a cache has not.
+    push_below(target, &beside(&compiler_folder(gcc)), installed, true, key, cache, ctx)
+}
+
+fn push_below(
+    target: Option<&Target>,
+    below: &str,
+    installed: &Installed,
+    with_build_only: bool,
+    key: &SigningKey,
+    cache: &Cache,
+    ctx: &Ctx,
+) -> Result<(), PublishError> {
     let Some(Target { store, all: Some(reach), .. }) = target else { return Ok(()) };
-    let below = slurm_path(&name.version, &name.compiler);
     let store = publish::open(&format!("{}/{below}", store.address().trim_end_matches('/')), reach, ctx)?;
-    buildcache::push_installed(store.as_ref(), installed, false, Again::Nothing, key, cache, ctx)?;
+    // The build has just put them into the cache's own binary cache.
+    let how = How { taking: true, ..How::default() };
+    buildcache::push_installed(store.as_ref(), installed, with_build_only, &how, key, cache, ctx)?;
     Ok(())
 }
 
@@ -323,7 +350,8 @@ fn plan(
     let bad_name = || PublishError::BadName { path: package.path().to_owned() };
     let name = package.path().file_name().and_then(|name| name.to_str()).ok_or_else(bad_name)?;
     let facts = &package.manifest().facts;
-    let folder = slurm_folder(&facts.slurm.requested, &facts.compiler.release);
+    let gcc = &facts.compiler.release;
+    let folder = facts.slurm.as_ref().map_or_else(|| compiler_folder(gcc), |slurm| slurm_folder(&slurm.requested, gcc));
     let beside = package.beside();
     let archive_type = match package.manifest().archive.compression {
         Compression::Gzip { .. } => "application/gzip",

@@ -91,25 +91,31 @@ fn render(index: &Index, caches: &BTreeSet<String>, address: &str) -> Result<Str
             }
         })
         .collect();
+    let slurm = index.packages.iter().any(|p| p.slurm.is_some());
+    let gcc = index.packages.iter().find(|p| p.slurm.is_none()).map(|p| p.compiler.as_str());
     let caches: Vec<_> = caches.iter().map(|path| cache(path, index, address)).collect();
-    let values = context! { tool => env!("CARGO_PKG_VERSION"), signers, packages, caches };
+    let values = context! { tool => env!("CARGO_PKG_VERSION"), signers, packages, slurm, gcc, caches };
     environment.get_template("index.html").and_then(|t| t.render(values)).map(|t| t + "\n").map_err(failed)
 }
 
-/// A cache `slurm/VERSION/GCC/buildcache` and the commands by which Spack uses it. By its hash, which is
+/// A cache `slurm/VERSION/GCC/buildcache` or `compilers/GCC/buildcache` and the commands by which Spack uses it. By its hash, which is
 /// exact.
 fn cache(path: &str, index: &Index, address: &str) -> Value {
     let within = |p: &&Listed| p.path.rsplit_once('/').is_some_and(|(folder, _)| beside(folder) == path);
     let hash = index.packages.iter().filter(within).find_map(|p| p.spack_hash.as_deref()).unwrap_or("HASH");
-    let mut parts = path.split('/').skip(1);
-    let (version, gcc) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let parts: Vec<&str> = path.split('/').collect();
+    let (title, name) = match parts.as_slice() {
+        [_, version, gcc, _] => (format!("Slurm {version}, GCC {gcc}"), format!("slurm-{version}")),
+        [_, gcc, _] => (format!("GCC {gcc}"), format!("gcc-{gcc}")),
+        _ => (path.to_owned(), "slurm-factory".to_owned()),
+    };
     let mirror = format!("{}/{path}", address.trim_end_matches('/'));
     let commands = [
-        format!("spack mirror add --signed {} {}", shell_word(&format!("slurm-{version}")), shell_word(&mirror)),
+        format!("spack mirror add --signed {} {}", shell_word(&name), shell_word(&mirror)),
         "spack buildcache keys --install --trust".to_owned(),
         format!("spack install --cache-only {}", shell_word(&format!("/{hash}"))),
     ];
-    context! { version, gcc, commands }
+    context! { title, commands }
 }
 
 /// A link below the page: bytes that mean something in a URL are escaped, and no path is taken for a scheme.
@@ -128,7 +134,7 @@ mod tests {
     fn listed(path: &str, toolchain: &str) -> Listed {
         Listed {
             path: path.into(),
-            slurm: "24.11.5".into(),
+            slurm: Some("24.11.5".into()),
             compiler: "13.3.0".into(),
             toolchain: toolchain.into(),
             target: "x86_64".into(),
@@ -160,6 +166,20 @@ mod tests {
         let links = page.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
         assert_eq!(links.clone().count(), 6);
         assert!(links.clone().all(|link| link.starts_with("./") && !link.contains("//")), "{page}");
+    }
+
+    #[test]
+    fn each_kind_of_package_has_its_own_way_in() {
+        let slurm = || listed("slurm/24.11/13.4.0/slurm-24.11.tar.gz", "noble");
+        let gcc =
+            || Listed { slurm: None, compiler: "14.2.0".into(), ..listed("compilers/14.2.0/gcc.tar.gz", "noble") };
+        for (packages, of_slurm, of_gcc) in
+            [(vec![slurm()], true, false), (vec![gcc()], false, true), (vec![slurm(), gcc()], true, true)]
+        {
+            let page = render(&index(packages), &BTreeSet::new(), "file:///srv").unwrap();
+            assert_eq!(page.contains("module load slurm"), of_slurm, "{page}");
+            assert_eq!(page.contains("module load gcc/14.2.0"), of_gcc, "{page}");
+        }
     }
 
     #[test]

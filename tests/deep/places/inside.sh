@@ -5,7 +5,7 @@
 #   inside.sh TREE         TREE is the folder that holds bin/sinfo; beside this script: run-slurm.sh, probe.so
 #
 # 1. run-slurm.sh: the daemons, a job, munge, and which libraries they have loaded (/proc/PID/maps)
-# 2. ldd of every ELF file: nothing from outside the tree but the C library's own
+# 2. ldd of every ELF file: nothing from outside the tree but the C library's own, and PAM with what it loads
 # 3. dlopen(3) with RTLD_NOW of every plugin, in a process each, in the program whose plugin it is
 # 4. `slurmctld -D` with every auth, select, sched, accounting, priority and hash plugin that there is
 # Ends with 0 and a line of counts, or with 1 and what failed.
@@ -52,7 +52,7 @@ trap 'exit 143' TERM INT
 bash "$here/run-slurm.sh" "$tree" >"$work/run.out" 2>&1 || fail "run-slurm.sh: $(cat "$work/run.out")"
 
 # --- ldd ------------------------------------------------------------------------------------------------------------
-libc='^(/usr)?/lib(64)?/([a-z0-9_]+-linux-gnu[a-z0-9]*/)?(ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|util|anl|mvec))\.so\.[0-9]+$'
+libc='^(/usr)?/lib(64)?/([a-z0-9_]+-linux-gnu[a-z0-9]*/)?(ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|util|anl|mvec|pam|pam_misc|audit|cap-ng|selinux|pcre2-8|econf))\.so\.[0-9]+$'
 # shellcheck disable=SC2094  # it only reads
 is_elf() {
     local LC_ALL=C magic
@@ -80,6 +80,8 @@ done
 # What Slurm builds with a function missing, wherever it lies: it must load as Slurm loads it, lazily, and miss nothing else.
 declare -A incomplete=(
     [gpu_nrt.so]=gpu_common_underscorify_tolower                        # not linked with libgpu_common (Slurm 24.11)
+    [node_features_knl_cray.so]='(numa_available|unlock_slurmctld)' # 22.05: one is slurmd's, the other slurmctld's
+    [switch_cray_aries.so]='print_jobinfo'                          # 22.05: defined where Cray's own libraries are only
     [prep_script.so]='(slurmscriptd_run_prepilog|send_slurmd_conf_lite)' # one is slurmctld's, the other slurmd's
 )
 plugins=0
@@ -208,14 +210,18 @@ done
 for name in $(kinds select); do try SelectType "select/$name"; done
 for name in $(kinds sched); do try SchedulerType "sched/$name"; done
 for name in $(kinds priority); do try PriorityType "priority/$name"; done
-for name in $(kinds hash); do try HashPlugin "hash/$name"; done
+# slurm.conf of 22.05 has no word for it: the daemons choose.
+version=$("$tree/sbin/slurmctld" -V)
+if [[ ! ${version#slurm } =~ ^22\. ]]; then
+    for name in $(kinds hash); do try HashPlugin "hash/$name"; done
+fi
 for name in $(kinds accounting_storage); do
     [[ $name == slurmdbd ]] || continue # mysql is slurmdbd's own, ctld_relay the steps'
     # There is no database here: it must get as far as asking for one.
     configure AccountingStorageType=accounting_storage/slurmdbd AccountingStorageHost=127.0.0.1 AccountingStoragePort=1
     rm -rf "$work/state" && mkdir "$work/state"
     timeout 60 "$tree/sbin/slurmctld" -D -c >"$work/slurmctld.log" 2>&1 || true
-    grep -qiE 'slurmdbd.*(connection|refused|sending)|connect.*slurmdbd' "$work/slurmctld.log" ||
+    grep -qiE 'slurmdbd.*(connection|refused|sending)|connect.*slurmdbd|persistent connection to host:127\.0\.0\.1:1: ' "$work/slurmctld.log" ||
         fail "accounting_storage/slurmdbd did not ask for its server: $(tail -n 20 "$work/slurmctld.log")"
     chosen=$((chosen + 1))
 done

@@ -2,6 +2,7 @@
 
     spack [--color WHEN] -C SCOPE -e ENVIRONMENT concretize [--force]
     spack [--color WHEN] -C SCOPE -e ENVIRONMENT fetch --missing
+    spack [--color WHEN] -C SCOPE -e ENVIRONMENT fetch /HASH...
     spack [--color WHEN] -C SCOPE -e ENVIRONMENT install --only-concrete [--no-cache] [--fail-fast] [-j N]
 
 Anything else ends as with Spack: an error, and a status that is not 0.
@@ -86,13 +87,14 @@ def _show(nodes, hashes, depth, seen):
 
 
 def _fetch(settings, options):
-    if "--missing" not in options:
-        raise SpackError("the stand-in fetches what is not installed only: fetch --missing")
+    named = {word.removeprefix("/") for word in options.get("named", ())}
+    if "--missing" not in options and not named:
+        raise SpackError("the stand-in fetches what is not installed, or hashes: fetch --missing, fetch /HASH")
     lock_path = os.path.join(settings.environment, "spack.lock")
     if not os.path.exists(lock_path):
         raise SpackError("No uninstalled specs in environment. Did you run `spack concretize` yet?")
     nodes, roots = solve.from_lock(lock_path, settings.store)
-    install.fetch(settings, nodes, roots)
+    install.fetch(settings, nodes, roots, named)
 
 
 def _install(settings, options):
@@ -133,6 +135,8 @@ def main(arguments):
             )
         command = words.pop(0)
         options = _options(words, _COMMANDS[command])
+        if command == "fetch" and words and all(word.startswith("/") for word in words):
+            options["named"], words = words, []
         if words:
             raise SpackError(f"the stand-in takes specs from the environment only, not `{' '.join(words)}`")
         for name in ("-C", "-e"):

@@ -35,6 +35,7 @@ class Config:
     lock_timeout: int
     show_status: bool
     mirrors: tuple
+    binaries: tuple
     repos: dict
     packages: dict
     environment: str
@@ -79,13 +80,12 @@ def _folder(value, what):
     return value
 
 
-def _mirrors(section):
-    """Source mirrors that lie on disk, in their order."""
+def _mirrors(section, kind):
+    """Mirrors of this kind, `source` or `binary`, that lie on disk, in their order."""
     found = []
     for name, mirror in section.items():
         url = mirror if isinstance(mirror, str) else _at(mirror, "url", f"mirrors:{name}")
-        if isinstance(mirror, dict) and mirror.get("source") is False:
-            warning(f"mirror {name} has no sources: the stand-in takes no binaries")
+        if isinstance(mirror, dict) and mirror.get(kind) is False:
             continue
         if not url.startswith("file:///"):
             warning(f"mirror {name} is not on disk: the stand-in fetches nothing ({url})")
@@ -164,7 +164,8 @@ def read(scope, environment):
         jobs=int(_at(config, "build_jobs", "config")),
         lock_timeout=int(_at(config, "db_lock_timeout", "config")),
         show_status=config.get("install_status", True) is True,
-        mirrors=_mirrors(section["mirrors"]),
+        mirrors=_mirrors(section["mirrors"], "source"),
+        binaries=_mirrors(section["mirrors"], "binary"),
         repos={name: _folder(path, f"repos:{name}") for name, path in section["repos"].items()},
         packages=_merged(packages, asked.get("packages") or {}),
         environment=environment,

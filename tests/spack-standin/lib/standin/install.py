@@ -3,8 +3,8 @@
     STORE/NAME-VERSION-HASH/...                  what the package installs
     STORE/NAME-VERSION-HASH/.spack/spec.json     written last: a prefix without it is a killed run's, and is removed
     STORE/.spack-db/prefix_lock                  one byte a prefix, locked while somebody builds it (fcntl)
-
-Spack also keeps a database of the store (.spack-db/index.json); nothing of slurm-factory reads it: none is kept here.
+    STORE/.spack-db/index.json                   what is installed, as Spack's database of version 8 says it: who pushes to a binary
+                                                 cache reads it
 """
 
 import base64
@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import stat
+import tarfile
 import time
 
 from . import say
@@ -98,6 +99,13 @@ def install(config, nodes, roots, jobs, binaries):
     """Installs everything up to the first failure. `binaries`: whether Spack would have looked for them first."""
     locks = PrefixLocks(config.store, config.lock_timeout)
     wanted = order(nodes, roots)
+    try:
+        _install_all(config, nodes, wanted, jobs, binaries, locks)
+    finally:
+        _record(config.store, nodes, wanted, roots)
+
+
+def _install_all(config, nodes, wanted, jobs, binaries, locks):
     for number, hash in enumerate(wanted, 1):
         node = nodes[hash]
         if node.external:
@@ -105,14 +113,39 @@ def install(config, nodes, roots, jobs, binaries):
             continue
         with locks.held(node):
             if not _is_whole(node):
-                if binaries:
-                    say.message(f"No binary for {node.label} found: installing from source")
-                _install_one(config, nodes, node, f" [{number}/{len(wanted)}]" if config.show_status else "", jobs)
+                status = f" [{number}/{len(wanted)}]" if config.show_status else ""
+                if not (binaries and _install_binary(config, node, status)):
+                    if binaries:
+                        say.message(f"No binary for {node.label} found: installing from source")
+                    _install_one(config, nodes, node, status, jobs)
         say.line(f"[+] {say.short(node.prefix)}")
 
 
-def fetch(config, nodes, roots):
-    """Brings the sources of everything that is not installed into the source cache, up to the first failure."""
+def _record(store, nodes, wanted, roots):
+    """Adds what is whole to the database of the store. Another process may do the same at the same time."""
+    folder = os.path.join(store, ".spack-db")
+    with open(os.path.join(folder, "lock"), "a", encoding="utf-8") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        path = os.path.join(folder, "index.json")
+        installs = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as stream:
+                installs = json.load(stream)["database"]["installs"]
+        for node in (nodes[hash] for hash in wanted):
+            if _is_whole(node):
+                known = installs.get(node.hash, {})
+                installs[node.hash] = {
+                    "spec": node.data,
+                    "path": node.prefix,
+                    "installed": True,
+                    "ref_count": 0,
+                    "explicit": node.hash in roots or known.get("explicit", False),
+                }
+        _write(path, _compact({"database": {"version": "8", "installs": installs}}))
+
+
+def fetch(config, nodes, roots, named=()):
+    """Brings the sources of everything that is not installed into the source cache, or of the named, up to the first failure."""
     if all(_is_whole(nodes[hash]) for hash in roots):
         raise SpackError("No uninstalled specs in environment. Did you run `spack concretize` yet?")
     seen, queue = [], list(roots)
@@ -123,11 +156,50 @@ def fetch(config, nodes, roots):
             queue[:0] = nodes[hash].needs("build", "link", "run")
     for node in (nodes[hash] for hash in seen):
         recipe = RECIPES.get(node.name)
-        if recipe is not None and not _is_whole(node):
+        wanted = node.hash in named if named else not _is_whole(node)
+        if recipe is not None and not node.external and wanted:
             try:
                 Build(node, recipe, nodes, config, 1).fetch()
             except BuildError as problem:
                 raise SpackError(str(problem).removeprefix("FetchError: ")) from problem
+
+
+def _install_binary(config, node, status):
+    """Installs a package out of a binary cache of layout v3; false when none has it.
+
+    Only what lies on disk and was made for this store is taken. Signatures are slurm-factory's to check: it shows a cache that it
+    has put together of what is good.
+    """
+    version = node.data["version"]
+    below = f"v3/manifests/spec/{node.name}/{node.name}-{version}-{node.hash}.spec.manifest.json"
+    for url in config.binaries:
+        cache = url.removeprefix("file://").rstrip("/")
+        path = os.path.join(cache, below)
+        if not os.path.isfile(path):
+            continue
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read().partition("-----BEGIN PGP SIGNATURE-----")[0]
+        total = json.loads(text[text.index("{") : text.rindex("}") + 1])["data"][0]["checksum"]
+        say.message(f"Installing {node.label}{status}")
+        shutil.rmtree(node.prefix, ignore_errors=True)
+        say.message(f"Extracting {node.label} from binary cache")
+        last = None
+        with tarfile.open(os.path.join(cache, "blobs/sha256", total[:2], total)) as archive:
+            top = node.prefix.lstrip("/") + "/"
+            for member in archive:
+                if not member.name.startswith(top):
+                    continue
+                member.name = member.name[len(top) :]
+                if member.islnk():
+                    member.linkname = member.linkname[len(top) :]
+                if member.name == ".spack/spec.json":
+                    last = archive.extractfile(member).read().decode()
+                else:
+                    archive.extract(member, node.prefix)
+        _write(os.path.join(node.prefix, ".spack/spec.json"), last)
+        say.message(f"{node.name}: Successfully installed {node.label}")
+        return True
+    return False
 
 
 def _install_one(config, nodes, node, status, jobs):

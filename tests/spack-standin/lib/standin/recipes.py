@@ -84,8 +84,17 @@ def _install_wrapper(build):
     build.install_wrapper()
 
 
+_RUNTIME = ("asan", "atomic", "gcc_s", "gomp", "itm", "lsan", "quadmath", "stdc++", "tsan", "ubsan")
+
+
 def _install_runtime(build):
-    build.install_gcc_runtime(("asan", "atomic", "gcc_s", "gomp", "itm", "lsan", "quadmath", "stdc++", "tsan", "ubsan"))
+    build.install_gcc_runtime(_RUNTIME)
+
+
+def _install_gcc(build):
+    programs = ("gcc", "g++", "cpp", "gfortran", "gcc-ar", "gcc-nm", "gcc-ranlib", "gcov")
+    tools = ("as", "ld", "ld.bfd", "ar", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
+    build.install_gcc(programs, tools, ("gfortran", *_RUNTIME))
 
 
 # --- libraries ----------------------------------------------------------------------------------------------
@@ -220,6 +229,21 @@ RECIPES = {
             # Its version is that of the compiler.
             needs=(Needs("gcc", ("build",)), Needs("glibc", ("link",), ("libc",))),
             phases=(("install", _install_runtime),),
+        ),
+        Recipe(
+            "gcc",
+            "generic",
+            # A copy of the GCC that is there, whatever its version: to build one takes hours.
+            versions={"14.2.0": None, "13.4.0": None},
+            variants={
+                "binutils": Variant(False, (True,)),
+                "bootstrap": Variant(True, (True, False)),
+                "build_type": Variant("RelWithDebInfo", ("RelWithDebInfo", "MinSizeRel")),
+                "languages": Variant(["c", "c++", "fortran"], (["c", "c++", "fortran"],)),
+                "strip": Variant(False, (True,)),
+            },
+            needs=_c(cxx=True),
+            phases=(("install", _install_gcc),),
         ),
         Recipe(
             "lz4",

@@ -162,7 +162,10 @@ class Solver:
                 self.fail(text, f"{constraint.name} is asked for twice, which the stand-in does not bring together")
             asked[constraint.name] = constraint
         self.asked = asked
-        roots = [(self.node(name, constraint.text), constraint) for name, constraint in asked.items()]
+        roots = [
+            (self.built_gcc(constraint) if name == "gcc" else self.node(name, constraint.text), constraint)
+            for name, constraint in asked.items()
+        ]
         return {node.hash: node for node in self.nodes.values()}, roots
 
     def constraints(self, name):
@@ -187,6 +190,17 @@ class Solver:
                     f"cannot concretize '{root}', since '{name}' does not exist (the stand-in has: {have})"
                 )
         return self.nodes[name]
+
+    def built_gcc(self, constraint):
+        """A GCC that is asked for is built by the one that is there."""
+        own = self.node("gcc", constraint.text)
+        if self.config.packages["gcc"].get("buildable") is not True:
+            self.fail(constraint.text, "packages:gcc is not buildable")
+        if constraint.compiler != own.data["version"]:
+            self.fail(constraint.text, f"Cannot satisfy '%gcc@={constraint.compiler}': there is {own.data['version']}")
+        # Not under its own name: that of the compiler means the one that is there.
+        self.nodes["gcc (built)"] = self.package(RECIPES["gcc"], constraint.text)
+        return self.nodes["gcc (built)"]
 
     def external(self, name, root):
         if name == "glibc" and name not in self.config.packages:

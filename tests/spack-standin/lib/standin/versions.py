@@ -1,6 +1,6 @@
 """Versions and constraints, as far as specs in slurm-factory's files use them.
 
-A constraint is `name@versions+variant~variant key=value`. What is not in this grammar (compilers, architectures, flags,
+A constraint is `name@versions+variant~variant key=value %gcc@=version`. What is not in this grammar (architectures, flags,
 dependencies) is an error: the stand-in must not take a request for something it did not understand.
 """
 
@@ -12,6 +12,7 @@ from .say import SpackError
 _TOKENS = re.compile(
     r"""\s*(?:
         @(?P<versions>=?[A-Za-z0-9_.:,=-]+)
+      | %gcc@=(?P<compiler>[0-9.]+)
       | (?P<sign>[+~-])(?P<flag>[A-Za-z0-9_][A-Za-z0-9_-]*)
       | (?P<key>[A-Za-z0-9_][A-Za-z0-9_-]*):?=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^\s'"]+))
       )""",
@@ -48,6 +49,7 @@ class Constraint:
     name: str = ""
     versions: list = field(default_factory=list)
     variants: dict = field(default_factory=dict)
+    compiler: str = ""
 
     def admits(self, version):
         return all(any(_within(version, choice) for choice in group.split(",")) for group in self.versions)
@@ -66,6 +68,8 @@ def parse(text):
         at = token.end()
         if token["versions"]:
             constraint.versions.append(token["versions"])
+        elif token["compiler"]:
+            constraint.compiler = token["compiler"]
         elif token["flag"]:
             constraint.variants[token["flag"]] = token["sign"] == "+"
         else:
