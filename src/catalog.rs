@@ -3,7 +3,7 @@
 
 mod entries;
 
-pub use entries::{BinaryCache, Compiler, DerivedToolchain, Feature, Target};
+pub use entries::{BinaryCache, Compiler, DerivedToolchain, Feature, Target, VariantSpec};
 
 use crate::elf::{self, GlibcVersion};
 use include_dir::{Dir, include_dir};
@@ -147,8 +147,8 @@ pub struct Catalog {
     pub spack_packages: GitPin,
     /// Slurm releases.
     pub slurm: Vec<SlurmRelease>,
-    /// Slurm's spec for each variant.
-    pub variants: BTreeMap<String, String>,
+    /// What each variant builds.
+    pub variants: BTreeMap<String, VariantSpec>,
     /// Constraints for packages.
     pub pins: BTreeMap<String, String>,
     /// Which packages stand for a virtual one, best first.
@@ -173,8 +173,8 @@ pub struct Catalog {
 pub struct Overlay {
     /// Releases; one with the `version` of an existing entry replaces it.
     pub slurm: Vec<SlurmRelease>,
-    /// Variants by name.
-    pub variants: BTreeMap<String, String>,
+    /// Variants by name; one of ours is replaced whole.
+    pub variants: BTreeMap<String, VariantSpec>,
     /// Pins by package.
     pub pins: BTreeMap<String, String>,
     /// Features by name; one of ours is replaced whole.

@@ -13,7 +13,7 @@ pub mod compiler;
 pub use choice::Choice;
 pub use compiler::CompilerPlan;
 
-use crate::catalog::{Catalog, CatalogError, OsRelease, SlurmRelease, Toolchain};
+use crate::catalog::{Catalog, CatalogError, OsRelease, SlurmRelease, Toolchain, VariantSpec};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -429,8 +429,8 @@ pub fn check(request: &BuildRequest, catalog: &Catalog) -> Result<(SlurmRelease,
 }
 
 /// What the catalog has for a variant.
-fn variant_spec(variant: Variant, catalog: &Catalog) -> Result<&str, CatalogError> {
-    catalog.variants.get(variant.name()).map(String::as_str).ok_or_else(|| CatalogError::Unknown {
+fn variant_spec(variant: Variant, catalog: &Catalog) -> Result<&VariantSpec, CatalogError> {
+    catalog.variants.get(variant.name()).ok_or_else(|| CatalogError::Unknown {
         what: "variant",
         asked: variant.name().to_owned(),
         known: catalog.variants.keys().cloned().collect(),

@@ -1,8 +1,50 @@
-//! Entries of the catalog that are more than a name: features, targets, compilers, binary caches, and toolchains that a site
-//! derives from ours.
+//! Entries of the catalog that are more than a name: variants, features, targets, compilers, binary caches, and toolchains that
+//! a site derives from ours.
 
 use super::OsRelease;
+use serde::de::{self, Deserializer, MapAccess, value::MapAccessDeserializer};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a variant builds: Slurm's spec, and packages beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VariantSpec {
+    /// Slurm's spec without name and version.
+    pub spec: String,
+    /// Packages that are built beside Slurm.
+    pub roots: Vec<String>,
+}
+
+/// A text is the spec of a variant with nothing beside Slurm; else a table with `spec` and `roots`.
+impl<'de> Deserialize<'de> for VariantSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            spec: String,
+            #[serde(default)]
+            roots: Vec<String>,
+        }
+        struct Either;
+        impl<'de> de::Visitor<'de> for Either {
+            type Value = VariantSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a spec, or a table with `spec` and `roots`")
+            }
+
+            fn visit_str<E: de::Error>(self, spec: &str) -> Result<VariantSpec, E> {
+                Ok(VariantSpec { spec: spec.to_owned(), roots: Vec::new() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<VariantSpec, A::Error> {
+                let Table { spec, roots } = Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(VariantSpec { spec, roots })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
 
 /// Something that `--with` adds to a package and `--without` leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

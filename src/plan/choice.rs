@@ -4,7 +4,7 @@
 //! single variants and the later one counts.
 
 use super::PlanError;
-use crate::catalog::{Catalog, Feature};
+use crate::catalog::{Catalog, Feature, VariantSpec};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -207,15 +207,17 @@ pub(super) fn laid_over(specs: &[&str]) -> Result<String, PlanError> {
     Ok(words.text())
 }
 
-/// Lays a choice over a variant's spec.
-pub fn choose(variant: &str, choice: &Choice, catalog: &Catalog) -> Result<Chosen, PlanError> {
-    let mut words = Words::parse(variant)?;
-    let mut roots = Vec::new();
+/// Lays a choice over a variant.
+pub fn choose(variant: &VariantSpec, choice: &Choice, catalog: &Catalog) -> Result<Chosen, PlanError> {
+    let mut words = Words::parse(&variant.spec)?;
+    let mut roots = variant.roots.clone();
     if let Some(name) = choice.with.iter().find(|name| choice.without.contains(name)) {
         return Err(PlanError::Conflict(format!("--with {name} and --without {name}: which of them?")));
     }
     for name in &choice.without {
-        words.lay(Words::parse(&catalog.feature(name)?.spec)?.off());
+        let feature = catalog.feature(name)?;
+        words.lay(Words::parse(&feature.spec)?.off());
+        roots.retain(|root| !feature.roots.contains(root));
     }
     // Last, so that what a feature needs wins over a variant that leaves it out.
     let mut adding: Vec<&str> = choice.with.iter().map(String::as_str).collect();
@@ -282,13 +284,18 @@ fn features_in(words: &Words, roots: &[String], catalog: &Catalog) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
+    fn of(spec: &str) -> VariantSpec {
+        VariantSpec { spec: spec.to_owned(), roots: Vec::new() }
+    }
 
     fn chosen(variant: &str, with: &[&str], without: &[&str], spec: Option<&str>) -> Result<Chosen, String> {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
         let choice =
             Choice { with: names(with), without: names(without), spec: spec.map(str::to_owned), ..Choice::default() };
         let catalog = Catalog::embedded().unwrap();
-        let variant = catalog.variants.get(variant).cloned().unwrap_or_else(|| variant.to_owned());
+        let variant = catalog.variants.get(variant).cloned().unwrap_or_else(|| of(variant));
         choose(&variant, &choice, &catalog).map_err(|e| e.to_string())
     }
 
@@ -296,7 +303,8 @@ mod tests {
     fn what_is_not_touched_stays_as_the_catalog_has_it() {
         let catalog = Catalog::embedded().unwrap();
         for (name, spec) in &catalog.variants {
-            assert_eq!(chosen(name, &[], &[], None).unwrap().spec, *spec);
+            let chosen = chosen(name, &[], &[], None).unwrap();
+            assert_eq!((chosen.spec, chosen.roots), (spec.spec.clone(), spec.roots.clone()));
         }
         assert!(chosen("minimal", &[], &[], None).unwrap().features.is_empty());
         let features = |variant| chosen(variant, &[], &[], None).unwrap().features;
@@ -361,7 +369,7 @@ mod tests {
             catalog.features.insert(name.to_owned(), feature);
         }
         let choice = Choice { with: vec!["one".into()], ..Choice::default() };
-        let mut roots = choose("+lua", &choice, &catalog).unwrap().roots;
+        let mut roots = choose(&of("+lua"), &choice, &catalog).unwrap().roots;
         roots.sort();
         assert_eq!(roots, ["one", "two"]);
     }
@@ -369,8 +377,8 @@ mod tests {
     #[test]
     fn a_level_is_written_into_slurms_files() {
         let catalog = Catalog::embedded().unwrap();
-        let of = |target: &str| Choice { target: Some(target.into()), ..Choice::default() };
-        let spec = |target| choose("+lua", &of(target), &catalog).unwrap().spec;
+        let choice = |target: &str| Choice { target: Some(target.into()), ..Choice::default() };
+        let spec = |target| choose(&of("+lua"), &choice(target), &catalog).unwrap().spec;
         assert_eq!(spec("x86_64_v3"), "+lua ldflags='-Wl,-z,x86-64-v3'");
         assert_eq!((spec("x86_64"), spec("aarch64")), ("+lua".to_owned(), "+lua".to_owned()));
     }
@@ -379,6 +387,33 @@ mod tests {
     fn packages_beside_slurm() {
         let chosen = chosen("minimal", &["pyxis", "pyxis"], &[], None).unwrap();
         assert_eq!((chosen.roots, chosen.features), (vec!["pyxis".to_owned()], vec!["pyxis".to_owned()]));
+    }
+
+    /// What a variant has beside Slurm is left out like any feature, and so is what needs a feature that is left out.
+    #[test]
+    fn packages_beside_a_variants_slurm_are_left_out() {
+        let roots = |with, without| chosen("default", with, without, None).map(|chosen| chosen.roots);
+        assert_eq!(roots(&[], &[]).unwrap(), ["openmpi"]);
+        assert_eq!(roots(&["pyxis"], &["openmpi"]).unwrap(), ["pyxis"]);
+        let chosen = chosen("gpu", &[], &["openmpi", "pmix"], None).unwrap();
+        assert!(!chosen.features.iter().any(|name| name == "openmpi" || name == "pmix"), "{chosen:?}");
+        let error = roots(&[], &["pmix"]).unwrap_err();
+        assert!(error.contains("--without pmix --without openmpi"), "{error}");
+    }
+
+    #[test]
+    fn a_variant_is_a_spec_or_a_table() {
+        let read =
+            |text: &str| toml::from_str::<BTreeMap<String, VariantSpec>>(text).map(|mut all| all.remove("x").unwrap());
+        let with = VariantSpec { roots: vec!["openmpi".into()], ..of("+lua") };
+        assert_eq!(read("x = '+lua'").unwrap(), of("+lua"));
+        assert_eq!(read("x = { spec = '+lua' }").unwrap(), of("+lua"));
+        assert_eq!(read("[x]\nspec = '+lua'\nroots = ['openmpi']").unwrap(), with);
+        for (text, part) in [("x = 7", "a table with `spec`"), ("x = { spec = '', root = [] }", "unknown field `root`")]
+        {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]
