@@ -230,13 +230,20 @@ pub enum Packing {
     Gzip,
     /// zstd (RFC 8878), also when a skippable frame comes first.
     Zstd,
+    /// By a format that is known by its begin, and not read here.
+    Other(&'static str),
 }
 
-/// How the bytes that begin with `start` are compressed; four bytes are enough.
+/// How the bytes that begin with `start` are compressed; six bytes are enough.
 pub fn packing(start: &[u8]) -> Packing {
     match start {
         [0x1f, 0x8b, ..] => Packing::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Packing::Other("xz"),
+        // The begin of the stream's header, and of the first block's (the digits of pi).
+        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A', ..] => Packing::Other("bzip2"),
+        [b'P', b'K', 3, 4, ..] => Packing::Other("zip"),
+        [4, 0x22, 0x4d, 0x18, ..] => Packing::Other("lz4"),
         _ => Packing::None,
     }
 }

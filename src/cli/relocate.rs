@@ -33,6 +33,9 @@ pub fn run(args: &RelocateArgs, ctx: &Ctx) -> Result<ExitCode> {
     for path in &moved.through_env {
         ctx.warn(format!("{}: its interpreter is found through PATH now", path.display()));
     }
+    for unseen in &moved.unseen {
+        ctx.warn(format!("may name the old prefix: {}: {}", unseen.path.display(), unseen.reason));
+    }
     for leftover in &moved.leftovers {
         ctx.warn(format!("still names the old prefix: {leftover}"));
     }

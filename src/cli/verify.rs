@@ -12,7 +12,9 @@ use crate::sign::Fingerprint;
 use crate::workflows::{processor, verify};
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Serialize)]
@@ -186,22 +188,47 @@ fn looked_for(checked: &Checked, layout: Layout<'_>) -> String {
     format!("{:>10}  {}{more}\n", "sought", layout.root)
 }
 
-/// Who needs what, and where it is found, a library a line below its file.
+/// Who needs what, and where it is found, as a tree below each file that no other file needs: what a library needs stands below
+/// it, once in each tree.
 fn closure(findings: &Findings) -> String {
+    let needed: BTreeSet<&Path> = findings.closure.values().flatten().filter_map(|n| n.found.as_deref()).collect();
+    let mut shown = BTreeSet::new();
     let mut text = String::new();
-    for (path, needed) in &findings.closure {
+    let tops = findings.closure.keys().filter(|path| !needed.contains(path.as_path()));
+    // Libraries that need each other in a ring are below no other file: what is left comes last.
+    for path in tops.chain(findings.closure.keys()) {
+        if shown.contains(path.as_path()) {
+            continue;
+        }
         // Writing to a string does not fail.
         let _ = writeln!(text, "\n{}", path.display());
-        for Needed { library, found } in needed {
-            let place = match found {
-                Some(found) => found.display().to_string(),
-                None if findings.from_host.contains(library) => "the host's".to_owned(),
-                None => "NOT FOUND".to_owned(),
-            };
-            let _ = writeln!(text, "    {library} => {place}");
-        }
+        let mut here = BTreeSet::from([path.as_path()]);
+        below(path, 1, findings, &mut here, &mut text);
+        shown.extend(here);
     }
     text
+}
+
+/// How deep a tree is shown. What is deeper, in an archive that was made for it, begins a tree of its own.
+const DEEPEST: usize = 64;
+
+/// What a file needs, a library a line, and below it what that needs.
+fn below<'f>(path: &Path, depth: usize, findings: &'f Findings, here: &mut BTreeSet<&'f Path>, text: &mut String) {
+    for Needed { library, found } in findings.closure.get(path).into_iter().flatten() {
+        let (place, more) = match found {
+            Some(found) if depth < DEEPEST && here.insert(found) => (found.display().to_string(), Some(found)),
+            Some(found) if here.contains(found.as_path()) && findings.closure.contains_key(found) => {
+                (format!("{} (above)", found.display()), None)
+            }
+            Some(found) => (found.display().to_string(), None),
+            None if findings.from_host.contains(library) => ("the host's".to_owned(), None),
+            None => ("NOT FOUND".to_owned(), None),
+        };
+        let _ = writeln!(text, "{:indent$}{library} => {place}", "", indent = 4 * depth);
+        if let Some(found) = more {
+            below(found, depth + 1, findings, here, text);
+        }
+    }
 }
 
 fn describe(checked: &Checked, foreign: bool) -> String {
@@ -248,6 +275,9 @@ fn describe(checked: &Checked, foreign: bool) -> String {
             leak.strings.first().map_or_else(String::new, |Named { offset, text }| format!(" at {offset} `{text}`"));
         let more = if leak.count > 1 { format!(", and {} more", leak.count - 1) } else { String::new() };
         row("names build", &format!("{}{place}{more}: {}", leak.path.display(), leak.reason));
+    }
+    for unseen in &findings.unseen {
+        row("not seen", &format!("{}: {}", unseen.path.display(), unseen.reason));
     }
     if foreign || fill_in.is_empty() && sha256.is_none() {
         // A tree was unpacked already; of another's archive nothing is promised.

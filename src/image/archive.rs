@@ -44,13 +44,11 @@ const CHUNK: usize = 1 << 20;
 
 /// How the bytes that begin with `start` are compressed; an error is what they are, when that is not supported.
 pub fn sniff(start: &[u8]) -> Result<Compression, &'static str> {
-    match (fsutil::packing(start), start) {
-        (Packing::Gzip, _) => Ok(Compression::Gzip),
-        (Packing::Zstd, _) => Ok(Compression::Zstd),
-        (Packing::None, [b'B', b'Z', b'h', ..]) => Err("bzip2"),
-        (Packing::None, [0xfd, b'7', b'z', b'X', b'Z', ..]) => Err("xz"),
-        (Packing::None, [b'P', b'K', 3, 4, ..]) => Err("zip"),
-        (Packing::None, _) => Ok(Compression::None),
+    match fsutil::packing(start) {
+        Packing::Gzip => Ok(Compression::Gzip),
+        Packing::Zstd => Ok(Compression::Zstd),
+        Packing::Other(format) => Err(format),
+        Packing::None => Ok(Compression::None),
     }
 }
 

@@ -143,7 +143,7 @@ fn decode<'r>(path: &Path, mut file: impl Read + Send + 'r) -> Result<Box<dyn Re
     match fsutil::packing(&magic) {
         Packing::Gzip => gzip::reader(whole, 0),
         Packing::Zstd => zstd::stream::read::Decoder::new(whole).map(|r| Box::new(r) as Box<dyn Read + Send>),
-        Packing::None => {
+        Packing::None | Packing::Other(_) => {
             let reason = "it is neither a gzip nor a zstd file".to_owned();
             return Err(PackageError::NotAPackage { path: path.to_owned(), reason });
         }

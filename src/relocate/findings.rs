@@ -1,5 +1,6 @@
 //! What [`verify`](super::verify) finds in a tree: what makes it unfit, what it needs of a host, and who needs what.
 
+use super::hidden::Compressed;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -51,15 +52,13 @@ pub enum Problem {
     Leak {
         /// The file.
         path: PathBuf,
-        /// The compressed section that it is in, `.debug_line`; nothing when it stands in the file as it is.
+        /// What is compressed that they are in; nothing when they stand in the file as it is.
         #[serde(skip_serializing_if = "Option::is_none")]
-        section: Option<String>,
-        /// Offset of the first, in bytes: in the file, or in the section after decompression.
-        offset: usize,
-        /// The string there.
-        text: String,
-        /// How many there are in the file.
+        compressed: Option<Compressed>,
+        /// How many times.
         count: usize,
+        /// The strings, the first 1,000 of a file.
+        strings: Vec<Named>,
     },
     /// A symlink whose target is not in the tree.
     Link {
@@ -109,6 +108,9 @@ pub enum Problem {
     },
 }
 
+/// How many strings of one file a message tells.
+const TOLD: usize = 3;
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -142,13 +144,16 @@ impl std::fmt::Display for Problem {
             Self::SearchPath { path, folder } => {
                 write!(f, "{}: search path `{folder}` leaves the package", path.display())
             }
-            Self::Leak { path, section, offset, text, count } => {
-                write!(f, "{}: names the build at offset {offset}", path.display())?;
-                if let Some(section) = section {
-                    write!(f, " of its section {section}, decompressed")?;
+            Self::Leak { path, compressed, count, strings } => {
+                write!(f, "{}: names the build", path.display())?;
+                for (index, Named { offset, text }) in strings.iter().take(TOLD).enumerate() {
+                    write!(f, "{} at offset {offset}", if index == 0 { "" } else { "," })?;
+                    if let Some(compressed) = compressed.as_ref().filter(|_| index == 0) {
+                        write!(f, " {compressed}")?;
+                    }
+                    write!(f, ": `{text}`")?;
                 }
-                write!(f, ": `{text}`")?;
-                if *count > 1 { write!(f, ", and {} more", count - 1) } else { Ok(()) }
+                if *count > TOLD { write!(f, ", and {} more (--json has them)", count - TOLD) } else { Ok(()) }
             }
             Self::Link { path, target } => {
                 write!(f, "{}: symlink to `{}`, which is not in the package", path.display(), target.display())
@@ -177,9 +182,9 @@ impl std::fmt::Display for Problem {
 pub struct AllowedLeak {
     /// The file.
     pub path: PathBuf,
-    /// The compressed section that they are in; nothing when they stand in the file as it is.
+    /// What is compressed that they are in; nothing when they stand in the file as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub section: Option<String>,
+    pub compressed: Option<Compressed>,
     /// How many times.
     pub count: usize,
     /// The strings, the first 1,000 of a file and reason.
@@ -188,10 +193,19 @@ pub struct AllowedLeak {
     pub reason: String,
 }
 
-/// A string that names the build.
+/// A file in which something may stand that was not looked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unseen {
+    /// The file.
+    pub path: PathBuf,
+    /// Why not, in words.
+    pub reason: String,
+}
+
+/// A string that names the build.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Named {
-    /// Where it begins, in bytes: in the file, or in the section after decompression.
+    /// Where it begins, in bytes: in the file, or in what comes out when it is decompressed.
     pub offset: usize,
     /// The string, its first 400 bytes.
     pub text: String,
@@ -235,6 +249,8 @@ pub struct Findings {
     pub problems: Vec<Problem>,
     /// What still names the build, with reasons.
     pub allowed: Vec<AllowedLeak>,
+    /// What was not looked into, with reasons.
+    pub unseen: Vec<Unseen>,
     /// The glibc that is needed; `None` when nothing asks for one.
     pub glibc: Option<Floor>,
     /// ELF files looked at.

@@ -30,6 +30,7 @@ pub mod strings;
 pub mod text;
 pub mod verify;
 
+pub use hidden::Compressed;
 pub use in_place::{Leftover, MoveError, Moved, Request, in_place};
 pub use layout::Layout;
 pub use origin::Origin;

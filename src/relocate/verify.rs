@@ -5,8 +5,8 @@
 //! closure is worked out at the end. A search path counts only by what it is: `$ORIGIN` is the file's own
 //! folder, and an absolute path, or one that leaves the tree, is an offence even if the host has it.
 
-pub use super::findings::{AllowedLeak, Findings, Floor, Isa, Named, Needed, Problem, listed};
-use super::hidden;
+pub use super::findings::{AllowedLeak, Findings, Floor, Isa, Named, Needed, Problem, Unseen, listed};
+use super::hidden::{self, Compressed};
 use super::layout::Layout;
 use super::links::{Led, Names, follow};
 use super::rules::Rules;
@@ -17,7 +17,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 #[derive(Clone)]
 struct ElfFacts {
@@ -73,7 +73,7 @@ impl<'a> Inspector<'a> {
         }
         self.leaks(path, content);
         if !elf::is_elf(content) {
-            return;
+            return self.leaks_in_compressed(path, content);
         }
         self.findings.elf_files += 1;
         self.hidden_leaks(path, content);
@@ -172,9 +172,21 @@ impl<'a> Inspector<'a> {
         };
         for section in sections {
             match hidden::find(&section, |block| self.needle.find_iter(block).collect()) {
-                Ok(found) => self.judge(path, Some(&section.name), found.into_iter()),
+                Ok(found) => {
+                    let compressed = Compressed::Section(section.name.clone());
+                    self.judge(path, Some(&compressed), found.into_iter());
+                }
                 Err(reason) => self.unreadable(path, reason),
             }
+        }
+    }
+
+    /// The same in a file that is compressed as a whole.
+    fn leaks_in_compressed(&mut self, path: &Path, content: &[u8]) {
+        match hidden::find_in_file(content, |block| self.needle.find_iter(block).collect()) {
+            Some((format, Ok(found))) => self.judge(path, Some(&Compressed::File(format)), found.into_iter()),
+            Some((_, Err(reason))) => self.findings.unseen.push(Unseen { path: path.to_owned(), reason }),
+            None => {}
         }
     }
 
@@ -186,37 +198,27 @@ impl<'a> Inspector<'a> {
         }
     }
 
-    fn judge(&mut self, path: &Path, section: Option<&str>, found: impl Iterator<Item = (usize, String)>) {
-        let mut allowed: BTreeMap<&str, AllowedLeak> = BTreeMap::new();
-        let mut leak: Option<(usize, String, usize)> = None;
+    fn judge(&mut self, path: &Path, compressed: Option<&Compressed>, found: impl Iterator<Item = (usize, String)>) {
+        // By reason; without one, no rule allows them.
+        let mut by_reason: BTreeMap<Option<&str>, (usize, Vec<Named>)> = BTreeMap::new();
         let length = self.layout.root.len();
         for (offset, text) in found {
             // `/opt/spack-2` is not below `/opt/spack`.
             if text.as_bytes().get(length).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
                 continue;
             }
-            match self.rules.allowed(path, &text, &self.layout) {
-                Some(reason) => {
-                    let new = || AllowedLeak {
-                        path: path.to_owned(),
-                        section: section.map(str::to_owned),
-                        count: 0,
-                        strings: Vec::new(),
-                        reason: reason.to_owned(),
-                    };
-                    let leak = allowed.entry(reason).or_insert_with(new);
-                    leak.count += 1;
-                    if leak.strings.len() < STRINGS {
-                        leak.strings.push(Named { offset, text: shown(&text) });
-                    }
-                }
-                None => leak.get_or_insert_with(|| (offset, shown(&text), 0)).2 += 1,
+            let (count, strings) = by_reason.entry(self.rules.allowed(path, &text, &self.layout)).or_default();
+            *count += 1;
+            if strings.len() < STRINGS {
+                strings.push(Named { offset, text: shown(&text) });
             }
         }
-        self.findings.allowed.extend(allowed.into_values());
-        if let Some((offset, text, count)) = leak {
-            let (path, section) = (path.to_owned(), section.map(str::to_owned));
-            self.findings.problems.push(Problem::Leak { path, section, offset, text, count });
+        for (reason, (count, strings)) in by_reason {
+            let (path, compressed) = (path.to_owned(), compressed.cloned());
+            match reason.map(str::to_owned) {
+                Some(reason) => self.findings.allowed.push(AllowedLeak { path, compressed, count, strings, reason }),
+                None => self.findings.problems.push(Problem::Leak { path, compressed, count, strings }),
+            }
         }
     }
 
@@ -234,12 +236,14 @@ impl<'a> Inspector<'a> {
             let own = fsutil::parent_of(path);
             let mut folders = Vec::new();
             for entry in &facts.search_path {
-                match origin_relative(own, entry) {
-                    Some(folder) => folders.push(folder),
-                    None => self.findings.problems.push(Problem::SearchPath {
+                match self.searched(own, entry) {
+                    Led::To(folder) => folders.push(folder),
+                    Led::Outside => self.findings.problems.push(Problem::SearchPath {
                         path: path.clone(),
                         folder: String::from_utf8_lossy(entry).into_owned(),
                     }),
+                    // The loader finds nothing there, and neither do we.
+                    Led::Broken | Led::Round => {}
                 }
             }
             let mut closure = Vec::new();
@@ -300,6 +304,24 @@ impl<'a> Inspector<'a> {
         missing.collect()
     }
 
+    /// Where a folder of the search path of a file in the folder `own` leads. What does not begin with the file's own place
+    /// leads outside.
+    fn searched(&self, own: &Path, entry: &[u8]) -> Led {
+        let rest = entry.strip_prefix(b"$ORIGIN").or_else(|| entry.strip_prefix(b"${ORIGIN}"));
+        match rest {
+            Some([]) => Led::To(own.to_owned()),
+            // A slash at the end asks for a folder, which may not be there.
+            Some([b'/', rest @ ..]) => {
+                let end = rest.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+                match &rest[..end] {
+                    [] => Led::To(own.to_owned()),
+                    rest => follow(own, Path::new(OsStr::from_bytes(rest)), &self),
+                }
+            }
+            _ => Led::Outside,
+        }
+    }
+
     /// The path behind all symlinks of the tree, when it is there.
     fn real(&self, from: &Path, path: &Path) -> Option<PathBuf> {
         match follow(from, path, &self) {
@@ -327,35 +349,6 @@ fn is_of_a_system(interpreter: &[u8]) -> bool {
     interpreter.starts_with(b"/lib") && !interpreter.windows(4).any(|part| part == b"/../")
 }
 
-/// A folder of a search path, relative to the tree; `None` when it is absolute or leaves the tree.
-fn origin_relative(own: &Path, entry: &[u8]) -> Option<PathBuf> {
-    let rest = entry.strip_prefix(b"$ORIGIN").or_else(|| entry.strip_prefix(b"${ORIGIN}"))?;
-    let rest = match rest {
-        [] => rest,
-        [b'/', rest @ ..] => rest,
-        _ => return None,
-    };
-    resolve(own, Path::new(OsStr::from_bytes(rest)))
-}
-
-/// `folder` and `relative` joined, `..` taken by name; `None` when it leaves the tree.
-fn resolve(folder: &Path, relative: &Path) -> Option<PathBuf> {
-    let mut out = PathBuf::new();
-    for part in folder.components().chain(relative.components()) {
-        match part {
-            Component::Normal(name) => out.push(name),
-            Component::ParentDir => {
-                if !out.pop() {
-                    return None;
-                }
-            }
-            Component::CurDir => {}
-            Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(out)
-}
-
 /// How much of a text is looked at, in bytes: more than any path has.
 pub(super) const LONGEST: usize = 4096;
 
@@ -381,6 +374,10 @@ mod tests {
         Rules::embedded().unwrap()
     }
 
+    fn named(offset: usize, text: &str) -> Named {
+        Named { offset, text: text.to_owned() }
+    }
+
     #[test]
     fn leaks_links_and_modes_are_found() {
         let rules = rules();
@@ -398,7 +395,7 @@ mod tests {
         assert!(
             problems
                 .iter()
-                .any(|p| matches!(p, Problem::Leak { offset: 2, text, .. } if text == "/build.root/store/y"))
+                .any(|p| matches!(p, Problem::Leak { strings, .. } if *strings == [named(2, "/build.root/store/y")]))
         );
     }
 
@@ -418,10 +415,15 @@ mod tests {
         assert_eq!(findings.allowed.len(), 1);
         let leak = &findings.problems[0];
         assert!(
-            matches!(leak, Problem::Leak { offset: 28, text, count: 2, .. } if text == "/build.root/etc/x"),
+            matches!(leak, Problem::Leak { count: 2, strings, .. } if strings[0] == named(28, "/build.root/etc/x")),
             "{leak:?}"
         );
-        assert!(leak.to_string().ends_with("and 1 more"), "{leak}");
+        let says = "lib/x.so: names the build at offset 28: `/build.root/etc/x`, at offset 46: `/build.root/a`";
+        assert_eq!(leak.to_string(), says);
+        let mut inspector = Inspector::new(&rules, LAYOUT);
+        inspector.file(Path::new("lib/x.so"), 0o644, &b"/build.root/b\0".repeat(5));
+        let many = inspector.finish().problems[0].to_string();
+        assert!(many.ends_with(", at offset 28: `/build.root/b`, and 2 more (--json has them)"), "{many}");
     }
 
     #[test]
@@ -511,15 +513,28 @@ mod tests {
 
     #[test]
     fn search_paths_stay_in_the_tree() {
-        for (own, entry, want) in [
-            ("bin", "$ORIGIN/../lib", Some("lib")),
-            ("bin", "${ORIGIN}", Some("bin")),
-            ("bin", "$ORIGIN/../../lib", None),
-            ("bin", "/usr/lib", None),
-            ("bin", "$ORIGINAL/x", None),
-            ("bin", "lib", None),
+        let rules = rules();
+        let mut inspector = Inspector::new(&rules, LAYOUT);
+        inspector.file(Path::new("bin/x"), 0o755, b"");
+        inspector.file(Path::new("opt/deep/lib/l"), 0o755, b"");
+        inspector.link(Path::new("link"), Path::new("opt/deep/lib"));
+        let to = |path: &str| Led::To(path.into());
+        for (entry, want) in [
+            ("$ORIGIN/../lib", to("lib")),
+            ("$ORIGIN/../lib/", to("lib")),
+            ("${ORIGIN}", to("bin")),
+            ("$ORIGIN/", to("bin")),
+            ("$ORIGIN/..", to("")),
+            // The kernel takes `..` from where the link leads.
+            ("$ORIGIN/../link/../l2", to("opt/deep/l2")),
+            ("$ORIGIN/../gone/../lib", Led::Broken),
+            ("$ORIGIN/../../lib", Led::Outside),
+            ("$ORIGIN/../link/../../../../lib", Led::Outside),
+            ("/usr/lib", Led::Outside),
+            ("$ORIGINAL/x", Led::Outside),
+            ("lib", Led::Outside),
         ] {
-            assert_eq!(origin_relative(Path::new(own), entry.as_bytes()), want.map(PathBuf::from), "{entry}");
+            assert_eq!(inspector.searched(Path::new("bin"), entry.as_bytes()), want, "{entry}");
         }
     }
 

@@ -97,6 +97,11 @@ pub fn foreign(path: &Path, rules: &Rules, layout: Layout<'_>, ctx: &Ctx) -> Res
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Packing::Zstd => Box::new(zstd::Decoder::with_buffer(file)?),
         Packing::None => Box::new(file),
+        Packing::Other(format) => {
+            return Err(bad(format!(
+                "it is compressed ({format}), which is not read here; unpack it and verify the folder"
+            )));
+        }
     };
     let mut inspector = Inspector::new(rules, layout);
     let mut archive = tar::Archive::new(plain);

@@ -70,6 +70,45 @@ fn a_good_one_in_every_compression() {
     assert!(needed.iter().any(|n| n["library"] == "libv.so.1" && n["found"] == "lib/libv.so.1"), "{needed:?}");
 }
 
+#[test]
+fn who_needs_what_is_a_tree() {
+    let site = Site::new();
+    // libv needs libu, which needs libv: a ring, and a library of the ring that two files need.
+    fs::write(site.path("u.c"), "int three(void) { return 3; }\n").unwrap();
+    let link = ["-shared", "-fPIC", "-o", "tree/lib/libu.so.1", "u.c", "-Wl,-soname,libu.so.1", "-Wl,-rpath,$ORIGIN"];
+    run("gcc", &[&link[..], &["-Wl,--no-as-needed", "-Ltree/lib", "-l:libv.so.1"]].concat(), site.dir.path());
+    let versions = "V_1 { global: one; local: *; };\nV_2 { global: two; } V_1;\n";
+    site.library(versions, &["-Wl,--no-as-needed", "-Ltree/lib", "-l:libu.so.1", "-Wl,-rpath,$ORIGIN"]);
+    let archive = site.pack("a.tar", "--no-auto-compress");
+    let answer = site.verify(&[&archive, "--foreign", "--closure"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let tree = "\nbin/prog\n    libv.so.1 => lib/libv.so.1\n        libu.so.1 => lib/libu.so.1\n            \
+                libv.so.1 => lib/libv.so.1 (above)\n            libc.so.6 => the host's\n        libc.so.6 => the host's\n    \
+                libc.so.6 => the host's\n";
+    assert!(answer.out.ends_with(tree), "{}", answer.out);
+    // Nobody needs the ring now, and it is shown all the same.
+    fs::remove_file(site.path("tree/bin/prog")).unwrap();
+    let answer = site.verify(&[site.path("tree").to_str().unwrap(), "--closure"]);
+    assert!(
+        answer
+            .out
+            .contains("\nlib/libu.so.1\n    libv.so.1 => lib/libv.so.1\n        libu.so.1 => lib/libu.so.1 (above)\n"),
+        "{}",
+        answer.out
+    );
+}
+
+#[test]
+fn an_archive_in_a_compression_that_is_not_read() {
+    let site = Site::new();
+    for (name, how, format) in [("a.tar.xz", "--xz", "xz"), ("a.tar.bz2", "--bzip2", "bzip2")] {
+        let answer = site.verify(&[&site.pack(name, how), "--foreign"]);
+        assert_ne!(answer.code, 0);
+        let says = format!("it is compressed ({format}), which is not read here; unpack it and verify the folder");
+        assert!(answer.err.contains(name) && answer.err.contains(&says), "{}", answer.err);
+    }
+}
+
 /// The loader's own word is asked too: what we call missing it refuses, what we let pass it takes.
 #[test]
 fn a_version_that_the_library_lacks() {

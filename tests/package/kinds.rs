@@ -6,7 +6,7 @@ use fs_err as fs;
 use slurm_factory::catalog::{PathRule, RelocateRules};
 use slurm_factory::elf::{self, Edit, Edited, SearchPath, Strip};
 use slurm_factory::relocate::verify::Problem;
-use slurm_factory::relocate::{Origin, Request, Rules, in_place, relocate};
+use slurm_factory::relocate::{Compressed, Origin, Request, Rules, in_place, relocate};
 use slurm_factory::report::Ctx;
 use slurm_factory::workflows::verify::files;
 use std::os::unix::fs::MetadataExt;
@@ -128,7 +128,7 @@ fn what_a_site_keeps_is_listed() {
     let rules = Rules::of_site(&site).unwrap();
     let problems = files(&tree, &rules, &Ctx::silent()).unwrap().problems;
     let pyc = problems.iter().find(|p| matches!(p, Problem::Leak { path, .. } if path.ends_with("x.pyc")));
-    assert!(matches!(pyc, Some(Problem::Leak { offset: 2, .. })), "{problems:?}");
+    assert!(matches!(pyc, Some(Problem::Leak { strings, .. }) if strings[0].offset == 2), "{problems:?}");
 }
 
 #[test]
@@ -239,7 +239,13 @@ fn compressed_sections_of_a_tree_that_is_moved() {
     assert!(error.contains("of its section .debug_") && error.contains(from.to_str().unwrap()), "{error}");
     assert!(error.contains("objcopy --decompress-debug-sections") && !error.contains("characters"), "{error}");
     let moved = in_place(&Request { force: true, ..request }, &Ctx::silent()).unwrap();
-    assert!(moved.leftovers.iter().all(|l| l.section.as_ref().is_some_and(|s| s.starts_with(".debug_"))), "{moved:?}");
+    assert!(
+        moved
+            .leftovers
+            .iter()
+            .all(|l| matches!(&l.compressed, Some(Compressed::Section(s)) if s.starts_with(".debug_"))),
+        "{moved:?}"
+    );
     assert_eq!(before, ["zlib", "zstd"].map(|how| fs::read(to.join(format!("lib/lib{how}.so"))).unwrap()));
     // What the error says helps.
     run("objcopy", &["--decompress-debug-sections", to.join("lib/libzlib.so").to_str().unwrap()], dir.path());
@@ -247,6 +253,35 @@ fn compressed_sections_of_a_tree_that_is_moved() {
     let moved = in_place(&request, &Ctx::silent()).unwrap();
     assert_eq!(moved.leftovers, []);
     assert!(moved.strings > 0);
+}
+
+/// Files that are compressed as a whole, named by several programs' own packing: what is in them is told like that.
+#[test]
+fn compressed_files_of_a_tree_that_is_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("the/old/prefix/of/the/tree"), dir.path().join("new"));
+    fs::create_dir(&to).unwrap();
+    for (name, text) in [("a", from.to_str().unwrap()), ("b", "nothing of it")] {
+        fs::write(to.join(name), format!("see {text}/etc\n")).unwrap();
+        for packer in ["gzip", "zstd", "xz"] {
+            run(packer, &["-q", "-k", name], &to);
+        }
+        fs::remove_file(to.join(name)).unwrap();
+    }
+    let request = Request { dir: &to, from: &from, to: &to, dry_run: false, force: false };
+    let error = in_place(&request, &Ctx::silent()).unwrap_err().to_string();
+    for part in ["a.gz at offset 4 of what it holds, decompressed (gzip): `", "a.zst at offset 4 of what", "gunzip"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!error.contains("b.") && !error.contains("objcopy"), "{error}");
+    let moved = in_place(&Request { force: true, ..request }, &Ctx::silent()).unwrap();
+    let unseen: Vec<_> = moved.unseen.iter().map(|u| (u.path.to_str().unwrap(), u.reason.contains("xz"))).collect();
+    assert_eq!(unseen, [("a.xz", true), ("b.xz", true)]);
+    // What the error says helps.
+    run("gunzip", &["-q", "a.gz"], &to);
+    fs::remove_file(to.join("a.zst")).unwrap();
+    let moved = in_place(&request, &Ctx::silent()).unwrap();
+    assert_eq!((moved.leftovers, moved.text), (vec![], 1));
 }
 
 /// In a package, a library that is named by its path in the build is found by its name; a loader of the build is refused; and
@@ -300,7 +335,19 @@ fn names_loaders_and_compressed_sections() {
         library(&view.join(&made), ROOT, dir.path(), "-gz=none");
         run("objcopy", &[&format!("--compress-debug-sections={how}"), &path(made.to_str().unwrap())], dir.path());
     }
-    let found = files(&view, &rules, &Ctx::silent()).unwrap().problems;
+    fs::write(view.join("page"), format!("see {ROOT}/etc and {ROOT}/lib\n")).unwrap();
+    run("gzip", &["page"], &view);
+    fs::write(view.join("closed"), "who knows\n").unwrap();
+    run("xz", &["closed"], &view);
+    let findings = files(&view, &rules, &Ctx::silent()).unwrap();
+    let unseen: Vec<_> = findings.unseen.iter().map(|u| format!("{}: {}", u.path.display(), u.reason)).collect();
+    assert_eq!(unseen, ["closed.xz: it is compressed (xz), and not looked into"]);
+    let found = findings.problems;
+    let page = found.iter().find(|p| matches!(p, Problem::Leak { path, .. } if path == Path::new("page.gz"))).unwrap();
+    let want = format!(
+        "page.gz: names the build at offset 4 of what it holds, decompressed (gzip): `{ROOT}/etc and {ROOT}/lib`, "
+    );
+    assert!(page.to_string().starts_with(&want), "{page}");
     let by_path =
         |p: &Problem| matches!(p, Problem::NamedByPath { library, .. } if library.ends_with("/lib/deep/libl.so"));
     assert_eq!(found.iter().filter(|p| by_path(p)).count(), 2, "{found:?}");
@@ -308,8 +355,8 @@ fn names_loaders_and_compressed_sections() {
     assert_eq!(found.iter().filter(|p| of_stage(p)).count(), 1, "{found:?}");
     for how in ["zlib", "zstd", "none"] {
         let leak = |p: &Problem| match p {
-            Problem::Leak { path, section, text, .. } if path.ends_with(format!("lib{how}.so")) => {
-                section.is_some() == (how != "none") && text.starts_with(ROOT)
+            Problem::Leak { path, compressed, strings, .. } if path.ends_with(format!("lib{how}.so")) => {
+                compressed.is_some() == (how != "none") && strings[0].text.starts_with(ROOT)
             }
             _ => false,
         };

@@ -4,9 +4,10 @@ use super::report::{Leftover, MoveError};
 use crate::elf;
 use crate::fsutil;
 use crate::relocate::copy::with_content;
+use crate::relocate::hidden::{self, Compressed};
 use crate::relocate::prefix::Prefixes;
-use crate::relocate::verify::{printable, shown};
-use crate::relocate::{elf_paths, hidden, text};
+use crate::relocate::verify::{Unseen, printable, shown};
+use crate::relocate::{elf_paths, text};
 use fs_err as fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub(super) struct Change {
     pub through_env: bool,
     pub strings: u64,
     pub leftovers: Vec<Leftover>,
+    pub unseen: Vec<Unseen>,
 }
 
 /// What becomes of the file with these names, which has `size` bytes. A program that has names in two folders looks along other
@@ -54,17 +56,15 @@ pub(super) fn changes(
         if prefixes.find(bytes).next().is_some() {
             changes = all_names(names, bytes, prefixes);
         }
-        if elf::is_elf(bytes) {
-            let leftovers = in_compressed(first, bytes, prefixes);
-            if !leftovers.is_empty() {
-                changes.push(Change { leftovers, ..Change::default() });
-            }
+        let (leftovers, unseen) = in_compressed(first, bytes, prefixes);
+        if !leftovers.is_empty() || !unseen.is_empty() {
+            changes.push(Change { leftovers, unseen, ..Change::default() });
         }
         Ok(changes)
     })
 }
 
-/// Whether a file is an ELF file, or holds the prefix's text.
+/// Whether a file is an ELF file or compressed, or holds the prefix's text.
 fn is_worth_reading(path: &Path, prefixes: &Prefixes<'_>) -> io::Result<bool> {
     const BLOCK: usize = 1 << 20;
     let finder = memchr::memmem::Finder::new(prefixes.from());
@@ -73,7 +73,7 @@ fn is_worth_reading(path: &Path, prefixes: &Prefixes<'_>) -> io::Result<bool> {
     loop {
         let begins = block.is_empty();
         let read = file.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
-        if (begins && elf::is_elf(&block)) || finder.find(&block).is_some() {
+        if (begins && (elf::is_elf(&block) || hidden::is_compressed(&block))) || finder.find(&block).is_some() {
             return Ok(true);
         }
         if read == 0 {
@@ -129,7 +129,7 @@ fn one_content(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> Change {
     } else {
         let leftover = |offset: usize| Leftover {
             path: path.to_owned(),
-            section: None,
+            compressed: None,
             offset,
             text: shown(&printable(&new[offset..])),
             reason: why.clone(),
@@ -147,25 +147,36 @@ fn one_content(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> Change {
     change
 }
 
-/// Where the old prefix stands in what a compiler compressed. That is debug information, which nothing needs to run.
-fn in_compressed(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> Vec<Leftover> {
+/// Where the old prefix stands in what a compiler compressed, which is debug information that nothing needs to run, or in a file
+/// that is compressed as a whole; and what cannot be looked into.
+fn in_compressed(path: &Path, bytes: &[u8], prefixes: &Prefixes<'_>) -> (Vec<Leftover>, Vec<Unseen>) {
+    let look = |block: &[u8]| prefixes.find(block).collect();
+    let leftover = |compressed, offset, text: &str, reason| {
+        let path = path.to_owned();
+        Leftover { path, compressed: Some(compressed), offset, text: shown(text), reason }
+    };
+    // One stands for all: there are thousands, and what helps against one helps against all.
+    let first = |compressed, found: Vec<(usize, String)>| {
+        let more = if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
+        found.first().map(|(offset, text)| leftover(compressed, *offset, text, format!("it is compressed{more}")))
+    };
+    if !elf::is_elf(bytes) {
+        return match hidden::find_in_file(bytes, look) {
+            None => (Vec::new(), Vec::new()),
+            Some((format, Ok(found))) => (first(Compressed::File(format), found).into_iter().collect(), Vec::new()),
+            Some((_, Err(reason))) => (Vec::new(), vec![Unseen { path: path.to_owned(), reason }]),
+        };
+    }
     // A malformed file has no sections: it was looked at as the bytes that it is.
     let sections = elf::compressed(bytes).unwrap_or_default();
     let told = sections.iter().filter_map(|section| {
-        let leftover = |offset, text: &str, reason| {
-            let (path, section) = (path.to_owned(), Some(section.name.clone()));
-            Leftover { path, section, offset, text: shown(text), reason }
-        };
-        match hidden::find(section, |block| prefixes.find(block).collect()) {
-            // One stands for all: there are thousands, and what helps against one helps against all.
-            Ok(found) => found.first().map(|(offset, text)| {
-                let more = if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
-                leftover(*offset, text, format!("it is compressed{more}"))
-            }),
-            Err(reason) => Some(leftover(0, "", reason)),
+        let compressed = Compressed::Section(section.name.clone());
+        match hidden::find(section, look) {
+            Ok(found) => first(compressed, found),
+            Err(reason) => Some(leftover(compressed, 0, "", reason)),
         }
     });
-    told.collect()
+    (told.collect(), Vec::new())
 }
 
 /// Another first line for a script whose interpreter the kernel would not find: it takes [`SHEBANG`] bytes, and ends the

@@ -8,9 +8,9 @@
 //! | symlink to below OLD | relative |
 //! | text | OLD replaced by NEW; a first line that would be too long, or holds a blank, goes through `env` |
 //! | any other file, also what is compiled into programs | NEW written over OLD, filled up with slashes ([`super::prefix`]) |
-//! | a section that is compressed (`gcc -gz`) | looked into; it stays, and is told |
+//! | a section that is compressed (`gcc -gz`), a file that is (`.gz`, `.zst`) | looked into; it stays, and is told |
 //!
-//! The last but one needs a NEW that is no longer than OLD. Where it is longer, or something stands in a compressed section,
+//! The last but one needs a NEW that is no longer than OLD. Where it is longer, or something stands in what is compressed,
 //! nothing is changed at all, and everything that is in the way is listed.
 //!
 //! Nothing half-done is left: what changes is written into a folder beside it first, with a list; then the list is carried
@@ -222,6 +222,7 @@ fn write(
         moved.text += u64::from(change.text);
         moved.strings += change.strings;
         moved.leftovers.extend(change.leftovers);
+        moved.unseen.extend(change.unseen);
         if let (Some(number), Some((first, others))) = (place, change.names.split_first()) {
             files.push((number, hexed(first)));
             names.extend(others.iter().map(|other| (hexed(other), hexed(first))));

@@ -1,6 +1,7 @@
 //! What is asked for when a tree is moved, what comes of it, and why it fails.
 
-use crate::relocate::verify::listed;
+use crate::relocate::hidden::Compressed;
+use crate::relocate::verify::{Unseen, listed};
 use crate::report::Interrupted;
 use serde::Serialize;
 use std::io;
@@ -94,11 +95,16 @@ fn files(leftovers: &[Leftover]) -> usize {
 
 /// What helps against the leftovers, before the last resort.
 fn remedies(from: &Path, leftovers: &[Leftover]) -> String {
-    let (compressed, plain): (Vec<_>, Vec<_>) = leftovers.iter().partition(|l| l.section.is_some());
+    let any = |is: fn(&Option<Compressed>) -> bool| leftovers.iter().any(|l| is(&l.compressed));
     let length = from.as_os_str().len();
     let shorter = format!("choose a new prefix of at most {length} characters, or ");
     let unpack = "have `objcopy --decompress-debug-sections` or `strip --strip-debug` change the files with compressed sections, or ";
-    let which = [(!plain.is_empty()).then_some(shorter.as_str()), (!compressed.is_empty()).then_some(unpack)];
+    let files = "decompress the files that are compressed as a whole (gunzip, unzstd) or delete them, or ";
+    let which = [
+        any(Option::is_none).then_some(shorter.as_str()),
+        any(|c| matches!(c, Some(Compressed::Section(_)))).then_some(unpack),
+        any(|c| matches!(c, Some(Compressed::File(_)))).then_some(files),
+    ];
     which.into_iter().flatten().collect()
 }
 
@@ -107,10 +113,10 @@ fn remedies(from: &Path, leftovers: &[Leftover]) -> String {
 pub struct Leftover {
     /// The file, relative to the tree.
     pub path: PathBuf,
-    /// The compressed section that it is in, `.debug_line`; nothing when it stands in the file as it is.
+    /// What is compressed that it is in; nothing when it stands in the file as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub section: Option<String>,
-    /// Where in it, in bytes: in the file, or in the section after decompression.
+    pub compressed: Option<Compressed>,
+    /// Where it is, in bytes: in the file, or in what comes out when it is decompressed.
     pub offset: usize,
     /// What stands there.
     pub text: String,
@@ -121,8 +127,8 @@ pub struct Leftover {
 impl std::fmt::Display for Leftover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} at offset {}", self.path.display(), self.offset)?;
-        if let Some(section) = &self.section {
-            write!(f, " of its section {section}, decompressed")?;
+        if let Some(compressed) = &self.compressed {
+            write!(f, " {compressed}")?;
         }
         write!(f, ": `{}` ({})", self.text, self.reason)
     }
@@ -162,6 +168,8 @@ pub struct Moved {
     pub links: u64,
     /// What goes on naming the old prefix.
     pub leftovers: Vec<Leftover>,
+    /// What was not looked into, with reasons.
+    pub unseen: Vec<Unseen>,
     /// This run completed one that was cut.
     pub completed: bool,
 }
