@@ -71,6 +71,12 @@ job_runs() {
 # A job of alice, and what the accounts say of it afterwards; leaves its number in `id`.
 sacct_shows() {
     local turn
+    # slurmdbd tells slurmctld of a new user a moment after sacctmgr's end, and a job from before that has no account.
+    for ((turn = 0; turn < 60; turn++)); do
+        if scontrol show assoc_mgr flags=assoc users=alice | grep -q 'Account=physics UserName=alice'; then break; fi
+        sleep 0.5
+    done
+    ((turn < 60)) || fail "slurmctld does not learn of alice's account: $(scontrol show assoc_mgr flags=assoc)"
     id=$(setpriv --reuid=alice --regid=alice --init-groups sbatch --parsable --chdir=/tmp --output=/dev/null --wrap='sleep 1')
     for ((turn = 0; turn < 60; turn++)); do
         if [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user,account,state) == 'alice|physics|COMPLETED' ]]; then break; fi
