@@ -5,7 +5,7 @@
 //! - a tree of a gigabyte and 40,000 files made relocatable into a copy, against `cp -a`; and a quarter and a half of it
 //! - that copy looked at by `verify`, against `ldd` of each of its programs and libraries
 
-use crate::{Cost, best, command, measure, remove, row, text};
+use crate::{Cost, best, command, measure, remove, row, text, together};
 use rayon::prelude::*;
 use slurm_factory::elf::{self, Edit, Elf, ElfError, SearchPath};
 use slurm_factory::relocate::copy::{Change, Copier, Wants};
@@ -15,7 +15,7 @@ use slurm_factory::workflows::verify;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const RPATH: &str = "$ORIGIN/../lib:$ORIGIN/../lib/slurm:$ORIGIN/../lib64/some/folder/that/is/longer/than/before";
 
 struct SetPath(Edit);
@@ -109,28 +109,35 @@ fn search_paths(me: &str, work: &Path, count: usize) {
     let bytes: u64 = fs_err::read_dir(&from).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     println!("{count} ELF files, {} MB", bytes / 1_000_000);
     let to = work.join("elf-to");
-    let run = |script: &str, makes: bool| {
-        best(ROUNDS, |_| {
-            if makes {
-                fs_err::create_dir(&to).unwrap();
-            }
-            let cost = measure(|| drop(command(&["bash", "-c", script])));
-            remove(&to);
-            cost
-        })
-    };
     let (from_text, to_text) = (text(&from), text(&to));
-    let ours = run(&format!("'{me}' --ours-elf {from_text} {to_text}"), true);
-    let what = format!("rpath of {count}");
-    row(&what, ours, "cp", run(&format!("cp -r {from_text} {to_text}"), false));
-    let each = format!(
-        "cp -r {from_text} {to_text}; cd {to_text}; for f in *; do patchelf --force-rpath --set-rpath '{RPATH}' $f; done"
-    );
-    row(&what, ours, "patchelf one by one", run(&each, false));
-    let two = format!(
-        "cp -r {from_text} {to_text}; cd {to_text}; printf '%s\\0' * | xargs -0 -n 1 -P 2 patchelf --force-rpath --set-rpath '{RPATH}'"
-    );
-    row(&what, ours, "patchelf two at a time", run(&two, false));
+    let peers = [
+        ("", format!("mkdir {to_text} && '{me}' --ours-elf {from_text} {to_text}")),
+        ("cp", format!("cp -r {from_text} {to_text}")),
+        (
+            "patchelf one by one",
+            format!(
+                "cp -r {from_text} {to_text}; cd {to_text}; for f in *; do patchelf --force-rpath --set-rpath '{RPATH}' $f; done"
+            ),
+        ),
+        (
+            "patchelf two at a time",
+            format!(
+                "cp -r {from_text} {to_text}; cd {to_text}; printf '%s\\0' * | xargs -0 -n 1 -P 2 patchelf --force-rpath --set-rpath '{RPATH}'"
+            ),
+        ),
+    ];
+    // In turns, so that what the machine does meanwhile disturbs all of them.
+    let mut costs = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        for ((_, script), costs) in peers.iter().zip(&mut costs) {
+            costs.push(measure(|| drop(command(&["bash", "-c", script]))));
+            remove(&to);
+        }
+    }
+    let [ours, others @ ..] = costs.map(together);
+    for ((peer, _), theirs) in peers.iter().skip(1).zip(others) {
+        row(&format!("rpath of {count}"), ours, peer, theirs);
+    }
     remove(&from);
 }
 
