@@ -73,7 +73,7 @@ sacct_shows() {
     local turn
     # slurmdbd tells slurmctld of a new user a moment after sacctmgr's end, and a job from before that has no account.
     for ((turn = 0; turn < 60; turn++)); do
-        if scontrol show assoc_mgr flags=assoc users=alice | grep -q 'Account=physics UserName=alice'; then break; fi
+        if [[ $(scontrol show assoc_mgr flags=assoc users=alice) == *'Account=physics UserName=alice'* ]]; then break; fi
         sleep 0.5
     done
     ((turn < 60)) || fail "slurmctld does not learn of alice's account: $(scontrol show assoc_mgr flags=assoc)"
@@ -307,7 +307,7 @@ mv /etc/default/slurm.new /etc/default/slurm
 run "$one" --start-services
 says '^started *slurmd.service'
 job_runs
-scontrol show node node1 | grep -q DYNAMIC || fail "the node is not one that named itself"
+[[ $(scontrol show node node1) == *DYNAMIC* ]] || fail "the node is not one that named itself"
 run "$one" --uninstall
 wipe
 step "--head-node-init, useradd, --compute-node-init: a node that names itself runs a job"
@@ -326,7 +326,7 @@ systemd-analyze --man=no verify /etc/systemd/system/slurmdbd.service >/tmp/out 2
 if grep slurmdbd /tmp/out; then fail "systemd-analyze verify has words about slurmdbd"; fi
 unchanged_by "$one" --full-init --accounting --init-database --without-cgroup
 says '^nothing to change'
-sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount | grep -q '^alice|physics$' || fail "sacctmgr show user: $(sacctmgr show user)"
+[[ $(sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount) == 'alice|physics' ]] || fail "sacctmgr show user: $(sacctmgr show user)"
 sacct_shows
 # What slurmdbd says of a database that is not set as it asks. (Before the guide restarts MariaDB it did.)
 grep -q 'recommended values' /var/log/slurm/slurmdbd.log || fail "slurmdbd had no complaint about MariaDB's own settings: does the next check see any?"
@@ -359,7 +359,7 @@ refused 1 'has signs' "$one" --full-init --db-password-file /tmp/password
 run "$one" --uninstall
 printf 'another-One.1\n' >/tmp/password
 run "$one" --full-init --accounting --init-database --without-cgroup --db-password-file /tmp/password
-sacctmgr --noheader --parsable2 show user alice format=user | grep -q alice || fail "accounting data did not survive --uninstall"
+[[ $(sacctmgr --noheader --parsable2 show user alice format=user) == alice ]] || fail "accounting data did not survive --uninstall"
 [[ $(sacct --noheader --parsable2 --allocations --jobs="$id" --format=user) == alice ]] || fail "jobs did not survive --uninstall"
 run "$one" --uninstall
 wipe
@@ -395,7 +395,7 @@ if [[ -e /test/real-package.tar.gz ]]; then
     if ((${#accounting[@]} > 0)); then
         # The database is the one that Debian's slurmdbd, of the same release, left.
         is_run_by slurmdbd /opt/real/view
-        sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount | grep -q '^alice|physics$' || fail "sacctmgr show user: $(sacctmgr show user)"
+        [[ $(sacctmgr --noheader --parsable2 show user alice format=user,defaultaccount) == 'alice|physics' ]] || fail "sacctmgr show user: $(sacctmgr show user)"
         sacct_shows
         step "slurmdbd of a package of slurm-factory writes to MariaDB; sacct shows the job"
     fi

@@ -194,7 +194,7 @@ slurm_runs() {
     printf 'ClusterName=c\nSlurmctldHost=localhost\nPluginDir=%s/lib/slurm\n' "$prefix" >"$conf"
     env -u LD_LIBRARY_PATH "$prefix/sbin/slurmctld" -V
     env -u LD_LIBRARY_PATH SLURM_CONF="$conf" "$prefix/bin/sinfo" --version
-    ldd "$prefix/sbin/slurmctld" | grep -q 'not found' && die "$name: libraries are missing"
+    [[ $(ldd "$prefix/sbin/slurmctld") != *'not found'* ]] || die "$name: libraries are missing"
     grep -r -l -a -F __spack_path_placeholder__ "$store"/*/{bin,sbin,lib,lib64} 2>/dev/null | grep -v '\.a$' >"$work/$name/left" || true
     [[ ! -s $work/$name/left ]] || die "$name: these still name the store of the build: $(head -n 5 "$work/$name/left")"
 }

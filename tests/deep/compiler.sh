@@ -60,6 +60,6 @@ note "${package##*/}: $((SECONDS - began)) s"
 rm -rf "$work/looked-at"
 mkdir "$work/looked-at"
 tar -xzf "$package" -C "$work/looked-at"
-readelf -p .comment "$work/looked-at/view/sbin/slurmctld" | grep -q "GCC) $version" || die "slurmctld was not compiled by GCC $version"
+[[ $(readelf -p .comment "$work/looked-at/view/sbin/slurmctld") == *"GCC) $version"* ]] || die "slurmctld was not compiled by GCC $version"
 PLAIN=$plain "$deep/places.sh" "$package" 1 10
 note "ok"

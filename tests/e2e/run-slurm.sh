@@ -175,16 +175,20 @@ fi
 # What the host says of PAM is read by the host's libpam, and its modules are the host's, with what they need.
 pam=no
 : >"$work/of-pam"
-if [[ -r /etc/pam.d/slurm ]] && ldd "$tree/sbin/slurmd" | grep -q 'libpam\.so\.0 => /'; then
-    pam=yes
+# Not `ldd | grep -q`: whoever still writes when grep has seen enough fails, and with pipefail so does the pipe.
+linked=$(ldd "$tree/sbin/slurmd")
+if [[ $linked == *'libpam.so.0 => /'* ]]; then
     {
-        ldd "$tree/sbin/slurmd" | sed -n 's/.*libpam.* => \([^ ]*\) .*/\1/p'
+        sed -n 's/.*libpam.* => \([^ ]*\) .*/\1/p' <<<"$linked"
         find /lib/ /lib64/ -path '*/security/pam_*.so' 2>/dev/null
     } | while IFS= read -r file; do
         readlink -f "$file"
         ldd "$file" 2>/dev/null | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' | xargs -r readlink -f
     done | sort -u >"$work/of-pam"
-    echo 'UsePAM=1' >>"$work/slurm.conf"
+    if [[ -r /etc/pam.d/slurm ]]; then
+        pam=yes
+        echo 'UsePAM=1' >>"$work/slurm.conf"
+    fi
 fi
 export SLURM_CONF=$work/slurm.conf
 
@@ -232,7 +236,7 @@ fi
 step "srun --mpi: $mpi"
 if has_plugin job_submit_lua; then
     run sbatch --wait --output=/dev/null --job-name=lua --wrap=true >"$work/lua.id"
-    scontrol show job "$(awk '{ print $NF }' "$work/lua.id")" | grep -q 'Comment=seen by Lua' || fail "job_submit.lua was not called"
+    [[ $(scontrol show job "$(awk '{ print $NF }' "$work/lua.id")") == *'Comment=seen by Lua'* ]] || fail "job_submit.lua was not called"
     step "job_submit.lua"
 fi
 if [[ -x $tree/bin/ompi_info ]]; then
