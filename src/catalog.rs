@@ -124,6 +124,8 @@ pub struct Defaults {
     pub toolchain: String,
     /// Compiler: `system` or a GCC version.
     pub compiler: String,
+    /// GCC that `build-compiler` builds.
+    pub gcc: String,
     /// Variant.
     pub variant: String,
 }
@@ -550,6 +552,7 @@ mod tests {
         let catalog = Catalog::embedded().unwrap();
         catalog.slurm(&catalog.defaults.slurm).unwrap();
         assert!(catalog.compilers().contains(&catalog.defaults.compiler));
+        assert!(catalog.compiler.iter().any(|known| known.version == catalog.defaults.gcc));
         assert!(catalog.variants.contains_key(&catalog.defaults.variant));
         for name in catalog.toolchains() {
             let toolchain = catalog.toolchain(&name).unwrap();

@@ -190,7 +190,7 @@ pub struct SlurmArgs {
 #[derive(Debug, Args, Default)]
 pub struct WhatArgs {
     /// GCC version, or `system` for the toolchain's own; another one is built first, when no binary cache has it. A version that is
-    /// not known is answered with the list
+    /// not known is answered with the list. When not given: `system`; for `build-compiler` the default of its `--list`
     #[arg(long, value_name = "VERSION")]
     pub compiler_version: Option<String>,
     /// How that GCC is built.

@@ -41,8 +41,10 @@ pub struct BuildCompilerArgs {
 
 /// `build-compiler`
 pub fn run(global: &Global, args: &BuildCompilerArgs, ctx: &Ctx) -> Result<ExitCode> {
-    let Shared { settings, flags, oldest } = build::shared(global, &SlurmArgs::default(), &args.what, false)?;
+    let Shared { mut settings, flags, oldest } = build::shared(global, &SlurmArgs::default(), &args.what, false)?;
     let catalog = catalog(&settings)?;
+    // The default of `build`, the toolchain's own, is nothing that could be built.
+    settings.compiler_version.get_or_insert_with(|| catalog.defaults.gcc.clone());
     if args.list {
         print(&list(&catalog, &resolve::toolchain(&settings, &catalog)?))?;
         return Ok(ExitCode::SUCCESS);
@@ -107,6 +109,8 @@ fn list(catalog: &Catalog, toolchain: &Toolchain) -> String {
             }
             _ => "built by Spack".to_owned(),
         };
+        let how =
+            if known.version == catalog.defaults.gcc { format!("{how}; the default of build-compiler") } else { how };
         let _ = writeln!(text, "{:>8}  {how}", known.version);
     }
     text
@@ -123,7 +127,8 @@ mod tests {
         let line = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).unwrap().to_owned();
         assert!(line("system").contains("GCC 11.5.0 of toolchain rockylinux9"), "{text}");
         assert!(line("11.5.0").contains("the same as `system`"), "{text}");
-        assert!(line("13.4.0").ends_with("built by Spack"), "{text}");
+        assert!(line("13.4.0").ends_with("built by Spack; the default of build-compiler"), "{text}");
+        assert!(line("12.5.0").ends_with("built by Spack"), "{text}");
         assert!(line("15.2.0").contains("--spack-packages-reference v2025.11.0"), "{text}");
     }
 }

@@ -273,7 +273,7 @@ impl Settings {
             ["spack-repos", "source-mirrors", "binary-mirrors", "binary-mirror-keys", "with", "without"];
         const NUMBERS: [&str; 3] = ["jobs", "cpus", "nice"];
         const BOOLEANS: [&str; 1] = ["s3-path-style"];
-        let mut merged = Self::default();
+        let mut merged = Table::new();
         for (name, text) in vars {
             let Some(key) = name.strip_prefix("SLURM_FACTORY_") else { continue };
             if key.starts_with("TEST_") || ignored.contains(&name.as_str()) {
@@ -290,20 +290,16 @@ impl Settings {
             } else {
                 Value::String(text)
             };
-            let layer: Self = Table::from_iter([(key, value)])
-                .try_into()
-                .map_err(|e: toml::de::Error| fail(e.message().to_owned()))?;
-            merged = merge_two(merged, layer)?;
+            // Each alone first: an error names its variable.
+            let one = Table::from_iter([(key, value)]);
+            let _: Self = one.clone().try_into().map_err(|e: toml::de::Error| fail(e.message().to_owned()))?;
+            merged.extend(one);
         }
-        Ok(merged)
+        merged.try_into().map_err(|e: toml::de::Error| ConfigError::Parse {
+            origin: Origin::Env("SLURM_FACTORY_*".into()),
+            message: e.message().to_owned(),
+        })
     }
-}
-
-fn merge_two(low: Settings, high: Settings) -> Result<Settings, ConfigError> {
-    let mut merged = Merged::default();
-    merged.add(Origin::BuiltIn, low)?;
-    merged.add(Origin::BuiltIn, high)?;
-    Ok(merged.settings)
 }
 
 /// Settings of all layers, and the origin of each key.
@@ -326,6 +322,14 @@ impl Merged {
         }
         let fail = |message: String| ConfigError::Parse { origin: origin.clone(), message };
         let mut low = std::mem::take(&mut self.settings.catalog);
+        // A feature that a layer names is no longer on the other list of the layers below.
+        let takes_off = |below: &mut Option<Vec<String>>, above: &Option<Vec<String>>| {
+            if let (Some(below), Some(above)) = (below, above) {
+                below.retain(|name| !above.contains(name));
+            }
+        };
+        takes_off(&mut self.settings.without, &layer.with);
+        takes_off(&mut self.settings.with, &layer.without);
         let mut table = Table::try_from(&self.settings).map_err(|e| fail(e.to_string()))?;
         for (key, value) in Table::try_from(&layer).map_err(|e| fail(e.to_string()))? {
             self.origins.insert(key.clone(), origin.clone());
@@ -401,6 +405,22 @@ mod tests {
         assert_eq!(settings.pip_index.as_deref(), Some("/site/conf/./wheels"));
         assert_eq!(settings.dnf_repos, Some("/site/conf/repos".into()));
         assert_eq!(settings.dnf_mirror.as_deref(), Some("https://site/rocky"));
+    }
+
+    #[test]
+    fn a_feature_is_taken_off_the_other_list_of_lower_layers() {
+        let features = |low: &str, high: &str| {
+            let mut merged = Merged::default();
+            merged.add(Origin::File("/etc/a".into()), layer(low)).unwrap();
+            merged.add(Origin::Flag, layer(high)).unwrap();
+            (merged.settings.with.unwrap_or_default(), merged.settings.without.unwrap_or_default())
+        };
+        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let site = "with = ['hdf5']\nwithout = ['mysql', 'lua']";
+        assert_eq!(features(site, "with = ['mysql']"), (names(&["mysql"]), names(&["lua"])));
+        assert_eq!(features(site, "without = ['hdf5']"), (names(&[]), names(&["hdf5"])));
+        // Of one layer both stay, and planning asks which was meant.
+        assert_eq!(features("", "with = ['lua']\nwithout = ['lua']"), (names(&["lua"]), names(&["lua"])));
     }
 
     #[test]

@@ -346,7 +346,13 @@ fn document(catalog: &Catalog) -> String {
         .iter()
         .map(|c| {
             c.recipes.as_ref().map_or_else(
-                || c.version.clone(),
+                || {
+                    if c.version == catalog.defaults.gcc {
+                        format!("{} (the default of `build-compiler`)", c.version)
+                    } else {
+                        c.version.clone()
+                    }
+                },
                 |tag| format!("{} (with `--spack-packages-reference {tag}`)", c.version),
             )
         })
