@@ -440,8 +440,14 @@ pub fn resolve(
         source::resolve(what, source, reference, request.offline, cache, ctx)
     };
     let spack = find("Spack", &settings.spack_source, &settings.spack_reference, &catalog.spack)?;
-    let spack_packages =
-        find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &catalog.spack_packages)?;
+    let recipes = crate::catalog::GitPin {
+        reference: plan::compiler::recipes(&request.compiler_version, &catalog).to_owned(),
+        ..catalog.spack_packages.clone()
+    };
+    if settings.spack_packages_reference.is_none() && recipes.reference != catalog.spack_packages.reference {
+        ctx.note(format!("Spack's recipes are {}, which have GCC {}", recipes.reference, request.compiler_version));
+    }
+    let spack_packages = find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &recipes)?;
     let facts = Facts {
         image: reference.to_string(),
         image_digest: image.digest().to_string(),

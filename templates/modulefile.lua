@@ -42,10 +42,4 @@ if view then
    -- An empty part keeps the system's own pages.
    append_path("MANPATH", "")
    prepend_path("CMAKE_PREFIX_PATH", view)
-   for _, lib in ipairs({ "lib64", "lib" }) do
-      local dir = pathJoin(view, lib, "pkgconfig")
-      if isDir(dir) then
-         prepend_path("PKG_CONFIG_PATH", dir)
-      end
-   end
 end

@@ -105,7 +105,7 @@ fn list(catalog: &Catalog, toolchain: &Toolchain) -> String {
         let how = match &known.recipes {
             _ if known.version == toolchain.gcc => "the same as `system`".to_owned(),
             Some(tag) if *tag != catalog.spack_packages.reference => {
-                format!("built by Spack, with --spack-packages-reference {tag}")
+                format!("built by Spack with the recipes {tag}")
             }
             _ => "built by Spack".to_owned(),
         };
@@ -129,6 +129,6 @@ mod tests {
         assert!(line("11.5.0").contains("the same as `system`"), "{text}");
         assert!(line("13.4.0").ends_with("built by Spack; the default of build-compiler"), "{text}");
         assert!(line("12.5.0").ends_with("built by Spack"), "{text}");
-        assert!(line("15.2.0").contains("--spack-packages-reference v2025.11.0"), "{text}");
+        assert!(line("15.2.0").contains("with the recipes v2025.11.0"), "{text}");
     }
 }

@@ -161,7 +161,7 @@ fn slurm_module(
 ) -> Result<String, PackageError> {
     let slurm = slurm_of(facts);
     let help = format!(
-        "Slurm {} (asked for as {}), built with GCC {} for {}.\n\nSets PATH, MANPATH, CMAKE_PREFIX_PATH, PKG_CONFIG_PATH, \
+        "Slurm {} (asked for as {}), built with GCC {} for {}.\n\nSets PATH, MANPATH, CMAKE_PREFIX_PATH, \
          SLURM_ROOT and SLURM_PREFIX.\nSet SLURM_INSTALL_PREFIX before loading when the package lies elsewhere than \
          its modulefile.",
         one_line(&slurm.release),

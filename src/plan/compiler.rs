@@ -72,6 +72,12 @@ fn compiler<'c>(asked: &str, catalog: &'c Catalog) -> Result<&'c Compiler, Catal
     })
 }
 
+/// The release of the builtin recipes where nobody names one: that of the catalog, or one that has the GCC that is asked for.
+pub fn recipes<'c>(asked: &str, catalog: &'c Catalog) -> &'c str {
+    let known = catalog.compiler.iter().find(|known| known.version == asked);
+    known.and_then(|known| known.recipes.as_deref()).unwrap_or(&catalog.spack_packages.reference)
+}
+
 /// Refuses a GCC that the catalog's release of the builtin recipes does not have. Of other recipes Spack itself will say.
 pub fn check_recipes(chosen: Option<&Chosen>, reference: &str, catalog: &Catalog) -> Result<(), PlanError> {
     let Some(chosen) = chosen else { return Ok(()) };
@@ -79,7 +85,7 @@ pub fn check_recipes(chosen: Option<&Chosen>, reference: &str, catalog: &Catalog
         Some(needed) if reference == catalog.spack_packages.reference => Err(PlanError::NotYet {
             what: format!("--compiler-version {}", chosen.version),
             why: format!(
-                "the recipes {reference} do not have it; --spack-packages-reference {needed} names those that do"
+                "the recipes {reference}, which were asked for, do not have it; without --spack-packages-reference it is {needed}"
             ),
         }),
         _ => Ok(()),
@@ -159,7 +165,8 @@ mod tests {
         let catalog = Catalog::embedded().unwrap();
         let new = chosen("15.2.0", true, "noble").unwrap();
         let error = check_recipes(new.as_ref(), &catalog.spack_packages.reference, &catalog).unwrap_err().to_string();
-        assert!(error.contains("--spack-packages-reference v2025.11.0"), "{error}");
+        assert!(error.contains("it is v2025.11.0"), "{error}");
+        assert_eq!((recipes("15.2.0", &catalog), recipes("14.2.0", &catalog)), ("v2025.11.0", "v2025.07.0"));
         assert!(check_recipes(new.as_ref(), "v2025.11.0", &catalog).is_ok());
         assert!(check_recipes(new.as_ref(), "", &catalog).is_ok(), "a tree");
         assert!(check_recipes(None, &catalog.spack_packages.reference, &catalog).is_ok());

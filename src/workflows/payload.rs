@@ -20,13 +20,13 @@ pub fn contents(name: &PackageName, facts: &package::Facts, installed: &Installe
     let file = |name: PathBuf, bytes: Vec<u8>, executable: bool| Content::Bytes { name, bytes, executable };
     let mut contents: Vec<Content> =
         modulefile::files(name, facts)?.into_iter().map(|(path, text)| file(path, text.into_bytes(), false)).collect();
-    contents.extend(payload());
+    contents.extend(assets());
     contents.push(file(Path::new(layout::ASSETS).join("spack.lock"), fs::read(installed.lock_file())?, false));
     Ok(contents)
 }
 
-/// `assets/payload` with all of its folders. What lies at its top and ends in `.sh` is there to be run; the rest is read.
-fn payload() -> Vec<Content> {
+/// What ships whatever is built: `assets/payload` with all of its folders. What lies at its top and ends in `.sh` is there to be run; the rest is read.
+pub fn assets() -> Vec<Content> {
     let mut contents = Vec::new();
     let mut folders = vec![&PAYLOAD];
     while let Some(folder) = folders.pop() {
@@ -48,15 +48,8 @@ pub fn compression(kind: Compression) -> package::Compression {
     }
 }
 
-/// What the manifest says.
-pub fn facts(
-    plan: &BuildPlan,
-    gcc: &str,
-    installed: &Installed,
-    report: &Report,
-    findings: &Findings,
-    packages: Vec<manifest::Installed>,
-) -> package::Facts {
+/// What of it a plan decides, and `gcc`, the version that compiles.
+pub fn planned(plan: &BuildPlan, gcc: &str) -> package::Facts {
     let identity = &plan.identity;
     let source = |name: &str, pin: &SourcePin| manifest::Source {
         name: name.to_owned(),
@@ -105,9 +98,24 @@ pub fn facts(
         spack: source("spack", &identity.spack),
         recipes,
         specs: std::iter::once(&identity.spec).chain(&identity.roots).cloned().collect(),
-        lock_sha256: installed.lock_digest().to_owned(),
         plan_sha256: plan.digest.to_string(),
         created: identity.epoch,
+        placeholder: PLACEHOLDER.to_owned(),
+        ..package::Facts::default()
+    }
+}
+
+/// What the manifest says.
+pub fn facts(
+    plan: &BuildPlan,
+    gcc: &str,
+    installed: &Installed,
+    report: &Report,
+    findings: &Findings,
+    packages: Vec<manifest::Installed>,
+) -> package::Facts {
+    package::Facts {
+        lock_sha256: installed.lock_digest().to_owned(),
         packages,
         glibc: findings.glibc.as_ref().map(|floor| manifest::GlibcFloor {
             version: floor.version.clone(),
@@ -115,7 +123,6 @@ pub fn facts(
             symbol: floor.symbol.clone().unwrap_or_default(),
             library: floor.library.clone(),
         }),
-        placeholder: PLACEHOLDER.to_owned(),
         fill_in: report.fill_in.iter().map(|p| in_view(p)).collect(),
         strings: report
             .places
@@ -145,6 +152,7 @@ pub fn facts(
             pruned_bytes: report.pruned.iter().map(|p| p.bytes).sum(),
             stripped_bytes: report.bytes_before.saturating_sub(report.bytes_after),
         },
+        ..planned(plan, gcc)
     }
 }
 
@@ -168,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_payload_is_whole_and_its_script_can_be_run() {
-        let names: Vec<_> = payload()
+        let names: Vec<_> = assets()
             .into_iter()
             .map(|content| match content {
                 Content::Bytes { name, executable, .. } => (name.to_string_lossy().into_owned(), executable),

@@ -8,11 +8,15 @@
 use sha2::{Digest, Sha256};
 use slurm_factory::cache::Cache;
 use slurm_factory::catalog::Catalog;
+use slurm_factory::package::manifest::Installed;
+use slurm_factory::package::{CompilerName, Content, PackageName, modulefile};
+use slurm_factory::plan::compiler::recipes;
 use slurm_factory::plan::{
     BuildPlan, BuildRequest, Choice, Compression, Facts, Network, Publish, SourcePin, Variant, plan,
 };
 use slurm_factory::spack::render::{MIRRORS, Rendered, mirrors_file, render};
 use slurm_factory::spack::{Compiler, External, own_repo};
+use slurm_factory::workflows::payload;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -23,6 +27,7 @@ const VARIANTS: [Variant; 3] = [Variant::Default, Variant::Minimal, Variant::Gpu
 const WHOLE: [&str; 5] =
     ["25.11-default-noble", "24.11-gpu-rockylinux8", "23.11-minimal-debian12", "gcc-13.4.0", "compiled-by-gcc-13.4.0"];
 
+#[derive(Clone)]
 struct Case {
     name: String,
     plan: BuildPlan,
@@ -130,12 +135,10 @@ fn compiled(catalog: &Catalog) -> Vec<Case> {
     let own = Compiler::of_rootfs(&catalog.toolchain(&defaults.toolchain).unwrap().gcc);
     let externals = externals(catalog, &defaults.toolchain);
     let of = |compiler: &slurm_factory::catalog::Compiler| {
-        let mut request = request(&defaults.slurm, Variant::Minimal, &defaults.toolchain, Choice::default());
+        let mut request = request(&defaults.slurm, Variant::Default, &defaults.toolchain, Choice::default());
         request.compiler_version.clone_from(&compiler.version);
         let mut facts = facts(catalog, &defaults.toolchain);
-        if let Some(tag) = &compiler.recipes {
-            facts.spack_packages.reference.clone_from(tag);
-        }
+        facts.spack_packages.reference = recipes(&compiler.version, catalog).to_owned();
         let slurm = plan(&request, catalog, facts).unwrap();
         let gcc = slurm.compiler().unwrap().unwrap();
         let first = render(&gcc, &own.clone().that_builds_gcc(), &externals).unwrap();
@@ -149,13 +152,51 @@ fn compiled(catalog: &Catalog) -> Vec<Case> {
     catalog.compiler.iter().flat_map(of).collect()
 }
 
-fn text(case: &Case) -> String {
+/// The default build for aarch64, on each toolchain that has an image for it.
+fn arm(catalog: &Catalog) -> Vec<Case> {
+    let of = |name: String| {
+        let toolchain = catalog.toolchain(&name).unwrap();
+        let request = request(&catalog.defaults.slurm, Variant::Default, &name, Choice::default());
+        let facts = Facts { platform: "linux/arm64".into(), ..facts(catalog, &name) };
+        let plan = plan(&request, catalog, facts).unwrap();
+        let rendered = render(&plan, &Compiler::of_rootfs(&toolchain.gcc), &externals(catalog, &name)).unwrap();
+        toolchain.platforms.contains(&"linux/arm64".to_owned()).then(|| Case {
+            name: format!("arm64-{name}"),
+            plan,
+            rendered,
+        })
+    };
+    catalog.toolchains().into_iter().filter_map(of).collect()
+}
+
+/// What a package of this plan says of itself and how it is loaded, as far as the plan decides it: `manifest.json` and the
+/// modulefiles of both kinds.
+fn package(catalog: &Catalog, case: &Case) -> String {
+    let identity = &case.plan.identity;
+    let own = catalog.toolchain(&identity.toolchain.name).unwrap().gcc;
+    let gcc = identity.gcc.as_ref().map_or(own, |built| built.version.clone());
+    let root = |name: &str| Installed { name: name.into(), version: "1.0".into(), ..Installed::default() };
+    let packages = identity.roots.iter().map(|name| root(name)).collect();
+    let facts = slurm_factory::package::Facts { packages, ..payload::planned(&case.plan, &gcc) };
+    let files = if identity.slurm_version.is_empty() {
+        modulefile::compiler_files(&CompilerName(gcc), &facts)
+    } else {
+        modulefile::files(&PackageName { version: identity.slurm_version.clone(), compiler: gcc }, &facts)
+    };
+    let mut text = format!("# manifest.json\n{}\n", serde_json::to_string_pretty(&facts).unwrap());
+    for (path, content) in files.unwrap() {
+        let _ = write!(text, "\n# {}\n{content}", path.display());
+    }
+    text
+}
+
+fn text(catalog: &Catalog, case: &Case) -> String {
     let mut text = serde_json::to_string_pretty(&case.plan).unwrap();
     let _ = write!(text, "\n\n# spack.yaml\n{}", case.rendered.spack_yaml);
     for (name, content) in &case.rendered.scope {
         let _ = write!(text, "\n# {name}\n{content}");
     }
-    text
+    text + "\n" + &package(catalog, case)
 }
 
 fn digest(text: &str) -> String {
@@ -180,18 +221,44 @@ fn compare(file: &str, now: &str) {
 #[test]
 fn every_combination_is_what_it_was() {
     let catalog = Catalog::embedded().unwrap();
-    let mut table = String::from("# combination, and sums of its plan as JSON, of spack.yaml and of the scope\n");
-    for case in all(&catalog).iter().chain(&single(&catalog)).chain(&compiled(&catalog)) {
+    let mut table = String::from(
+        "# combination; sums of its plan as JSON, of spack.yaml, of the scope, of manifest and modulefiles; what is built\n",
+    );
+    let cases = [all(&catalog), single(&catalog), compiled(&catalog), arm(&catalog)].concat();
+    assert!(cases.len() > 100 && cases.iter().any(|case| case.name == "arm64-noble"));
+    for case in &cases {
         let plan = serde_json::to_string(&case.plan).unwrap();
         let files = case.rendered.scope.iter().map(|(name, text)| [name, text].map(String::as_str).join("\n"));
         let scope: String = files.collect();
-        let sums = [plan, case.rendered.spack_yaml.clone(), scope].map(|text| digest(&text)).join(" ");
-        let _ = writeln!(table, "{:<32} {sums}", case.name);
+        let files = [plan, case.rendered.spack_yaml.clone(), scope, package(&catalog, case)];
+        let sums = files.map(|text| digest(&text)).join(" ");
+        let identity = &case.plan.identity;
+        let what =
+            std::iter::once(&identity.spec).chain(&identity.roots).map(String::as_str).collect::<Vec<_>>().join(" + ");
+        let _ = writeln!(table, "{:<32} {sums} {} {what}", case.name, identity.target);
         if WHOLE.contains(&case.name.as_str()) {
-            compare(&format!("{}.txt", case.name), &text(case));
+            compare(&format!("{}.txt", case.name), &text(&catalog, case));
         }
     }
     compare("table.txt", &table);
+}
+
+/// What ships in every package, whatever is built: names, sums, and what may be run.
+#[test]
+fn what_ships_beside_is_what_it_was() {
+    let mut table = String::from("# sum, whether it is run, name\n");
+    let mut files: Vec<_> = payload::assets()
+        .into_iter()
+        .map(|content| match content {
+            Content::Bytes { name, bytes, executable } => (name, hex::encode(Sha256::digest(&bytes)), executable),
+            Content::Tree { root, .. } => panic!("{} is a folder", root.display()),
+        })
+        .collect();
+    files.sort();
+    for (name, sum, executable) in files {
+        let _ = writeln!(table, "{} {} {}", &sum[..16], if executable { 'x' } else { '-' }, name.display());
+    }
+    compare("assets.txt", &table);
 }
 
 #[test]
@@ -222,7 +289,8 @@ fn write(dir: &Path) {
     let catalog = Catalog::embedded().unwrap();
     let cache = Cache::open(&dir.join("cache")).unwrap();
     write_compilers(&catalog, &cache, dir);
-    for case in all(&catalog).iter().chain(&single(&catalog)) {
+    let compiled: Vec<_> = compiled(&catalog).into_iter().filter(|case| case.plan.identity.gcc.is_some()).collect();
+    for case in all(&catalog).iter().chain(&single(&catalog)).chain(&compiled) {
         let identity = &case.plan.identity;
         let folder = dir.join("cases").join(&case.name);
         write_files(&folder, &case.rendered);
@@ -232,10 +300,11 @@ fn write(dir: &Path) {
         let brings = |list: &[(&String, &slurm_factory::catalog::Feature)]| -> Vec<String> {
             list.iter().flat_map(|(_, feature)| feature.brings.clone()).collect()
         };
+        let toolchain = catalog.toolchain(&identity.toolchain.name).unwrap();
         let expected = serde_json::json!({
             "root": ["slurm", identity.release.recipe],
-            "recipes": catalog.spack_packages.reference,
-            "gcc": catalog.toolchain(&identity.toolchain.name).unwrap().gcc,
+            "recipes": recipes(&identity.compiler, &catalog),
+            "gcc": identity.gcc.as_ref().map_or(toolchain.gcc, |built| built.version.clone()),
             "target": identity.target,
             "repo": repo,
             "with": brings(&on),
@@ -254,7 +323,7 @@ fn write_compilers(catalog: &Catalog, cache: &Cache, dir: &Path) {
         let release = &case.plan.identity.release;
         let expected = serde_json::json!({
             "root": ["gcc", compiler.version],
-            "recipes": compiler.recipes.as_ref().unwrap_or(&catalog.spack_packages.reference),
+            "recipes": recipes(&compiler.version, &catalog),
             "target": case.plan.identity.target,
             "repo": own_repo::write(cache, &own_repo::digest(release), release).unwrap(),
             "with": ["gmp", "mpfr", "mpc", "binutils"],
@@ -353,7 +422,7 @@ fn document(catalog: &Catalog) -> String {
                         c.version.clone()
                     }
                 },
-                |tag| format!("{} (with `--spack-packages-reference {tag}`)", c.version),
+                |tag| format!("{} (with the recipes {tag}, unless others are named)", c.version),
             )
         })
         .collect::<Vec<_>>()

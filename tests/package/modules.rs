@@ -22,7 +22,7 @@ fn install(root: &Path) {
 }
 
 fn install_with(root: &Path, facts: &Facts) {
-    for dir in ["view/bin", "view/sbin", "view/share/man/man1", "view/lib/pkgconfig", "modules/slurm"] {
+    for dir in ["view/bin", "view/sbin", "view/share/man/man1", "modules/slurm"] {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
     let sinfo = root.join("view/bin/sinfo");
@@ -127,7 +127,7 @@ fn sets_and_takes_back(reader: Reader) {
             &*format!("PATH={v}/bin:{v}/sbin:/usr/bin:/bin"),
             &*format!("MANPATH={v}/share/man:"),
             &*format!("CMAKE_PREFIX_PATH={v}"),
-            &*format!("PKG_CONFIG_PATH={v}/lib/pkgconfig"),
+            "PKG_CONFIG_PATH=unset",
             &*format!("SLURM_ROOT={v}"),
             &*format!("SLURM_PREFIX={v}"),
             "LD_LIBRARY_PATH=unset",

@@ -2,6 +2,7 @@
 #
 # - relocatable.patch: the prefix is where the library stands, and only without its data there the configured one. OPAL_PREFIX
 #   counts before both.
+# - Without Fortran there are no wrappers for it, which are made all the same and end with a compiler that is not found.
 # - mpicc and its kin name the compiler without a folder, and no folder of the build: libmpi finds what it needs by itself.
 
 import os
@@ -48,3 +49,13 @@ class Openmpi(BuiltinOpenmpi):
                         value = " ".join(NAMES_A_FOLDER.sub("", value).split())
                     stream.write(f"{name}{equals}{value}\n")
 
+    @run_after("install", when="~fortran")
+    def no_wrappers_of_fortran(self):
+        for folder, names in (
+            (self.prefix.bin, "mpif*"),
+            (self.prefix.include, "mpif*.h"),
+            (self.prefix.share.man.man1, "mpif*.1"),
+            (self.prefix.share.openmpi, "mpif*-wrapper-data.txt"),
+        ):
+            for path in find(folder, names, recursive=False):
+                os.remove(path)
