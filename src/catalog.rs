@@ -2,6 +2,7 @@
 //! the program knows, embedded at build time, widened by configuration.
 
 mod entries;
+mod valid;
 
 pub use entries::{BinaryCache, Compiler, DerivedToolchain, Feature, Target, VariantSpec};
 
@@ -339,12 +340,17 @@ impl Catalog {
         std::iter::once("system".to_owned()).chain(self.compiler.iter().map(|c| c.version.clone())).collect()
     }
 
+    /// The toolchains that are folders here, without those that a site derives from them.
+    fn own_names(&self) -> &[String] {
+        &self.toolchains.known
+    }
+
     /// A feature by name.
     pub fn feature(&self, asked: &str) -> Result<&Feature, CatalogError> {
         self.features.get(asked).ok_or_else(|| CatalogError::Unknown {
             what: "feature",
             asked: asked.to_owned(),
-            known: self.features.keys().cloned().collect(),
+            known: self.features.iter().filter(|(_, f)| f.refused.is_none()).map(|(name, _)| name.clone()).collect(),
         })
     }
 

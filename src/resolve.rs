@@ -45,6 +45,14 @@ pub enum ResolveError {
         /// What it may be.
         known: &'static [&'static str],
     },
+    /// A key that is to be trusted is named by something else than its fingerprint.
+    #[error("{key}: `{value}` is no whole fingerprint: 40 or 64 hexadecimal digits, as `gpg --fingerprint` shows them")]
+    Fingerprint {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// What a site says of a binary cache of others.
     #[error("catalog.caches.{name}: {source}")]
     OfCache {

@@ -79,16 +79,17 @@ fuzz_log=$(mktemp)
 # In a session of its own, whose processes all end with this script.
 setsid nice -n 19 tests/fuzz/run.sh build >"$fuzz_log" 2>&1 &
 fuzz_build=$!
-end_fuzz_build() {
+end() {
     if [[ -n $fuzz_build ]]; then kill -- "-$fuzz_build" 2>/dev/null || true; fi
     rm -f "$fuzz_log"
+    # What a failed test left is looked into; it says where.
+    if [[ -n $job && -z ${failed:-} ]]; then rm -rf "$job"; fi
 }
-trap end_fuzz_build EXIT
+job=
+trap 'failed=${?#0}; end' EXIT
 step "unit and integration tests"
 cargo test --locked
 cargo test --locked --quiet --features isa-l --lib -- rootfs::
-step "what ships in the package, run for real"
-tests/assets/run.sh
 step "fuzzing"
 fuzz_status=0
 wait "$fuzz_build" || fuzz_status=$?
@@ -109,6 +110,15 @@ fi
 
 if [[ ${1:-all} != quick ]]; then
     step "the whole job"
-    tests/e2e/run.sh
+    job=$(mktemp -d /var/tmp/slurm-factory-run.XXXXXX)
+    tests/e2e/run.sh "$job" | tee "$job/log"
+    SLURM_FACTORY_TEST_PACKAGE=$(sed -n '$s/^package: //p' "$job/log")
+    export SLURM_FACTORY_TEST_PACKAGE
+    [[ -f $SLURM_FACTORY_TEST_PACKAGE ]] || {
+        echo "the end-to-end test names no package in its last line" >&2
+        exit 1
+    }
 fi
+step "what ships in the package, run for real"
+tests/assets/run.sh
 step "all tests passed"

@@ -56,7 +56,7 @@ HELP
 }
 
 mode='' start=no uninstall=no print_sql=no init_database=no
-controller='' cluster='' munge_key='' accounting='' db_host='' password_file='' slurm_uid=64030 use_cgroup=yes trusted=root
+controller='' cluster='' munge_key='' accounting='' db_host='' password_file='' slurm_uid=64030 uid_asked=no use_cgroup=yes trusted=root
 unit_folder=/etc/systemd/system systemd=no
 while (($#)); do
     case $1 in
@@ -83,7 +83,7 @@ while (($#)); do
         --munge-key) munge_key=$2 ;;
         --db-host) db_host=$2 ;;
         --db-password-file) password_file=$2 ;;
-        --slurm-uid) slurm_uid=$2 ;;
+        --slurm-uid) slurm_uid=$2 uid_asked=yes ;;
         --trust-owner) trusted=$2 ;;
         --root) root=$2 ;;
         esac
@@ -138,6 +138,7 @@ find_facts
 if [[ -n $mode ]]; then
     need_password
     need_key
+    need_number
     make_users
     make_folders
     make_keys

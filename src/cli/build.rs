@@ -210,7 +210,13 @@ fn table(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     text
 }
 
-fn rows(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) -> [(&'static str, String); 16] {
+/// Where packages that are built already are looked for, first to last.
+fn binaries(mirrors: &[String]) -> String {
+    let mirrors = mirrors.iter().map(|mirror| without_login(mirror).to_string());
+    std::iter::once("the cache's own".to_owned()).chain(mirrors).collect::<Vec<_>>().join(", ")
+}
+
+fn rows(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) -> [(&'static str, String); 17] {
     let identity = &plan.identity;
     let execution = &plan.execution;
     let compiler = match (&identity.gcc, identity.compiler.as_str()) {
@@ -235,13 +241,14 @@ fn rows(plan: &BuildPlan, there: Option<&std::path::Path>, catalog: &Catalog) ->
         ("spec", identity.spec.clone()),
         ("beside", identity.roots.join(", ")),
         ("features", features::listed(&identity.features)),
-        ("target", features::target(&identity.target, catalog)),
+        ("target", features::target(&identity.target, &identity.toolchain.glibc, catalog)),
         (
             "glibc",
             format!("needs {} at the most, which the toolchain has, whatever the compiler", identity.toolchain.glibc),
         ),
         ("jobs", format!("{} on {} processors", execution.jobs, execution.cpus)),
         ("limits", limits(execution)),
+        ("binaries", binaries(&execution.binary_mirrors)),
         (
             "result",
             there.map_or_else(|| "not built yet".to_owned(), |path| format!("already built: {}", path.display())),

@@ -233,6 +233,7 @@ fn buildcache(error: &BuildcacheError) -> u8 {
 fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
+        | ResolveError::Fingerprint { .. }
         | ResolveError::OfCache { .. }
         | ResolveError::TwoKeys { .. }
         | ResolveError::KeyDescriptor { .. }

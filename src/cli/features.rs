@@ -1,6 +1,6 @@
 //! Flags that say what of Slurm is built, and how a plan tells that and for which processors.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, glibc_number};
 use crate::config::Settings;
 use clap::Args;
 
@@ -31,8 +31,14 @@ pub fn listed(features: &[String]) -> String {
     if features.is_empty() { "none".to_owned() } else { features.join(", ") }
 }
 
-/// A target and what it means for old nodes.
-pub fn target(name: &str, catalog: &Catalog) -> String {
-    let known = catalog.target.iter().find(|t| t.name == name);
-    known.map_or_else(|| name.to_owned(), |t| format!("{name}: {}", t.runs))
+/// A target and what it means for old nodes. `glibc` is the toolchain's: on hosts with that one the package runs too.
+pub fn target(name: &str, glibc: &str, catalog: &Catalog) -> String {
+    let Some(known) = catalog.target.iter().find(|t| t.name == name) else { return name.to_owned() };
+    let says_so = glibc_number(glibc) >= glibc_number("2.33");
+    let older = match known.level {
+        Some(2..) if says_so => "; on an older one Slurm's programs do not start and say why, munged may end by SIGILL",
+        Some(2..) => "; an older one is only noticed where glibc is 2.33 or newer, elsewhere programs end by SIGILL",
+        _ => "",
+    };
+    format!("{name}: {}{older}", known.runs)
 }

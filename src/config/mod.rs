@@ -217,6 +217,10 @@ impl Settings {
             origin: Origin::File(path.to_owned()),
             message: e.to_string().trim().to_owned(),
         })?;
+        layer
+            .catalog
+            .check()
+            .map_err(|message| ConfigError::Parse { origin: Origin::File(path.to_owned()), message })?;
         layer.registries.iter_mut().for_each(|part| part.origin = Origin::File(path.to_owned()));
         Ok(layer)
     }

@@ -50,8 +50,7 @@ pub(super) fn binary_mirrors(
     toolchain: &Toolchain,
 ) -> Result<(Vec<String>, Vec<Fingerprint>), ResolveError> {
     let parse = |key: &'static str, text: &str| {
-        let known = &["the whole fingerprint of a key, as `slurm-factory key list` shows it"];
-        text.parse().map_err(|_| super::bad(key, text, known))
+        text.parse().map_err(|_| ResolveError::Fingerprint { key, value: text.to_owned() })
     };
     let named = settings.binary_mirror_keys.iter().flatten();
     let mut keys = named.map(|text| parse("binary-mirror-keys", text)).collect::<Result<Vec<_>, _>>()?;

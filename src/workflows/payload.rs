@@ -171,7 +171,7 @@ pub(super) fn without_credentials(source: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{payload, without_credentials};
+    use super::{assets, without_credentials};
     use crate::package::Content;
 
     #[test]

@@ -299,6 +299,9 @@ run "$one" --head-node-init --without-cgroup --slurm-uid 4242 --munge-key /tmp/k
 mv /usr/bin/away /usr/bin/systemd-sysusers
 [[ $(id -u slurm) -eq 4242 && $(getent passwd slurm | cut -d: -f7) == /usr/sbin/nologin ]] || fail "useradd: $(getent passwd slurm)"
 systemctl --quiet is-active slurmctld && fail "--head-node-init started something"
+refused 1 'with the number 4242, and --slurm-uid asks for 4343' "$one" --head-node-init --without-cgroup --slurm-uid 4343
+run "$one" --head-node-init --without-cgroup
+says '^note .*has the number 4242'
 # A controller, and a node that names itself; here both are this host.
 run "$one" --start-services
 says '^started *slurmctld.service'

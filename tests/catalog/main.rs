@@ -129,27 +129,30 @@ fn single(catalog: &Catalog) -> Vec<Case> {
     features.chain(targets).collect()
 }
 
-/// Each GCC that is built, on the default toolchain, and a Slurm that it compiles.
+/// Each GCC that is built, on the default toolchain, the default one on each, and a Slurm that it compiles.
 fn compiled(catalog: &Catalog) -> Vec<Case> {
     let defaults = &catalog.defaults;
-    let own = Compiler::of_rootfs(&catalog.toolchain(&defaults.toolchain).unwrap().gcc);
-    let externals = externals(catalog, &defaults.toolchain);
-    let of = |compiler: &slurm_factory::catalog::Compiler| {
-        let mut request = request(&defaults.slurm, Variant::Default, &defaults.toolchain, Choice::default());
-        request.compiler_version.clone_from(&compiler.version);
-        let mut facts = facts(catalog, &defaults.toolchain);
-        facts.spack_packages.reference = recipes(&compiler.version, catalog).to_owned();
+    let versions = catalog.compiler.iter().map(|compiler| (compiler.version.clone(), defaults.toolchain.clone()));
+    let others = catalog.toolchains().into_iter().filter(|toolchain| *toolchain != defaults.toolchain);
+    let toolchains = others.map(|toolchain| (defaults.gcc.clone(), toolchain));
+    let of = |(version, toolchain): (String, String)| {
+        let mut request = request(&defaults.slurm, Variant::Default, &toolchain, Choice::default());
+        request.compiler_version.clone_from(&version);
+        let mut facts = facts(catalog, &toolchain);
+        facts.spack_packages.reference = recipes(&version, catalog).to_owned();
+        let externals = externals(catalog, &toolchain);
         let slurm = plan(&request, catalog, facts).unwrap();
         let gcc = slurm.compiler().unwrap().unwrap();
-        let first = render(&gcc, &own.clone().that_builds_gcc(), &externals).unwrap();
-        let there = Compiler::in_store(&compiler.version, &"h".repeat(32));
-        let then = render(&slurm, &there, &externals).unwrap();
+        let own = Compiler::of_rootfs(&catalog.toolchain(&toolchain).unwrap().gcc);
+        let first = render(&gcc, &own.that_builds_gcc(), &externals).unwrap();
+        let then = render(&slurm, &Compiler::in_store(&version, &"h".repeat(32)), &externals).unwrap();
+        let on = if toolchain == defaults.toolchain { String::new() } else { format!("-{toolchain}") };
         [
-            Case { name: format!("gcc-{}", compiler.version), plan: gcc, rendered: first },
-            Case { name: format!("compiled-by-gcc-{}", compiler.version), plan: slurm, rendered: then },
+            Case { name: format!("gcc-{version}{on}"), plan: gcc, rendered: first },
+            Case { name: format!("compiled-by-gcc-{version}{on}"), plan: slurm, rendered: then },
         ]
     };
-    catalog.compiler.iter().flat_map(of).collect()
+    versions.chain(toolchains).flat_map(of).collect()
 }
 
 /// The default build for aarch64, on each toolchain that has an image for it.
@@ -316,14 +319,15 @@ fn write(dir: &Path) {
 
 /// The environment of each GCC that the catalog names, as `build-compiler` has it.
 fn write_compilers(catalog: &Catalog, cache: &Cache, dir: &Path) {
-    let cases = compiled(catalog);
-    for (case, compiler) in cases.iter().filter(|case| case.plan.identity.gcc.is_none()).zip(&catalog.compiler) {
+    for case in compiled(catalog).iter().filter(|case| case.plan.identity.gcc.is_none()) {
+        let spec = case.plan.identity.spec.strip_prefix("gcc@=").unwrap();
+        let version = spec.split(' ').next().unwrap();
         let folder = dir.join("cases").join(&case.name);
         write_files(&folder, &case.rendered);
         let release = &case.plan.identity.release;
         let expected = serde_json::json!({
-            "root": ["gcc", compiler.version],
-            "recipes": recipes(&compiler.version, &catalog),
+            "root": ["gcc", version],
+            "recipes": recipes(version, catalog),
             "target": case.plan.identity.target,
             "repo": own_repo::write(cache, &own_repo::digest(release), release).unwrap(),
             "with": ["gmp", "mpfr", "mpc", "binutils"],
@@ -440,7 +444,10 @@ fn document(catalog: &Catalog) -> String {
         catalog.caches.iter().map(|(name, cache)| vec![code(name), cache.why.clone(), code(&cache.url)]),
     );
     text += "\nNone is asked unless a site trusts its key by the whole fingerprint (`fingerprint` in `[catalog.caches.NAME]`); then it is the last \
-             of the `binary-mirrors`, and of the keys that it offers that one is believed.\n";
+             of the `binary-mirrors`, and of the keys that it offers that one is believed. `plan` names it then. A package is taken from a \
+             binary cache by its hash, which recipes, compiler, image and the length of the store's path decide: expect nothing of a cache \
+             that was filled by the older tool, whose recipes and paths are others. Its caches of whole Slurms (`.../slurm/VERSION`) and of \
+             compilers (`.../compilers/VERSION`) are named by a `url` of your own, or as `binary-mirrors`.\n";
     text
 }
 

@@ -91,6 +91,11 @@ for tag in "${tags[@]}"; do
         sed -i -e "s,/slurm-factory.build/misc,$work/misc-$tag-$recipes,g" -e "s,/slurm-factory.build,$work/build-$tag,g" \
             -e "s,/var/cache/slurm-factory,$work/build-$tag,g" -e "s,/opt/slurm-factory/repo,$own,g" \
             -e "s,/opt/spack-packages,$work/packages-$recipes,g" "$folder"/env/* "$folder"/scope/*
+        # A GCC that Spack would have built lies in no store here; the solver asks it for its C library.
+        grep -rhoE "$work/build-$tag/[^ '\"]*/bin/(gcc|g\+\+|gfortran)" "$folder/scope" | while read -r compiler; do
+            mkdir -p "${compiler%/*}"
+            ln -sf /usr/bin/gcc "$compiler"
+        done || true
         started=$SECONDS
         if "$work/spack-$tag/bin/spack" --color never -C "$folder/scope" -e "$folder/env" concretize --force >"$folder/log" 2>&1 &&
             "$work/venv/bin/python3" "$here/solution.py" "$folder/env/spack.lock" "$folder/expected.json" >>"$folder/log" 2>&1; then

@@ -20,6 +20,10 @@ for toolchain in debian12 debian13; do
     note "$toolchain: built in $((SECONDS - began)) s: ${package[$toolchain]##*/}"
     "${factory[@]}" verify --json --for "$toolchain" "${package[$toolchain]}" >"$work/verify.json" ||
         die "verify --for $toolchain refuses what $toolchain built: $(cat "$work/verify.json")"
+    # What --minimal promises.
+    [[ " $* " != *" --minimal "* ]] || "${factory[@]}" package --sizes --json "${package[$toolchain]}" |
+        python3 -c 'import json, sys; size = json.load(sys.stdin)["unpacked"]; sys.exit(size >= 150_000_000 and f"unpacked it has {size} bytes")' ||
+        die "--minimal is too large"
     floor[$toolchain]=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["glibc"]["version"])' <"$work/verify.json")
 done
 

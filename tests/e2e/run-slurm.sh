@@ -117,6 +117,24 @@ version=$("$tree/sbin/slurmctld" -V) || fail "slurmctld -V"
 (cd "$tree" && [[ $(sbin/slurmd -V) == "$version" ]]) || fail "slurmd -V by a relative path"
 step "$version"
 
+# --- what users and compilers meet --------------------------------------------------------------------------------------
+# A module puts bin first on the PATH, and Open MPI's wrappers look into include and lib before the host's: only what is Slurm's,
+# munge's, hwloc's and MPI's own may be there.
+stray=()
+for file in "$tree"/{bin,sbin}/* "$tree"/include/* "$tree"/lib*/lib*.so; do
+    name=${file##*/}
+    case ${file#"$tree"/} in
+    *bin/*) own='(s(acct|acctmgr|alloc|attach|batch|bcast|cancel|control|crontab|crun|diag|gather|h5util|info|lurm.*|ackd|prio|queue|report|run|share|stat|trigger)|(un|re)?munged?|mungekey|(hwloc-|lstopo).*|mpi([cC].*|run|exec)|o(mpi|rte|pal)[_-]?.*)' ;;
+    include/*) own='(slurm|openmpi|(mpi|pmix)[^f].*)' ;;
+    *)
+        [[ -L $file ]] || continue
+        own='lib(slurm|pmi2?|pmix|mpi|open-.*|mca_.*|ompitrace|lua.*)\.so'
+        ;;
+    esac
+    [[ ! -e $file || $name =~ ^$own$ ]] || stray+=("${file#"$tree"/}")
+done
+((${#stray[@]} == 0)) || fail "of libraries below Slurm, and in the way of the host's own: ${stray[*]}"
+
 # --- the configuration of a cluster of one ----------------------------------------------------------------------
 user=$(id -un) || fail "no user name for uid $(id -u): the sandbox's passwd must have one"
 host=$(uname -n)

@@ -1,0 +1,139 @@
+//! What a site adds to the catalog, looked at when its file is read: a sum that is none, or a name that would become part of a
+//! folder or of a spec, is found before anything was built with it, and is named with the file that it stands in.
+//!
+//! Names are Spack's own (packages: small letters, digits, `-` and `_`). Whether a package or version exists, Spack alone knows.
+
+use super::{Catalog, Overlay, SlurmRelease};
+use std::collections::BTreeMap;
+
+/// Where Spack can fetch an archive from.
+const SCHEMES: [&str; 6] = ["https", "http", "ftp", "s3", "gs", "file"];
+
+impl Overlay {
+    /// What is wrong with it: the entry, its value and what it should be.
+    pub fn check(&self) -> Result<(), String> {
+        self.slurm.iter().try_for_each(release)?;
+        for compiler in &self.compiler {
+            let entry = format!("catalog.compiler `{}`", compiler.version);
+            let numbers = compiler.version.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+            demand(numbers, &entry, "version", &compiler.version, "a release of GCC, as 14.2.0")?;
+        }
+        for target in &self.target {
+            let entry = format!("catalog.target `{}`", target.name);
+            demand(is_name(&target.name), &entry, "name", &target.name, "Spack's name of a target, as x86_64_v3")?;
+        }
+        for name in self.pins.keys() {
+            demand(is_package(name), "catalog.pins", "key", name, "the name of a package of Spack")?;
+        }
+        for (name, variant) in &self.variants {
+            roots(&format!("catalog.variants `{name}`"), &variant.roots)?;
+        }
+        for (name, feature) in &self.features {
+            let entry = format!("catalog.features `{name}`");
+            demand(is_name(name), &entry, "name", name, "letters, digits, `-`, `_` and `.`")?;
+            roots(&entry, &feature.roots)?;
+        }
+        // Without ours there is nothing to compare with: the program says that itself.
+        let Ok(own) = Catalog::embedded() else { return Ok(()) };
+        for (name, cache) in &self.caches {
+            let url = if cache.url.is_empty() { own.caches.get(name).map_or("", |ours| &ours.url) } else { &cache.url };
+            let entry = format!("catalog.caches `{name}`");
+            demand(
+                !url.is_empty(),
+                &entry,
+                "url",
+                url,
+                &format!("an address, or the name one of ours: {}", keys(&own.caches)),
+            )?;
+        }
+        let known = own.own_names();
+        for (name, toolchain) in &self.toolchains {
+            let entry = format!("catalog.toolchains `{name}`");
+            demand(is_name(name), &entry, "name", name, "letters, digits, `-`, `_` and `.`")?;
+            let ours = known.contains(&toolchain.like);
+            demand(ours, &entry, "like", &toolchain.like, &format!("one of {}", known.join(", ")))?;
+        }
+        Ok(())
+    }
+}
+
+fn release(release: &SlurmRelease) -> Result<(), String> {
+    let entry = format!("catalog.slurm `{}`", release.version);
+    for (key, value) in [("version", &release.version), ("patch", &release.patch), ("recipe", &release.recipe)] {
+        demand(is_name(value), &entry, key, value, "letters, digits, `-`, `_` and `.`")?;
+    }
+    let form = release.patch.replace('.', "-");
+    let fits = release.recipe.starts_with(&form);
+    demand(fits, &entry, "recipe", &release.recipe, &format!("`patch` in the recipe's form, as {form}-1"))?;
+    let is_sum = release.sha256.len() == 64 && release.sha256.bytes().all(|b| b.is_ascii_hexdigit());
+    demand(is_sum, &entry, "sha256", &release.sha256, "64 hexadecimal digits, as sha256sum prints them")?;
+    let url = reqwest::Url::parse(&release.url).is_ok_and(|url| SCHEMES.contains(&url.scheme()));
+    demand(url, &entry, "url", &release.url, &format!("an address that begins with one of {}", SCHEMES.join(", ")))
+}
+
+fn roots(entry: &str, roots: &[String]) -> Result<(), String> {
+    roots.iter().try_for_each(|root| {
+        let end = root.find(['@', '+', '~', '%', '^', ' ']).unwrap_or(root.len());
+        let plain = root.bytes().all(|b| b.is_ascii_alphanumeric() || b"@+~%^ =.,:_-'\"/*()".contains(&b));
+        demand(is_package(&root[..end]) && plain, entry, "roots", root, "a spec that begins with the name of a package")
+    })
+}
+
+fn demand(holds: bool, entry: &str, key: &str, value: &str, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(format!("{entry}: {key} `{value}` is not {what}")) }
+}
+
+/// What may be a part of a file's name and of a spec.
+fn is_name(text: &str) -> bool {
+    text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+fn is_package(text: &str) -> bool {
+    text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+}
+
+fn keys<T>(map: &BTreeMap<String, T>) -> String {
+    map.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        toml::from_str::<Overlay>(text).unwrap().check().unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_sum_no_address_or_no_name_is_named_with_its_entry() {
+        let release = |recipe: &str, url: &str, sum: &str| {
+            format!(
+                "[[slurm]]\nversion = '22.05'\npatch = '22.05.8'\nrecipe = '{recipe}'\nurl = '{url}'\nsha256 = '{sum}'"
+            )
+        };
+        let (url, sum) = ("https://example.org/slurm.tar.bz2", "0".repeat(64));
+        assert!(toml::from_str::<Overlay>(&release("22-05-8-1", url, &sum)).unwrap().check().is_ok());
+        for (text, parts) in [
+            (release("22-05-8-1", url, "abc"), ["catalog.slurm `22.05`", "sha256 `abc`"]),
+            (release("22-05-8-1", "nonsense", &sum), ["url `nonsense`", "https"]),
+            (release("hello", url, &sum), ["recipe `hello`", "22-05-8-1"]),
+            (release("22-05-8-1 +x", url, &sum), ["recipe `22-05-8-1 +x`", "letters"]),
+            ("[[compiler]]\nversion = 'abc;rm'".into(), ["catalog.compiler", "14.2.0"]),
+            ("[pins]\n'a b' = '@1'".into(), ["catalog.pins", "`a b`"]),
+            ("[features.x]\nroots = ['a b;c']".into(), ["catalog.features `x`", "a b;c"]),
+            ("[features.x]\nroots = ['@1']".into(), ["roots `@1`", "name of a package"]),
+            ("[variants.default]\nspec = '+lua'\nroots = ['A']".into(), ["catalog.variants `default`", "`A`"]),
+            ("[caches.ours]\nfingerprint = 'x'".into(), ["catalog.caches `ours`", "vantage"]),
+            ("[toolchains.alma9]\nlike = 'nope'\nimage = 'x'".into(), ["like `nope`", "rockylinux9"]),
+            ("[toolchains.'a/b']\nlike = 'noble'\nimage = 'x'".into(), ["name `a/b`", "letters"]),
+        ] {
+            let error = wrong(&text);
+            assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
+        }
+        let good =
+            "[features.x]\nroots = ['pyxis@0.21 +y']\n[caches.vantage]\nfingerprint = 'x'\n[pins]\nopenmpi = '@5'";
+        assert!(toml::from_str::<Overlay>(good).unwrap().check().is_ok());
+    }
+}
