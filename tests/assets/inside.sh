@@ -275,6 +275,9 @@ wipe
 # --- an image ------------------------------------------------------------------------------------------------------------
 mkdir -p /var/tmp/image/etc /var/tmp/image/usr/sbin /var/tmp/image/usr/bin /var/tmp/image/var /var/tmp/image/run
 for file in passwd group shadow gshadow; do cp -p /etc/$file /var/tmp/image/etc/; done
+# Authorities as Red Hat keeps them.
+mkdir -p /var/tmp/image/etc/pki/tls/certs
+: >/var/tmp/image/etc/pki/tls/certs/ca-bundle.crt
 refused 1 'is not in the image' "$one" --full-init --root /var/tmp/image
 unpack /var/tmp/image/opt/slurm
 in_image=/var/tmp/image/opt/slurm/data/slurm_assets/slurm_install.sh
@@ -284,6 +287,7 @@ unchanged_by "$in_image" --compute-node-init --controller head --munge-key /tmp/
 [[ -L /var/tmp/image/etc/systemd/system/multi-user.target.wants/slurmd.service ]] || fail "slurmd is not enabled in the image"
 grep -q '^ExecStart=/opt/slurm/view/sbin/slurmd ' /var/tmp/image/etc/systemd/system/slurmd.service || fail "the image's units name another folder"
 grep -q '^SLURMD_OPTIONS=-Z --conf-server head$' /var/tmp/image/etc/default/slurm || fail "SLURMD_OPTIONS"
+grep -q '^SSL_CERT_FILE=/etc/pki/tls/certs/ca-bundle.crt$' /var/tmp/image/etc/default/slurm || fail "SSL_CERT_FILE"
 cmp /tmp/key /var/tmp/image/etc/munge/munge.key
 [[ $(stat -c %u /var/tmp/image/etc/munge/munge.key) -eq $(awk -F: '$1 == "munge" { print $3 }' /var/tmp/image/etc/passwd) ]] || fail "the key's owner in the image"
 [[ ! -e /var/tmp/image/etc/slurm/slurm.conf && ! -e /var/tmp/image/etc/systemd/system/slurmctld.service ]] || fail "a node has a controller's files"

@@ -217,7 +217,9 @@ fn what_is_not_done_yet_is_refused_at_planning() {
 fn a_compiler_is_refused_before_anything_is_looked_up() {
     let world = World::new();
     for (flags, says) in [
-        (vec![], vec!["`system` is the GCC", "noble", "--list"]),
+        (vec!["--compiler-version", "system"], vec!["`system` is the GCC", "noble", "--list"]),
+        // The default is one that is built: what is refused here is the system that it is for.
+        (vec!["--for", "rhel8"], vec!["2.28", "--toolchain rockylinux8"]),
         (
             vec!["--toolchain", "rockylinux9", "--compiler-version", "11.5.0"],
             vec!["`11.5.0` is the GCC 11.5.0", "--list"],

@@ -154,6 +154,8 @@ find_facts() {
     if [[ $accounting != yes ]] && has_plugin openapi_slurmctld; then values[REST_OPENAPI]=' -s slurmctld'; fi
     feature nvml has_plugin gpu_nvml
     feature rsmi has_plugin gpu_rsmi
+    # Where OpenSSL's own folder of authorities is no such folder: Red Hat and its kin.
+    feature pki test -e "$root/etc/pki/tls/certs/ca-bundle.crt" -a ! -e "$root/etc/ssl/certs/ca-certificates.crt"
     feature gpu test "${features[nvml]}${features[rsmi]}" != nono
     if [[ $use_cgroup == yes && $(conf_value /etc/slurm/slurm.conf ProctrackType) == proctrack/linuxproc ]]; then use_cgroup=no; fi
     feature cgroup can_cgroup
