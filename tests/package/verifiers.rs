@@ -222,6 +222,13 @@ fn the_program_signs_from_every_place_and_verify_takes_pins() {
         // Two of its files are not right where plain tar puts them.
         let waits = verify.out.find("2 files wait for `slurm-factory install`").expect(&verify.out);
         assert!(verify.out[waits..].contains("view/lib64/pkgconfig/slurm.pc"), "{}", verify.out);
+        let answer = answer(program(home.path()).args(["verify", package, "--key", ring, "--all-signers", "--json"]));
+        let found: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+        let page = include_str!("../../docs/formats.md").split("## What verify finds").nth(1).unwrap();
+        let told = page.split("\n## ").next().unwrap();
+        for field in found.as_object().unwrap().keys() {
+            assert!(told.contains(&format!("`{field}`")), "docs/formats.md does not name {field} of verify --json");
+        }
         let (_, good) = {
             let mut trusted = Keyring::new();
             trusted.add_bytes("it", fresh.public.as_bytes()).unwrap();
