@@ -19,6 +19,9 @@ local function find_package()
 end
 local view = pathJoin(find_package(), {{ layout_view | lua }})
 prepend_path("PATH", pathJoin(view, "bin"))
+prepend_path("MANPATH", pathJoin(view, "share/man"))
+-- An empty part keeps the system's own pages.
+append_path("MANPATH", "")
 prepend_path("CMAKE_PREFIX_PATH", view)
 setenv("MPI_HOME", view)
 {%- endif %}

@@ -17,6 +17,9 @@ if {[module-info mode] ni {help whatis}} {
         error "The package of $ModulesCurrentModulefile was not found: load this module from where the package lies."
     }
     prepend-path PATH [file join $view bin]
+    prepend-path MANPATH [file join $view share/man]
+    # An empty part keeps the system's own pages.
+    append-path MANPATH {}
     prepend-path CMAKE_PREFIX_PATH $view
     setenv MPI_HOME $view
 {%- endif %}
