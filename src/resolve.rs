@@ -53,6 +53,12 @@ pub enum ResolveError {
         /// Its value.
         value: String,
     },
+    /// A binary cache that has a key and no address.
+    #[error("there is no `url`; those that have one are {}", known.join(", "))]
+    NoUrl {
+        /// The caches of the catalog with an address.
+        known: Vec<String>,
+    },
     /// What a site says of a binary cache of others.
     #[error("catalog.caches.{name}: {source}")]
     OfCache {
@@ -419,6 +425,13 @@ pub fn toolchain(settings: &Settings, catalog: &Catalog) -> Result<Toolchain, Ca
     catalog.toolchain(settings.toolchain.as_ref().unwrap_or(&catalog.defaults.toolchain))
 }
 
+/// The builtin recipes where settings name no others: those that have the compiler.
+pub fn recipes_pin(settings: &Settings, toolchain: &Toolchain, catalog: &Catalog) -> crate::catalog::GitPin {
+    let asked = settings.compiler_version.as_ref().unwrap_or(&catalog.defaults.compiler);
+    let reference = plan::compiler::recipes(asked, toolchain, catalog).to_owned();
+    crate::catalog::GitPin { reference, ..catalog.spack_packages.clone() }
+}
+
 /// Looks everything up and makes the plan. What is known to be impossible is refused before the network is
 /// asked anything; [`check`] has been called.
 pub fn resolve(
@@ -448,14 +461,15 @@ pub fn resolve(
         source::resolve(what, source, reference, request.offline, cache, ctx)
     };
     let spack = find("Spack", &settings.spack_source, &settings.spack_reference, &catalog.spack)?;
-    let recipes = crate::catalog::GitPin {
-        reference: plan::compiler::recipes(&request.compiler_version, &catalog).to_owned(),
-        ..catalog.spack_packages.clone()
-    };
-    if settings.spack_packages_reference.is_none() && recipes.reference != catalog.spack_packages.reference {
+    let recipes = recipes_pin(settings, &toolchain, &catalog);
+    let spack_packages = find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &recipes)?;
+    // A tree has no reference.
+    if settings.spack_packages_reference.is_none()
+        && recipes.reference != catalog.spack_packages.reference
+        && spack_packages.reference == recipes.reference
+    {
         ctx.note(format!("Spack's recipes are {}, which have GCC {}", recipes.reference, request.compiler_version));
     }
-    let spack_packages = find("Spack recipes", &settings.spack_packages, &settings.spack_packages_reference, &recipes)?;
     let facts = Facts {
         image: reference.to_string(),
         image_digest: image.digest().to_string(),

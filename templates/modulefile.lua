@@ -42,4 +42,11 @@ if view then
    -- An empty part keeps the system's own pages.
    append_path("MANPATH", "")
    prepend_path("CMAKE_PREFIX_PATH", view)
+   -- Where a site's rule keeps them.
+   for _, lib in ipairs({ "lib64", "lib" }) do
+      local dir = pathJoin(view, lib, "pkgconfig")
+      if isDir(dir) then
+         prepend_path("PKG_CONFIG_PATH", dir)
+      end
+   end
 end

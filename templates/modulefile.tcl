@@ -46,4 +46,11 @@ if {[module-info mode] ni {help whatis}} {
     # An empty part keeps the system's own pages.
     append-path MANPATH {}
     prepend-path CMAKE_PREFIX_PATH $view
+    # Where a site's rule keeps them.
+    foreach lib {lib64 lib} {
+        set dir [file join $view $lib pkgconfig]
+        if {[file isdirectory $dir]} {
+            prepend-path PKG_CONFIG_PATH $dir
+        }
+    }
 }

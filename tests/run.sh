@@ -82,8 +82,10 @@ fuzz_build=$!
 end() {
     if [[ -n $fuzz_build ]]; then kill -- "-$fuzz_build" 2>/dev/null || true; fi
     rm -f "$fuzz_log"
-    # What a failed test left is looked into; it says where.
-    if [[ -n $job && -z ${failed:-} ]]; then rm -rf "$job"; fi
+    if [[ -n $job ]]; then
+        # After a failure it stays, to be looked into.
+        if [[ -n ${failed:-} ]]; then echo "the work folder of the end-to-end test: $job" >&2; else rm -rf "$job" || true; fi
+    fi
 }
 job=
 trap 'failed=${?#0}; end' EXIT

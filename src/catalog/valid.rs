@@ -1,10 +1,9 @@
 //! What a site adds to the catalog, looked at when its file is read: a sum that is none, or a name that would become part of a
-//! folder or of a spec, is found before anything was built with it, and is named with the file that it stands in.
+//! folder's name, is found before anything was built with it, and is named with the file that it stands in. Specs are Spack's to judge.
 //!
 //! Names are Spack's own (packages: small letters, digits, `-` and `_`). Whether a package or version exists, Spack alone knows.
 
 use super::{Catalog, Overlay, SlurmRelease};
-use std::collections::BTreeMap;
 
 /// Where Spack can fetch an archive from.
 const SCHEMES: [&str; 6] = ["https", "http", "ftp", "s3", "gs", "file"];
@@ -35,17 +34,6 @@ impl Overlay {
         }
         // Without ours there is nothing to compare with: the program says that itself.
         let Ok(own) = Catalog::embedded() else { return Ok(()) };
-        for (name, cache) in &self.caches {
-            let url = if cache.url.is_empty() { own.caches.get(name).map_or("", |ours| &ours.url) } else { &cache.url };
-            let entry = format!("catalog.caches `{name}`");
-            demand(
-                !url.is_empty(),
-                &entry,
-                "url",
-                url,
-                &format!("an address, or the name one of ours: {}", keys(&own.caches)),
-            )?;
-        }
         let known = own.own_names();
         for (name, toolchain) in &self.toolchains {
             let entry = format!("catalog.toolchains `{name}`");
@@ -63,19 +51,20 @@ fn release(release: &SlurmRelease) -> Result<(), String> {
         demand(is_name(value), &entry, key, value, "letters, digits, `-`, `_` and `.`")?;
     }
     let form = release.patch.replace('.', "-");
-    let fits = release.recipe.starts_with(&form);
+    let fits = release.recipe.starts_with(&format!("{form}-"));
     demand(fits, &entry, "recipe", &release.recipe, &format!("`patch` in the recipe's form, as {form}-1"))?;
-    let is_sum = release.sha256.len() == 64 && release.sha256.bytes().all(|b| b.is_ascii_hexdigit());
-    demand(is_sum, &entry, "sha256", &release.sha256, "64 hexadecimal digits, as sha256sum prints them")?;
+    let is_sum = release.sha256.len() == 64 && release.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    demand(is_sum, &entry, "sha256", &release.sha256, "64 small hexadecimal digits, as sha256sum prints them")?;
     let url = reqwest::Url::parse(&release.url).is_ok_and(|url| SCHEMES.contains(&url.scheme()));
     demand(url, &entry, "url", &release.url, &format!("an address that begins with one of {}", SCHEMES.join(", ")))
 }
 
 fn roots(entry: &str, roots: &[String]) -> Result<(), String> {
     roots.iter().try_for_each(|root| {
-        let end = root.find(['@', '+', '~', '%', '^', ' ']).unwrap_or(root.len());
-        let plain = root.bytes().all(|b| b.is_ascii_alphanumeric() || b"@+~%^ =.,:_-'\"/*()".contains(&b));
-        demand(is_package(&root[..end]) && plain, entry, "roots", root, "a spec that begins with the name of a package")
+        let end = root.find(['@', '+', '~', '%', '^', '/', '[', ' ']).unwrap_or(root.len());
+        let named = root[..end].split('.').all(is_package);
+        let plain = !root.contains(|c: char| c.is_control() || ";$`&<>".contains(c));
+        demand(named && plain, entry, "roots", root, "a spec that begins with the name of a package")
     })
 }
 
@@ -92,10 +81,6 @@ fn is_name(text: &str) -> bool {
 fn is_package(text: &str) -> bool {
     text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
-}
-
-fn keys<T>(map: &BTreeMap<String, T>) -> String {
-    map.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -125,15 +110,15 @@ mod tests {
             ("[features.x]\nroots = ['a b;c']".into(), ["catalog.features `x`", "a b;c"]),
             ("[features.x]\nroots = ['@1']".into(), ["roots `@1`", "name of a package"]),
             ("[variants.default]\nspec = '+lua'\nroots = ['A']".into(), ["catalog.variants `default`", "`A`"]),
-            ("[caches.ours]\nfingerprint = 'x'".into(), ["catalog.caches `ours`", "vantage"]),
+            (release("22-05-80-1", url, &sum), ["recipe `22-05-80-1`", "22-05-8-1"]),
+            (release("22-05-8-1", url, &"A".repeat(64)), ["sha256", "small"]),
             ("[toolchains.alma9]\nlike = 'nope'\nimage = 'x'".into(), ["like `nope`", "rockylinux9"]),
             ("[toolchains.'a/b']\nlike = 'noble'\nimage = 'x'".into(), ["name `a/b`", "letters"]),
         ] {
             let error = wrong(&text);
             assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
         }
-        let good =
-            "[features.x]\nroots = ['pyxis@0.21 +y']\n[caches.vantage]\nfingerprint = 'x'\n[pins]\nopenmpi = '@5'";
+        let good = "[features.x]\nroots = ['pyxis@0.21 +y', 'site.hdf5 ^[virtuals=mpi] openmpi', 'munge/abcdef']\n[caches.vantage]\nfingerprint = 'x'\n[pins]\nopenmpi = '@5'";
         assert!(toml::from_str::<Overlay>(good).unwrap().check().is_ok());
     }
 }

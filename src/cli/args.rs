@@ -175,10 +175,10 @@ pub struct SlurmArgs {
     /// Slurm version: 25.11, 24.11, 23.11 or one that the site's configuration adds
     #[arg(long, value_name = "VERSION")]
     pub slurm_version: Option<String>,
-    /// With GPU autodetection. The least that has it: --minimal --with nvml,rsmi
+    /// With GPU autodetection. In place of `--gpu --minimal`: --minimal --with nvml,rsmi
     #[arg(long, conflicts_with = "minimal")]
     pub gpu: bool,
-    /// The least that runs: munge, slurmctld, slurmd, srun and their kin, and no feature. --with adds what is wanted
+    /// The least that runs: munge, slurmctld, slurmd, srun and their kin, and none of the features; --with adds some
     #[arg(long)]
     pub minimal: bool,
     /// What of it.
@@ -202,8 +202,8 @@ pub struct WhatArgs {
     /// Oldest system that it must run on: rhel8, debian12, focal and so on, or glibc-2.28. Refused when the toolchain is newer
     #[arg(long = "for", value_name = "SYSTEM")]
     pub oldest: Option<String>,
-    /// What code is made for: x86_64, x86_64_v2, x86_64_v3, x86_64_v4 or aarch64. Older processors cannot run it; `plan` says what they do
-    /// then
+    /// What code is made for: x86_64, x86_64_v2, x86_64_v3, x86_64_v4 or aarch64. Older processors cannot run it; `plan` says what
+    /// they do then
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
     /// How the sandbox is made: auto, userns or podman

@@ -234,6 +234,7 @@ fn resolve(error: &ResolveError) -> u8 {
     match error {
         ResolveError::Value { .. }
         | ResolveError::Fingerprint { .. }
+        | ResolveError::NoUrl { .. }
         | ResolveError::OfCache { .. }
         | ResolveError::TwoKeys { .. }
         | ResolveError::KeyDescriptor { .. }

@@ -31,7 +31,7 @@ pub fn listed(features: &[String]) -> String {
     if features.is_empty() { "none".to_owned() } else { features.join(", ") }
 }
 
-/// A target and what it means for old nodes. `glibc` is the toolchain's: on hosts with that one the package runs too.
+/// A target and what it means for old nodes. `glibc` is the toolchain's, the oldest that the package may meet.
 pub fn target(name: &str, glibc: &str, catalog: &Catalog) -> String {
     let Some(known) = catalog.target.iter().find(|t| t.name == name) else { return name.to_owned() };
     let says_so = glibc_number(glibc) >= glibc_number("2.33");

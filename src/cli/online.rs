@@ -40,7 +40,11 @@ pub fn look(settings: &Settings, cache: &Cache, ctx: &Ctx) -> Result<Vec<Finding
     rows.push(git("online-spack", "Spack", &settings.spack_source, &settings.spack_reference, &catalog.spack));
     let reference = &settings.spack_packages_reference;
     let packages = &settings.spack_packages;
-    rows.push(git("online-spack-packages", "Spack recipes", packages, reference, &catalog.spack_packages));
+    let pin = resolve::toolchain(settings, &catalog).map_or_else(
+        |_| catalog.spack_packages.clone(),
+        |toolchain| resolve::recipes_pin(settings, &toolchain, &catalog),
+    );
+    rows.push(git("online-spack-packages", "Spack recipes", packages, reference, &pin));
     ctx.check()?;
     Ok(rows)
 }

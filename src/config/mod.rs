@@ -299,6 +299,7 @@ impl Settings {
             let _: Self = one.clone().try_into().map_err(|e: toml::de::Error| fail(e.message().to_owned()))?;
             merged.extend(one);
         }
+        // Not one of them can fail now; their names stand for all.
         merged.try_into().map_err(|e: toml::de::Error| ConfigError::Parse {
             origin: Origin::Env("SLURM_FACTORY_*".into()),
             message: e.message().to_owned(),
@@ -313,6 +314,16 @@ pub struct Merged {
     pub settings: Settings,
     /// Key to origin, for what was set in any layer.
     pub origins: BTreeMap<String, Origin>,
+    layers: usize,
+    with: Said,
+    without: Said,
+}
+
+/// A list of features as it was said last, and in which layer, counted from 1; 0 when in none.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    layer: usize,
+    names: Vec<String>,
 }
 
 impl Merged {
@@ -326,14 +337,12 @@ impl Merged {
         }
         let fail = |message: String| ConfigError::Parse { origin: origin.clone(), message };
         let mut low = std::mem::take(&mut self.settings.catalog);
-        // A feature that a layer names is no longer on the other list of the layers below.
-        let takes_off = |below: &mut Option<Vec<String>>, above: &Option<Vec<String>>| {
-            if let (Some(below), Some(above)) = (below, above) {
-                below.retain(|name| !above.contains(name));
+        self.layers += 1;
+        for (said, kept) in [(&layer.with, &mut self.with), (&layer.without, &mut self.without)] {
+            if let Some(names) = said {
+                *kept = Said { layer: self.layers, names: names.clone() };
             }
-        };
-        takes_off(&mut self.settings.without, &layer.with);
-        takes_off(&mut self.settings.with, &layer.without);
+        }
         let mut table = Table::try_from(&self.settings).map_err(|e| fail(e.to_string()))?;
         for (key, value) in Table::try_from(&layer).map_err(|e| fail(e.to_string()))? {
             self.origins.insert(key.clone(), origin.clone());
@@ -346,6 +355,13 @@ impl Merged {
         low.add(catalog);
         self.settings.catalog = low;
         self.settings.registries = registries;
+        // A feature of one list is taken off the other, where that was said in a lower layer. Of one layer both stay.
+        let left = |list: &Said, other: &Said| {
+            let stays = |name: &&String| list.layer >= other.layer || !other.names.contains(name);
+            (list.layer > 0).then(|| list.names.iter().filter(stays).cloned().collect())
+        };
+        self.settings.with = left(&self.with, &self.without);
+        self.settings.without = left(&self.without, &self.with);
         Ok(())
     }
 
@@ -423,6 +439,12 @@ mod tests {
         let site = "with = ['hdf5']\nwithout = ['mysql', 'lua']";
         assert_eq!(features(site, "with = ['mysql']"), (names(&["mysql"]), names(&["lua"])));
         assert_eq!(features(site, "without = ['hdf5']"), (names(&[]), names(&["hdf5"])));
+        // The list of the highest layer counts, whatever those between said.
+        let mut merged = Merged::default();
+        for text in ["without = ['mysql']", "with = ['mysql']", "with = ['hdf5']"] {
+            merged.add(Origin::Flag, layer(text)).unwrap();
+        }
+        assert_eq!((merged.settings.with, merged.settings.without), (Some(names(&["hdf5"])), Some(names(&["mysql"]))));
         // Of one layer both stay, and planning asks which was meant.
         assert_eq!(features("", "with = ['lua']\nwithout = ['lua']"), (names(&["lua"]), names(&["lua"])));
     }

@@ -73,8 +73,9 @@ fn compiler<'c>(asked: &str, catalog: &'c Catalog) -> Result<&'c Compiler, Catal
 }
 
 /// The release of the builtin recipes where nobody names one: that of the catalog, or one that has the GCC that is asked for.
-pub fn recipes<'c>(asked: &str, catalog: &'c Catalog) -> &'c str {
-    let known = catalog.compiler.iter().find(|known| known.version == asked);
+/// `asked` on a toolchain whose own GCC it is not: else nothing is built.
+pub fn recipes<'c>(asked: &str, toolchain: &Toolchain, catalog: &'c Catalog) -> &'c str {
+    let known = catalog.compiler.iter().find(|known| known.version == asked && toolchain.gcc != asked);
     known.and_then(|known| known.recipes.as_deref()).unwrap_or(&catalog.spack_packages.reference)
 }
 
@@ -166,7 +167,12 @@ mod tests {
         let new = chosen("15.2.0", true, "noble").unwrap();
         let error = check_recipes(new.as_ref(), &catalog.spack_packages.reference, &catalog).unwrap_err().to_string();
         assert!(error.contains("it is v2025.11.0"), "{error}");
-        assert_eq!((recipes("15.2.0", &catalog), recipes("14.2.0", &catalog)), ("v2025.11.0", "v2025.07.0"));
+        let mut toolchain = catalog.toolchain("noble").unwrap();
+        let of =
+            |toolchain: &Toolchain| ["15.2.0", "14.2.0", "system"].map(|asked| recipes(asked, toolchain, &catalog));
+        assert_eq!(of(&toolchain), ["v2025.11.0", "v2025.07.0", "v2025.07.0"]);
+        toolchain.gcc = "15.2.0".into();
+        assert_eq!(of(&toolchain), ["v2025.07.0"; 3]);
         assert!(check_recipes(new.as_ref(), "v2025.11.0", &catalog).is_ok());
         assert!(check_recipes(new.as_ref(), "", &catalog).is_ok(), "a tree");
         assert!(check_recipes(None, &catalog.spack_packages.reference, &catalog).is_ok());

@@ -59,6 +59,11 @@ pub(super) fn binary_mirrors(
     for (name, url, fingerprint) in catalog.trusted_caches(&toolchain.name) {
         let of_cache = |source: ResolveError| ResolveError::OfCache { name: name.to_owned(), source: Box::new(source) };
         keys.push(parse("fingerprint", fingerprint).map_err(of_cache)?);
+        if url.is_empty() {
+            let known = catalog.caches.iter().filter(|(_, cache)| !cache.url.is_empty());
+            let known = known.map(|(name, _)| name.clone()).collect();
+            return Err(of_cache(ResolveError::NoUrl { known }));
+        }
         places.extend(super::folders_or_urls("url", &[url]).map_err(of_cache)?);
     }
     Ok((places, keys))

@@ -25,7 +25,8 @@ pub fn contents(name: &PackageName, facts: &package::Facts, installed: &Installe
     Ok(contents)
 }
 
-/// What ships whatever is built: `assets/payload` with all of its folders. What lies at its top and ends in `.sh` is there to be run; the rest is read.
+/// What ships whatever is built: `assets/payload` with all of its folders. What lies at its top and ends in `.sh` is there to be
+/// run; the rest is read.
 pub fn assets() -> Vec<Content> {
     let mut contents = Vec::new();
     let mut folders = vec![&PAYLOAD];

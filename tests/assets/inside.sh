@@ -276,8 +276,9 @@ wipe
 mkdir -p /var/tmp/image/etc /var/tmp/image/usr/sbin /var/tmp/image/usr/bin /var/tmp/image/var /var/tmp/image/run
 for file in passwd group shadow gshadow; do cp -p /etc/$file /var/tmp/image/etc/; done
 # Authorities as Red Hat keeps them.
-mkdir -p /var/tmp/image/etc/pki/tls/certs
-: >/var/tmp/image/etc/pki/tls/certs/ca-bundle.crt
+mkdir -p /var/tmp/image/etc/pki/{tls/certs,ca-trust/extracted/pem}
+: >/var/tmp/image/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem
+ln -s /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem /var/tmp/image/etc/pki/tls/certs/ca-bundle.crt
 refused 1 'is not in the image' "$one" --full-init --root /var/tmp/image
 unpack /var/tmp/image/opt/slurm
 in_image=/var/tmp/image/opt/slurm/data/slurm_assets/slurm_install.sh
@@ -287,7 +288,7 @@ unchanged_by "$in_image" --compute-node-init --controller head --munge-key /tmp/
 [[ -L /var/tmp/image/etc/systemd/system/multi-user.target.wants/slurmd.service ]] || fail "slurmd is not enabled in the image"
 grep -q '^ExecStart=/opt/slurm/view/sbin/slurmd ' /var/tmp/image/etc/systemd/system/slurmd.service || fail "the image's units name another folder"
 grep -q '^SLURMD_OPTIONS=-Z --conf-server head$' /var/tmp/image/etc/default/slurm || fail "SLURMD_OPTIONS"
-grep -q '^SSL_CERT_FILE=/etc/pki/tls/certs/ca-bundle.crt$' /var/tmp/image/etc/default/slurm || fail "SSL_CERT_FILE"
+grep -q '^SSL_CERT_FILE=/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem$' /var/tmp/image/etc/default/slurm || fail "SSL_CERT_FILE"
 cmp /tmp/key /var/tmp/image/etc/munge/munge.key
 [[ $(stat -c %u /var/tmp/image/etc/munge/munge.key) -eq $(awk -F: '$1 == "munge" { print $3 }' /var/tmp/image/etc/passwd) ]] || fail "the key's owner in the image"
 [[ ! -e /var/tmp/image/etc/slurm/slurm.conf && ! -e /var/tmp/image/etc/systemd/system/slurmctld.service ]] || fail "a node has a controller's files"
@@ -299,6 +300,7 @@ step "--root sets up an image and leaves the host alone"
 
 # --- without systemd's tools ---------------------------------------------------------------------------------------------
 mv /usr/bin/systemd-sysusers /usr/bin/away
+refused 1 "the number is the user daemon's" "$one" --head-node-init --without-cgroup --slurm-uid 1 --munge-key /tmp/key
 run "$one" --head-node-init --without-cgroup --slurm-uid 4242 --munge-key /tmp/key
 mv /usr/bin/away /usr/bin/systemd-sysusers
 [[ $(id -u slurm) -eq 4242 && $(getent passwd slurm | cut -d: -f7) == /usr/sbin/nologin ]] || fail "useradd: $(getent passwd slurm)"

@@ -139,7 +139,7 @@ fn compiled(catalog: &Catalog) -> Vec<Case> {
         let mut request = request(&defaults.slurm, Variant::Default, &toolchain, Choice::default());
         request.compiler_version.clone_from(&version);
         let mut facts = facts(catalog, &toolchain);
-        facts.spack_packages.reference = recipes(&version, catalog).to_owned();
+        facts.spack_packages.reference = recipes(&version, &catalog.toolchain(&toolchain).unwrap(), catalog).to_owned();
         let externals = externals(catalog, &toolchain);
         let slurm = plan(&request, catalog, facts).unwrap();
         let gcc = slurm.compiler().unwrap().unwrap();
@@ -306,7 +306,7 @@ fn write(dir: &Path) {
         let toolchain = catalog.toolchain(&identity.toolchain.name).unwrap();
         let expected = serde_json::json!({
             "root": ["slurm", identity.release.recipe],
-            "recipes": recipes(&identity.compiler, &catalog),
+            "recipes": recipes(&identity.compiler, &toolchain, &catalog),
             "gcc": identity.gcc.as_ref().map_or(toolchain.gcc, |built| built.version.clone()),
             "target": identity.target,
             "repo": repo,
@@ -327,7 +327,7 @@ fn write_compilers(catalog: &Catalog, cache: &Cache, dir: &Path) {
         let release = &case.plan.identity.release;
         let expected = serde_json::json!({
             "root": ["gcc", version],
-            "recipes": recipes(version, catalog),
+            "recipes": recipes(version, &catalog.toolchain(&case.plan.identity.toolchain.name).unwrap(), catalog),
             "target": case.plan.identity.target,
             "repo": own_repo::write(cache, &own_repo::digest(release), release).unwrap(),
             "with": ["gmp", "mpfr", "mpc", "binutils"],

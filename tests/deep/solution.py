@@ -4,7 +4,7 @@ import json
 import sys
 
 # What has no place in a package: each would bring a tree of its own along at run time.
-NEVER = ("bash", "cuda", "glib", "gtkplus", "krb5", "llvm", "mariadb", "perl", "python", "rocm-core", "x11", "libx11")
+NEVER = ("bash", "cuda", "glib", "gtkplus", "intel-oneapi-mpi", "intel-oneapi-runtime", "krb5", "libbsd", "llvm", "mariadb", "mpich", "perl", "python", "rocm-core", "x11", "libx11")
 
 
 def main():

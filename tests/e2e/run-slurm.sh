@@ -125,9 +125,10 @@ for file in "$tree"/{bin,sbin}/* "$tree"/include/* "$tree"/lib*/lib*.so; do
     name=${file##*/}
     case ${file#"$tree"/} in
     *bin/*) own='(s(acct|acctmgr|alloc|attach|batch|bcast|cancel|control|crontab|crun|diag|gather|h5util|info|lurm.*|ackd|prio|queue|report|run|share|stat|trigger)|(un|re)?munged?|mungekey|(hwloc-|lstopo).*|mpi([cC].*|run|exec)|o(mpi|rte|pal)[_-]?.*)' ;;
-    include/*) own='(slurm|openmpi|(mpi|pmix)[^f].*)' ;;
+    include/*) own='(slurm|openmpi|pmix|(mpi|pmix)[^f].*)' ;;
     *)
-        [[ -L $file ]] || continue
+        # One that has no name with a number is loaded by this one.
+        [[ -L $file || $(head -c 4 "$file") != $'\x7fELF' ]] || continue
         own='lib(slurm|pmi2?|pmix|mpi|open-.*|mca_.*|ompitrace|lua.*)\.so'
         ;;
     esac

@@ -134,6 +134,12 @@ fn sets_and_takes_back(reader: Reader) {
             "CPATH=unset",
         ]
     );
+    // Files for pkg-config are in a package when a site's rule keeps them.
+    let folder = view.join("lib/pkgconfig");
+    std::fs::create_dir(&folder).unwrap();
+    let text = says(reader, &format!("{LOAD}echo \"$PKG_CONFIG_PATH\"\n"), &[("M", &modules)]);
+    assert_eq!(text.trim(), folder.to_str().unwrap());
+    std::fs::remove_dir(&folder).unwrap();
     // Unloading takes back what was loaded, even when the prefix has been changed in between.
     let text = says(
         reader,

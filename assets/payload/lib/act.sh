@@ -109,6 +109,15 @@ number_of() {
     fi
 }
 
+# name_of passwd|group NUMBER -> who has it; nothing where nobody does
+name_of() {
+    if [[ -z $root ]]; then
+        getent "$1" "$2" | cut -d : -f 1 || true
+    else
+        awk -F : -v number="$2" '$3 == number { print $1; exit }' "$root/etc/$1"
+    fi
+}
+
 # owner_of USER GROUP -> uid:gid, which must be there by now
 owner_of() {
     local uid gid

@@ -155,7 +155,8 @@ find_facts() {
     feature nvml has_plugin gpu_nvml
     feature rsmi has_plugin gpu_rsmi
     # Where OpenSSL's own folder of authorities is no such folder: Red Hat and its kin.
-    feature pki test -e "$root/etc/pki/tls/certs/ca-bundle.crt" -a ! -e "$root/etc/ssl/certs/ca-certificates.crt"
+    # Its other names are absolute links, which in an image lead to the host.
+    feature pki test -f "$root/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem" -a ! -e "$root/etc/ssl/certs/ca-certificates.crt"
     feature gpu test "${features[nvml]}${features[rsmi]}" != nono
     if [[ $use_cgroup == yes && $(conf_value /etc/slurm/slurm.conf ProctrackType) == proctrack/linuxproc ]]; then use_cgroup=no; fi
     feature cgroup can_cgroup

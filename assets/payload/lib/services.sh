@@ -50,19 +50,31 @@ make_users() {
     for name in "${missing[@]}"; do
         [[ -n $(number_of passwd "$name") ]] || die "systemd-sysusers made no user $name" "make it by hand: useradd --system $name"
     done
-    [[ " ${missing[*]} " != *' slurm '* ]] || need_number
+    [[ " ${missing[*]} " != *' slurm '* ]] || tell_number
 }
 
 # Before anything is changed. A user's number is compared between nodes: one that was asked for and cannot be had stops, one that
 # was not is told.
 need_number() {
-    local number
+    local number other
     number=$(number_of passwd slurm)
-    [[ -n $number && $number != "$slurm_uid" ]] || return 0
+    if [[ -z $number ]]; then
+        other=$(name_of passwd "$slurm_uid")
+        [[ -z $other || $uid_asked == no ]] ||
+            die "--slurm-uid $slurm_uid: the number is the user $other's" "take one that is free on every node"
+        return 0
+    fi
+    [[ $number != "$slurm_uid" ]] || return 0
     [[ $uid_asked == no ]] ||
         die "the user slurm is there with the number $number, and --slurm-uid asks for $slurm_uid; a user's number is never changed here" \
             "stop its processes, usermod -u $slurm_uid slurm, and give it its files again; or leave --slurm-uid out"
-    say note "the user slurm has the number $number: it must be the same on every node (--slurm-uid)"
+    tell_number
+}
+
+tell_number() {
+    local number
+    number=$(number_of passwd slurm)
+    [[ $number == "$slurm_uid" ]] || say note "the user slurm has the number $number: it must be the same on every node (--slurm-uid)"
 }
 
 # The list is tmpfiles.d's own: one list, with systemd and without.

@@ -2,7 +2,7 @@
 #
 # - relocatable.patch: the prefix is where the library stands, and only without its data there the configured one. OPAL_PREFIX
 #   counts before both.
-# - Without Fortran there are no wrappers for it, which are made all the same and end with a compiler that is not found.
+# - Open MPI installs wrappers for Fortran even where it is built without; they fail, so they are removed.
 # - mpicc and its kin name the compiler without a folder, and no folder of the build: libmpi finds what it needs by itself.
 
 import os
