@@ -136,7 +136,7 @@ fn sets_and_takes_back(reader: Reader) {
     );
     // Files for pkg-config are in a package when a site's rule keeps them.
     let folder = view.join("lib/pkgconfig");
-    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir_all(&folder).unwrap();
     let text = says(reader, &format!("{LOAD}echo \"$PKG_CONFIG_PATH\"\n"), &[("M", &modules)]);
     assert_eq!(text.trim(), folder.to_str().unwrap());
     std::fs::remove_dir(&folder).unwrap();
