@@ -18,7 +18,7 @@ static ROOTFS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/rootfs");
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// A value asked for is not there.
-    #[error("unknown {what} `{asked}`; known: {}", known.join(", "))]
+    #[error("unknown {what} `{asked}`; known: {}. A site adds its own in `[catalog]` of its configuration", known.join(", "))]
     Unknown {
         /// `Slurm version`, `toolchain`, ...
         what: &'static str,

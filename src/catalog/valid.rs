@@ -4,7 +4,10 @@
 //! Names are Spack's own (packages: small letters, digits, `-` and `_`). Whether a package or version exists, Spack alone knows.
 
 use super::{Catalog, Overlay, SlurmRelease};
+use crate::plan::Variant;
 
+/// What images are for.
+const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/arm64"];
 /// Where Spack can fetch an archive from.
 const SCHEMES: [&str; 6] = ["https", "http", "ftp", "s3", "gs", "file"];
 
@@ -12,6 +15,15 @@ impl Overlay {
     /// What is wrong with it: the entry, its value and what it should be.
     pub fn check(&self) -> Result<(), String> {
         self.slurm.iter().try_for_each(release)?;
+        for (at, release) in self.slurm.iter().enumerate() {
+            let twice = self.slurm[..at].iter().any(|other| other.version == release.version);
+            if twice {
+                return Err(format!(
+                    "catalog.slurm: version `{}` stands there twice: take one of them out",
+                    release.version
+                ));
+            }
+        }
         for compiler in &self.compiler {
             let entry = format!("catalog.compiler `{}`", compiler.version);
             let numbers = compiler.version.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
@@ -20,17 +32,27 @@ impl Overlay {
         for target in &self.target {
             let entry = format!("catalog.target `{}`", target.name);
             demand(is_name(&target.name), &entry, "name", &target.name, "Spack's name of a target, as x86_64_v3")?;
+            let known = PLATFORMS.contains(&target.platform.as_str());
+            demand(known, &entry, "platform", &target.platform, &format!("one of {}", PLATFORMS.join(", ")))?;
         }
         for name in self.pins.keys() {
             demand(is_package(name), "catalog.pins", "key", name, "the name of a package of Spack")?;
         }
         for (name, variant) in &self.variants {
+            let known = Variant::ALL.iter().any(|variant| variant.name() == name);
+            demand(known, "catalog.variants", "key", name, "one of default, minimal, gpu")?;
             roots(&format!("catalog.variants `{name}`"), &variant.roots)?;
         }
         for (name, feature) in &self.features {
             let entry = format!("catalog.features `{name}`");
             demand(is_name(name), &entry, "name", name, "letters, digits, `-`, `_` and `.`")?;
             roots(&entry, &feature.roots)?;
+            let does = !feature.spec.trim().is_empty() || !feature.roots.is_empty() || feature.refused.is_some();
+            if !does {
+                return Err(format!(
+                    "{entry}: it changes nothing: give it a `spec`, `roots`, or say why it is `refused`"
+                ));
+            }
         }
         // Without ours there is nothing to compare with: the program says that itself.
         let Ok(own) = Catalog::embedded() else { return Ok(()) };
@@ -107,6 +129,10 @@ mod tests {
             (release("22-05-8-1 +x", url, &sum), ["recipe `22-05-8-1 +x`", "letters"]),
             ("[[compiler]]\nversion = 'abc;rm'".into(), ["catalog.compiler", "14.2.0"]),
             ("[pins]\n'a b' = '@1'".into(), ["catalog.pins", "`a b`"]),
+            ("[features.x]\nwhy = 'none'".into(), ["catalog.features `x`", "changes nothing"]),
+            ("[variants]\nminimla = '~lua'".into(), ["catalog.variants", "minimla"]),
+            ("[[target]]\nname = 'a'\nplatform = 'linux/amd46'\nruns = 'x'".into(), ["linux/amd46", "linux/arm64"]),
+            (format!("{0}\n{0}", release("22-05-8-1", url, &sum)), ["catalog.slurm", "`22.05` stands there twice"]),
             ("[features.x]\nroots = ['a b;c']".into(), ["catalog.features `x`", "a b;c"]),
             ("[features.x]\nroots = ['@1']".into(), ["roots `@1`", "name of a package"]),
             ("[variants.default]\nspec = '+lua'\nroots = ['A']".into(), ["catalog.variants `default`", "`A`"]),

@@ -212,7 +212,7 @@ fn table(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
 
 /// Where packages that are built already are looked for, first to last.
 fn binaries(mirrors: &[String]) -> String {
-    let mirrors = mirrors.iter().map(|mirror| without_login(mirror).to_string());
+    let mirrors = mirrors.iter().map(|mirror| without_login(mirror));
     std::iter::once("the cache's own".to_owned()).chain(mirrors).collect::<Vec<_>>().join(", ")
 }
 

@@ -21,7 +21,8 @@ pub struct FeatureArgs {
 impl FeatureArgs {
     /// The settings with what these flags say.
     pub fn over(&self, settings: Settings) -> Settings {
-        let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.clone());
+        let trimmed = |name: &String| name.trim().to_owned();
+        let list = |values: &Vec<String>| (!values.is_empty()).then(|| values.iter().map(trimmed).collect());
         Settings { with: list(&self.with), without: list(&self.without), spec: self.spec.clone(), ..settings }
     }
 }

@@ -286,7 +286,13 @@ impl Settings {
             let key = key.to_lowercase().replace('_', "-");
             let fail = |message: String| ConfigError::Parse { origin: Origin::Env(name.clone()), message };
             let value = if LISTS.contains(&key.as_str()) {
-                Value::Array(text.split(',').filter(|s| !s.is_empty()).map(|s| Value::String(s.to_owned())).collect())
+                Value::Array(
+                    text.split(',')
+                        .map(str::trim)
+                        .filter(|s| !s.is_empty())
+                        .map(|s| Value::String(s.to_owned()))
+                        .collect(),
+                )
             } else if NUMBERS.contains(&key.as_str()) {
                 Value::Integer(text.parse().map_err(|e| fail(format!("`{text}` is not a number: {e}")))?)
             } else if BOOLEANS.contains(&key.as_str()) {

@@ -50,7 +50,8 @@ struct Words {
 
 impl Words {
     fn parse(text: &str) -> Result<Self, PlanError> {
-        let bad = |word: &str, why: &str| PlanError::Conflict(format!("--spec: `{word}` in `{text}`: {why}"));
+        // Where it was said: on the command line, or as `spec` of a setting or of an entry of the catalog.
+        let bad = |word: &str, why: &str| PlanError::Conflict(format!("spec: `{word}` in `{text}`: {why}"));
         let mut words = Self::default();
         for word in split(text).ok_or_else(|| bad(text, "a quote is not closed"))? {
             if word.starts_with(['^', '%']) || !words.dependencies.is_empty() {
@@ -250,11 +251,37 @@ pub fn choose(variant: &VariantSpec, choice: &Choice, catalog: &Catalog) -> Resu
     }
     if let Some(spec) = &choice.spec {
         words.lay(Words::of_user(spec)?);
+        agree(&words, spec, choice, catalog)?;
+        if let Some(level @ 2..) = level
+            && !words
+                .pieces
+                .iter()
+                .any(|piece| piece.about == "ldflags" && piece.text.contains(&format!("x86-64-v{level}")))
+        {
+            return Err(PlanError::Conflict(format!(
+                "the ldflags of the spec `{spec}` take the place of those that mark Slurm's files for the target: add \
+                 -Wl,-z,x86-64-v{level} to them"
+            )));
+        }
     }
     roots.sort();
     roots.dedup();
     let features = features_in(&words, &roots, catalog)?;
     Ok(Chosen { spec: words.text(), roots, features })
+}
+
+/// Refuses a spec that takes back what was said of a feature, or the other way round.
+fn agree(words: &Words, spec: &str, choice: &Choice, catalog: &Catalog) -> Result<(), PlanError> {
+    for (flag, names) in [("--with", &choice.with), ("--without", &choice.without)] {
+        for name in names {
+            let on = Words::parse(&catalog.feature(name)?.spec)?;
+            let wanted = if flag == "--with" { on } else { on.off() };
+            if !wanted.pieces.iter().all(|piece| words.has(piece)) {
+                return Err(PlanError::Conflict(format!("{flag} {name} and the spec `{spec}`: which of them?")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The features that a spec has. One that another needs and that was left out is an error.
@@ -317,7 +344,7 @@ mod tests {
             (&["lua"][..], &[][..], None, "~hwloc+lua sysconfdir=/etc/slurm"),
             (&[], &["hwloc"], None, "~hwloc~lua sysconfdir=/etc/slurm"),
             (&["hdf5"], &[], None, "~hwloc~lua sysconfdir=/etc/slurm +hdf5"),
-            (&["hwloc"], &[], Some("~hwloc sysconfdir=/opt/etc"), "~hwloc~lua sysconfdir=/opt/etc"),
+            (&["lua"], &[], Some("+hwloc sysconfdir=/opt/etc"), "+hwloc+lua sysconfdir=/opt/etc"),
             (
                 &[],
                 &[],
@@ -425,6 +452,8 @@ mod tests {
             (&[], &[], Some("@24.05"), &["@24.05", "--slurm-version"]),
             (&[], &[], Some("target=zen4"), &["target=zen4", "--target"]),
             (&[], &[], Some("hwloc"), &["`hwloc`", "+NAME"]),
+            (&["lua"], &[], Some("~lua"), &["--with lua", "`~lua`", "which of them"]),
+            (&[], &["hdf5"], Some("+hdf5"), &["--without hdf5", "`+hdf5`", "which of them"]),
             (&[], &[], Some("+"), &["`+`"]),
             (&[], &[], Some("cflags='-O3"), &["quote"]),
             (&[], &[], Some(" "), &["empty", "leave it out"]),

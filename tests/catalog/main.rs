@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-const VARIANTS: [Variant; 3] = [Variant::Default, Variant::Minimal, Variant::Gpu];
+const VARIANTS: [Variant; 3] = Variant::ALL;
 
 /// These are kept whole, to be read.
 const WHOLE: [&str; 5] =
@@ -139,7 +139,8 @@ fn compiled(catalog: &Catalog) -> Vec<Case> {
         let mut request = request(&defaults.slurm, Variant::Default, &toolchain, Choice::default());
         request.compiler_version.clone_from(&version);
         let mut facts = facts(catalog, &toolchain);
-        facts.spack_packages.reference = recipes(&version, &catalog.toolchain(&toolchain).unwrap(), catalog).to_owned();
+        recipes(&version, &catalog.toolchain(&toolchain).unwrap(), catalog)
+            .clone_into(&mut facts.spack_packages.reference);
         let externals = externals(catalog, &toolchain);
         let slurm = plan(&request, catalog, facts).unwrap();
         let gcc = slurm.compiler().unwrap().unwrap();
@@ -380,7 +381,7 @@ fn document(catalog: &Catalog) -> String {
         catalog.slurm.iter().map(|r| vec![or_default(&r.version, &catalog.defaults.slurm), r.patch.clone()]),
     );
     text += "\n## Features\n\n`--with` adds one, `--without` leaves one out; both may be given several times. `--spec` takes Spack's own \
-             words, over everything else: `--spec '+hdf5 ^openssl@3.0'`.\n";
+             words, laid over the rest; one that takes back a feature that was named is refused: `--spec '+hdf5 ^openssl@3.0'`.\n";
     let features_of = |variant: Variant| {
         let toolchain = &catalog.defaults.toolchain;
         let request = request(&catalog.defaults.slurm, variant, toolchain, Choice::default());
@@ -438,9 +439,12 @@ fn document(catalog: &Catalog) -> String {
     );
     text += "\nFor a level above the first, Slurm's files carry it: the loader of glibc 2.33 and newer refuses them on an older processor with \
              a message in place of an illegal instruction, and `verify` fails where a file asks for more than the manifest's target. The \
-             ld of Rocky Linux 8 cannot write it. The libraries below Slurm do not carry it.\n\n## Binary caches of others\n";
+             ld of Rocky Linux 8 cannot write it. The libraries below Slurm do not carry it.\n\n## Pins\n\nWhat Spack is told of packages below Slurm. A site's pin takes the place \
+             of ours whole.\n";
+    text += &table(&["package", "pin"], catalog.pins.iter().map(|(name, pin)| vec![code(name), code(pin)]));
+    text += "\n## Binary caches of others\n";
     text += &table(
-        &["name", "whose", "address"],
+        &["name", "`why`: whose", "`url`: address"],
         catalog.caches.iter().map(|(name, cache)| vec![code(name), cache.why.clone(), code(&cache.url)]),
     );
     text += "\nNone is asked unless a site trusts its key by the whole fingerprint (`fingerprint` in `[catalog.caches.NAME]`); then it is the last \

@@ -122,7 +122,8 @@ write_configuration() {
         put_template config config/cgroup.conf /etc/slurm/cgroup.conf 0644 root root
         if [[ ${features[gpu]} == yes ]]; then put_template config config/gres.conf /etc/slurm/gres.conf 0644 root root; fi
         if [[ ${features[accounting]} == yes ]]; then put_template secret config/slurmdbd.conf /etc/slurm/slurmdbd.conf 0600 slurm slurm; fi
-        if [[ ${features[accounting]} == yes && $(conf_value /etc/slurm/slurm.conf AccountingStorageType) != accounting_storage/slurmdbd ]]; then
+        # One that a dry run would write has the lines.
+        if [[ ${features[accounting]} == yes && -e $root/etc/slurm/slurm.conf && $(conf_value /etc/slurm/slurm.conf AccountingStorageType) != accounting_storage/slurmdbd ]]; then
             say note "slurm.conf does not send its accounts to slurmdbd: take over the lines AccountingStorage* of slurm.conf.new"
         fi
     fi

@@ -219,7 +219,7 @@ class Solver:
             "name": name,
             "version": spec.versions[0].lstrip("="),
             "arch": self.arch,
-            "namespace": "builtin",
+            "namespace": self.repositories.find(name)[0],
             "parameters": {**dict(sorted({"build_system": "generic", **variants}.items())), **_NO_FLAGS},
             "external": {"path": entry["prefix"], "module": None, "extra_attributes": attributes},
             "package_hash": _base32(hashlib.sha256(_own_code()).digest()),
