@@ -141,7 +141,16 @@ user=$(id -un) || fail "no user name for uid $(id -u): the sandbox's passwd must
 host=$(uname -n)
 host=${host%%.*}
 getent hosts "$host" >/dev/null || fail "the host's own name, $host, does not resolve: the sandbox's hosts must have it"
-port=$((20000 + RANDOM % 20000))
+# Two that nobody listens on, below those that the kernel gives to clients (32768 and up).
+free_ports() {
+    local port
+    while :; do
+        port=$((15000 + RANDOM % 17000))
+        (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || (: <>"/dev/tcp/127.0.0.1/$((port + 1))") 2>/dev/null || break
+    done
+    echo "$port"
+}
+port=$(free_ports)
 mkdir -p "$work/state" "$work/spool"
 cat >"$work/slurm.conf" <<CONF
 ClusterName=run-slurm

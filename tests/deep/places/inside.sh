@@ -129,7 +129,12 @@ user=$(id -un)
 
 # configure LINE...: a cluster whose configuration has these lines in place of those of the same key
 configure() {
-    local port=$((20000 + RANDOM % 20000)) line key
+    local port line key
+    # One that nobody listens on, below those that the kernel gives to clients (32768 and up).
+    while :; do
+        port=$((15000 + RANDOM % 17000))
+        (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
     mkdir -p "$work/state"
     # shellcheck disable=SC2054  # commas of slurm.conf
     declare -A lines=(
