@@ -54,7 +54,7 @@ pub struct Feature {
     pub spec: String,
     /// Packages that are built beside Slurm.
     pub roots: Vec<String>,
-    /// Packages that come for this feature alone.
+    /// Packages that come with it, and with no feature that is left out.
     pub brings: Vec<String>,
     /// Features without which it does not work.
     pub needs: Vec<String>,
