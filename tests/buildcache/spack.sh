@@ -159,8 +159,9 @@ if [[ -z ${SLURM_FACTORY_TEST_TREE:-} ]]; then
     exit 0
 fi
 "$program" --quiet buildcache push slurm --from "$SLURM_FACTORY_TEST_TREE" --to "$work/slurm" >/dev/null
+# The tree may hold several of a release.
 slurm=$("$program" buildcache list "$work/slurm" | awk '$2 ~ /^slurm@/ { print $1 }')
-release=$("$program" buildcache list "$work/slurm" | sed -n 's/.* slurm@\([0-9]*-[0-9]*\)-.*/\1/p')
+release=$("$program" buildcache list "$work/slurm" | sed -n 's/.* slurm@\([0-9]*-[0-9]*\)-.*/\1/p' | sort -u)
 # A short path, and the longest that Spack takes: its script helper, `bin/sbang` below it, must fit into a first line of 127 bytes.
 longest=$work/as-long-as-it-can-be-
 while ((${#longest} < 115)); do longest+=x; done
