@@ -340,11 +340,6 @@ impl Catalog {
         std::iter::once("system".to_owned()).chain(self.compiler.iter().map(|c| c.version.clone())).collect()
     }
 
-    /// The toolchains that are folders here, without those that a site derives from them.
-    fn own_names(&self) -> &[String] {
-        &self.toolchains.known
-    }
-
     /// A feature by name.
     pub fn feature(&self, asked: &str) -> Result<&Feature, CatalogError> {
         self.features.get(asked).ok_or_else(|| CatalogError::Unknown {

@@ -127,9 +127,6 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Default, Self::Minimal, Self::Gpu];
-
     /// The name in the catalog.
     pub fn name(self) -> &'static str {
         match self {

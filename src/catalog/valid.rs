@@ -4,7 +4,6 @@
 //! Names are Spack's own (packages: small letters, digits, `-` and `_`). Whether a package or version exists, Spack alone knows.
 
 use super::{Catalog, Overlay, SlurmRelease};
-use crate::plan::Variant;
 
 /// What images are for.
 const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/arm64"];
@@ -38,11 +37,6 @@ impl Overlay {
         for name in self.pins.keys() {
             demand(is_package(name), "catalog.pins", "key", name, "the name of a package of Spack")?;
         }
-        for (name, variant) in &self.variants {
-            let known = Variant::ALL.iter().any(|variant| variant.name() == name);
-            demand(known, "catalog.variants", "key", name, "one of default, minimal, gpu")?;
-            roots(&format!("catalog.variants `{name}`"), &variant.roots)?;
-        }
         for (name, feature) in &self.features {
             let entry = format!("catalog.features `{name}`");
             demand(is_name(name), &entry, "name", name, "letters, digits, `-`, `_` and `.`")?;
@@ -54,14 +48,33 @@ impl Overlay {
                 ));
             }
         }
-        // Without ours there is nothing to compare with: the program says that itself.
-        let Ok(own) = Catalog::embedded() else { return Ok(()) };
-        let known = own.own_names();
+        // Ours is read for those who add to it alone: every start reads a configuration.
+        if self.variants.is_empty() && self.toolchains.is_empty() {
+            return Ok(());
+        }
+        let own = Catalog::embedded().map_err(|e| e.to_string())?;
+        for (name, variant) in &self.variants {
+            let known: Vec<_> = own.variants.keys().map(String::as_str).collect();
+            demand(
+                known.contains(&name.as_str()),
+                "catalog.variants",
+                "key",
+                name,
+                &format!("one of {}", known.join(", ")),
+            )?;
+            roots(&format!("catalog.variants `{name}`"), &variant.roots)?;
+        }
         for (name, toolchain) in &self.toolchains {
             let entry = format!("catalog.toolchains `{name}`");
             demand(is_name(name), &entry, "name", name, "letters, digits, `-`, `_` and `.`")?;
-            let ours = known.contains(&toolchain.like);
-            demand(ours, &entry, "like", &toolchain.like, &format!("one of {}", known.join(", ")))?;
+            let known = &own.toolchains.known;
+            demand(
+                known.contains(&toolchain.like),
+                &entry,
+                "like",
+                &toolchain.like,
+                &format!("one of {}", known.join(", ")),
+            )?;
         }
         Ok(())
     }

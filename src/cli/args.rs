@@ -203,7 +203,7 @@ pub struct WhatArgs {
     #[arg(long = "for", value_name = "SYSTEM")]
     pub oldest: Option<String>,
     /// What code is made for: x86_64, x86_64_v2, x86_64_v3, x86_64_v4 or aarch64. Older processors cannot run it; `plan` says what
-    /// they do then
+    /// they do then [default: every processor of the image's architecture]
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
     /// How the sandbox is made: auto, userns or podman

@@ -43,3 +43,22 @@ pub fn target(name: &str, glibc: &str, catalog: &Catalog) -> String {
     };
     format!("{name}: {}{older}", known.runs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_says_what_older_processors_do() {
+        let catalog = Catalog::embedded().unwrap();
+        for (name, glibc, says, says_not) in [
+            ("x86_64", "2.39", "every 64-bit x86", ";"),
+            ("x86_64_v3", "2.39", "do not start and say why", "only noticed"),
+            ("x86_64_v3", "2.28", "only noticed where glibc is 2.33", "say why"),
+            ("zen4", "2.39", "zen4", ":"),
+        ] {
+            let text = target(name, glibc, &catalog);
+            assert!(text.contains(says) && !text.contains(says_not), "{name} on {glibc}: {text}");
+        }
+    }
+}

@@ -246,21 +246,18 @@ pub fn choose(variant: &VariantSpec, choice: &Choice, catalog: &Catalog) -> Resu
     // The level is written into Slurm's files: on an older processor the loader says so (glibc 2.33 and newer), where there
     // would be an illegal instruction, and `verify` sees it. An older ld passes over it.
     let level = choice.target.as_ref().and_then(|name| catalog.target.iter().find(|t| t.name == *name)?.level);
-    if let Some(level @ 2..) = level {
-        words.lay(Words::parse(&format!("ldflags='-Wl,-z,x86-64-v{level}'"))?);
+    let mark = level.filter(|level| *level >= 2).map(|level| format!("x86-64-v{level}"));
+    if let Some(mark) = &mark {
+        words.lay(Words::parse(&format!("ldflags='-Wl,-z,{mark}'"))?);
     }
     if let Some(spec) = &choice.spec {
         words.lay(Words::of_user(spec)?);
         agree(&words, spec, choice, catalog)?;
-        if let Some(level @ 2..) = level
-            && !words
-                .pieces
-                .iter()
-                .any(|piece| piece.about == "ldflags" && piece.text.contains(&format!("x86-64-v{level}")))
-        {
+        let marks = |piece: &Piece, mark: &str| piece.about == "ldflags" && piece.text.contains(mark);
+        if let Some(mark) = mark.filter(|mark| !words.pieces.iter().any(|piece| marks(piece, mark))) {
             return Err(PlanError::Conflict(format!(
-                "the ldflags of the spec `{spec}` take the place of those that mark Slurm's files for the target: add \
-                 -Wl,-z,x86-64-v{level} to them"
+                "the ldflags of the spec `{spec}` take the place of those that mark Slurm's files for the target: add -Wl,-z,{mark} to \
+                 them"
             )));
         }
     }
@@ -408,6 +405,11 @@ mod tests {
         let spec = |target| choose(&of("+lua"), &choice(target), &catalog).unwrap().spec;
         assert_eq!(spec("x86_64_v3"), "+lua ldflags='-Wl,-z,x86-64-v3'");
         assert_eq!((spec("x86_64"), spec("aarch64")), ("+lua".to_owned(), "+lua".to_owned()));
+        // An expert's ldflags take the place of ours: they have to bring the mark.
+        let with = |spec: &str| Choice { spec: Some(spec.into()), ..choice("x86_64_v3") };
+        let error = choose(&of("+lua"), &with("ldflags=-s"), &catalog).unwrap_err().to_string();
+        assert!(error.contains("`ldflags=-s`") && error.contains("add -Wl,-z,x86-64-v3"), "{error}");
+        assert!(choose(&of("+lua"), &with("ldflags='-s -Wl,-z,x86-64-v3'"), &catalog).is_ok());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-const VARIANTS: [Variant; 3] = Variant::ALL;
+const VARIANTS: [Variant; 3] = [Variant::Default, Variant::Minimal, Variant::Gpu];
 
 /// These are kept whole, to be read.
 const WHOLE: [&str; 5] =
@@ -418,17 +418,10 @@ fn document(catalog: &Catalog) -> String {
     text += &catalog
         .compiler
         .iter()
-        .map(|c| {
-            c.recipes.as_ref().map_or_else(
-                || {
-                    if c.version == catalog.defaults.gcc {
-                        format!("{} (the default of `build-compiler`)", c.version)
-                    } else {
-                        c.version.clone()
-                    }
-                },
-                |tag| format!("{} (with the recipes {tag}, unless others are named)", c.version),
-            )
+        .map(|c| match &c.recipes {
+            Some(tag) => format!("{} (with the recipes {tag}, unless others are named)", c.version),
+            None if c.version == catalog.defaults.gcc => format!("{} (the default of `build-compiler`)", c.version),
+            None => c.version.clone(),
         })
         .collect::<Vec<_>>()
         .join(", ");

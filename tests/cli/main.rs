@@ -622,6 +622,11 @@ fn a_cache_of_others_is_asked_when_its_key_is_named() {
     assert_eq!((code, found), (0, serde_json::json!(["https://own.example"])), "{err}");
     let (code, _, err) = mirrors("short.toml", &of_others.replace(key, "89ABCDEF"));
     assert!(code == 2 && err.contains("catalog.caches.site: fingerprint: `89ABCDEF`"), "{code}: {err}");
+    let (code, _, err) = mirrors("nowhere.toml", &format!("[catalog.caches.site]\nfingerprint = '{key}'\n"));
+    assert!(
+        code == 2 && err.contains("catalog.caches.site: there is no `url`") && err.contains("vantage"),
+        "{code}: {err}"
+    );
     let (code, _, err) = mirrors("where.toml", &of_others.replace("https://cache.example", "/nowhere"));
     assert!(code == 2 && err.contains("catalog.caches.site: url"), "{code}: {err}");
 }
